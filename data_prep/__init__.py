@@ -1,0 +1,1 @@
+"""Data preparation: text -> corpus/ -> tokenizer/ -> shards/, each folder whole or absent."""

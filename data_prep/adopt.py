@@ -1,0 +1,101 @@
+"""Take shards that Megatron-LM's preprocess_data.py (or GPT-NeoX, datatrove) wrote, as they are.
+
+`python -m data_prep.adopt --tokenizer DIR --train PREFIX ... --heldout PREFIX ... --out data/mine` links or copies the
+.bin/.idx files to data/mine/shards, the tokenizer to data/mine/tokenizer, and writes the manifest that training needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from data_prep import folders
+from data_prep.shards import write_manifest
+from scaler.errors import ScalerError, command
+from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, Shard, checksum, write_json
+
+TOKENS_AT_ONCE = 1 << 24
+
+
+def count_tokens(shard: Shard, vocab_size: int) -> np.ndarray:
+    """How often each token occurs: int64 (vocab_size,). Raises ScalerError for an id outside the vocabulary."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(shard.ids), TOKENS_AT_ONCE):
+        ids = np.asarray(shard.ids[start : start + TOKENS_AT_ONCE])
+        if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
+            raise ScalerError(
+                f"{shard.prefix}: holds the id {int(ids.max())}, but the tokenizer has {vocab_size:,} entries; "
+                "name the tokenizer that these shards were written with"
+            )
+        counts += np.bincount(ids, minlength=vocab_size)
+    return counts
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path) -> None:
+    """Make `folder`/tokenizer and `folder`/shards from shards of others. Raises ScalerError if they do not fit."""
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ScalerError(f"{tokenizer}: no tokenizer.json; save the tokenizer with Transformers' save_pretrained")
+    loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    vocab_size, tokenizer_xxh3 = len(loaded), checksum(tokenizer / "tokenizer.json")
+    splits: dict[str, list[dict[str, Any]]] = {}
+    unigram = np.zeros(vocab_size, dtype=np.int64)
+    ends: set[int] = set()
+    with folders.staged(folder / "shards") as partial:
+        for split, prefixes in (("train", train), ("heldout", heldout)):
+            splits[split] = []
+            for number, prefix in enumerate(prefixes):
+                shard, name = Shard(prefix), f"{split}-{number:05d}"
+                counts = count_tokens(shard, vocab_size)
+                ends.update(np.unique(shard.ids[shard.document_ends[shard.document_lengths > 0] - 1]).tolist()[:2])
+                if split == "train":
+                    unigram += counts
+                entry = {"name": name, "documents": len(shard.document_ends), "tokens": len(shard.ids)}
+                for extension in (".bin", ".idx"):
+                    link_or_copy(prefix.with_name(prefix.name + extension), partial / (name + extension))
+                    entry[extension[1:] + "_xxh3"] = checksum(partial / (name + extension))
+                splits[split].append(entry)
+        # one special token at the end of every document is Megatron's --append-eod
+        appended = ends.pop() if len(ends) == 1 else None
+        end_of_document_id = appended if appended in loaded.all_special_ids else None
+        if end_of_document_id is not None:
+            unigram[end_of_document_id] = 0
+        origin = [{"source": str(prefix)} for prefix in (*train, *heldout)]
+        write_manifest(
+            partial, splits, unigram, vocab_size, tokenizer_xxh3, origin, {"adopted": True}, end_of_document_id
+        )
+    with folders.staged(folder / "tokenizer") as partial:
+        loaded.save_pretrained(partial)
+        shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")  # byte for byte: its hash is checked
+        content = {"format": MANIFEST_FORMAT, "kind": "tokenizer", "made_from": {"adopted": str(tokenizer)}}
+        write_json(partial / MANIFEST, {**content, "vocab_size": vocab_size, "tokenizer_xxh3": tokenizer_xxh3})
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.adopt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokenizer", type=Path, required=True, help="Transformers tokenizer folder")
+    parser.add_argument("--train", type=Path, nargs="+", required=True, help="shards without their extension")
+    parser.add_argument("--heldout", type=Path, nargs="+", required=True, help="shards without their extension")
+    parser.add_argument("--out", type=Path, required=True, help="the recipe's data.folder")
+    arguments = parser.parse_args()
+    adopt(arguments.tokenizer, arguments.train, arguments.heldout, arguments.out)
+    print(f"{arguments.out} written; train with data.folder={arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

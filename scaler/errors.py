@@ -1,0 +1,61 @@
+"""Errors that a user can act on, and the one place where they become a line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+
+
+class ScalerError(Exception):
+    """Something the user gave cannot be used. The message is one line: the value, the rule, the remedy."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which known word was probably meant, or list them all.
+
+    >>> nearest("stepz", ["steps", "seed"])
+    "did you mean 'steps'?"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def naming_full_disk(folder: os.PathLike[str] | str) -> Iterator[None]:
+    """Turn the operating system's 'no space' and 'read-only' errors into one clear line about `folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ScalerError(f"{folder}: the disk is full; nothing was kept; free some space and run again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ScalerError(f"{folder}: not writable ({error.strerror}); choose another folder") from error
+        raise
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate a command's `main`: a ScalerError or Ctrl-C ends in one line and a non-zero exit status."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except ScalerError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C; nothing unfinished was kept", file=sys.stderr, flush=True)
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:  # the reader of our output (head, less) has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return run

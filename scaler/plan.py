@@ -1,0 +1,101 @@
+"""The dry run: everything a run would do, said beforehand, and nothing touched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForMaskedLM
+
+from scaler import ds_config, model
+from scaler.batches import RowReader
+from scaler.ds_config import SolvedBatch
+from scaler.recipe import Recipe
+
+FP32_BYTES = 4
+
+
+def plan(
+    recipe: Recipe,
+    resolved: dict[str, Any],
+    batch: SolvedBatch,
+    config: Any,
+    rows: dict[str, RowReader],
+    run_dir: Path,
+) -> dict[str, Any]:
+    """Describe a run, from its resolved settings and opened data, without building it."""
+    with torch.device("meta"):
+        empty = AutoModelForMaskedLM.from_config(config)
+    parameters, trainable = model.count_parameters(empty)
+    train = rows["train"]
+    seq_len = recipe.data.seq_len
+    bytes_each = 2 if resolved["bf16"].get("enabled") else FP32_BYTES
+    memory = ds_config.memory_per_rank(resolved, parameters, trainable)
+    # the largest single activation, forward and backward: the masked positions' scores, in fp32 for the loss
+    memory["logits"] = 2 * batch.micro_rows * train.masked * config.vocab_size * FP32_BYTES
+    seen = recipe.training.steps * recipe.training.rows
+    return {
+        "recipe": yaml.safe_load(recipe.to_yaml()),
+        "ds_config": resolved,
+        "batch": asdict(batch),
+        "parameters": parameters,
+        "trainable_parameters": trainable,
+        "rows": {
+            split: {
+                "rows": reader.table.n_rows,
+                "real_token_share": round(reader.table.real_share, 5),
+                "masked_per_row": reader.masked,
+                "dropped_rows": reader.table.dropped_rows,
+            }
+            for split, reader in rows.items()
+        },
+        "steps": recipe.training.steps,
+        "tokens": seen * seq_len,
+        "epochs": round(seen / train.table.n_rows, 2),
+        "training_flops": seen * model.flops_per_row(empty, seq_len, train.masked),
+        "bytes_per_weight": bytes_each,
+        "memory_per_rank_bytes": memory,
+        "writes": {
+            str(run_dir / name): what
+            for name, what in {
+                "recipe.yaml": "the resolved recipe",
+                "ds_config.json": "the resolved DeepSpeed configuration",
+                "metrics.jsonl": "one line a measurement",
+                "tensorboard/": "the same for TensorBoard",
+                "loss.png": "the loss curves",
+                "export/": f"Transformers folder, {parameters * FP32_BYTES / 1e6:.0f} MB",
+            }.items()
+        },
+    }
+
+
+def render(content: dict[str, Any]) -> str:
+    """The plan as text for people."""
+    batch, train, heldout = content["batch"], content["rows"]["train"], content["rows"]["heldout"]
+    memory = content["memory_per_rank_bytes"]
+    writes = "\n".join(f"  {path:<40} {what}" for path, what in content["writes"].items())
+    return f"""recipe
+{_indent(yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True))}
+ds_config
+{_indent(json.dumps(content["ds_config"], indent=2))}
+model        {content["parameters"]:,} parameters, {content["trainable_parameters"]:,} of them trained, \
+{content["bytes_per_weight"]} bytes each
+rows         {train["rows"]:,} for training, {train["real_token_share"]:.2%} real tokens, \
+{train["masked_per_row"]} masked in each; {heldout["rows"]:,} held out
+batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \
+x {batch["ranks"]} ranks
+length       {content["steps"]:,} steps, {content["tokens"]:,} tokens, {content["epochs"]} epochs, \
+{content["training_flops"]:.2e} floating-point operations
+memory       {sum(memory.values()) / 1e6:,.0f} MB a rank before activations: \
+{", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())}
+would write
+{writes}
+"""
+
+
+def _indent(text: str) -> str:
+    return "\n".join("  " + line for line in text.rstrip().splitlines())

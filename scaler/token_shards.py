@@ -1,0 +1,267 @@
+"""Token shards on disk: Megatron-LM's indexed format (`.bin` + `.idx`) and the dataset's manifest.
+
+`.idx`, little endian: 9 bytes `MMIDIDX\\0\\0` | uint64 version (1) | uint8 dtype code | uint64 sequences |
+uint64 document indices | int32 length of each sequence | int64 byte offset of each sequence |
+int64 first sequence of each document, and one past the last. `.bin` holds the token ids, end to end.
+(Facts from Megatron-LM, `megatron/core/datasets/indexed_dataset.py`.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from scaler.errors import ScalerError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPE_OF_CODE: dict[int, type[np.integer[Any]]] = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    8: np.uint16,
+}
+CODE_OF_DTYPE = {np.dtype(dtype): code for code, dtype in DTYPE_OF_CODE.items()}
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+UINT16_VOCABULARY = 65_535  # entries; Megatron-LM uses int32 from 65,500 on, readers accept either
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """The dtype that shards of this vocabulary use: uint16 up to 65,535 entries, else int32."""
+    return np.dtype(np.uint16 if vocab_size <= UINT16_VOCABULARY else np.int32)
+
+
+def checksum(path: Path) -> str:
+    """XXH3-128 of a file's bytes as 32 hexadecimal digits: finds damage, at memory speed; it is no signature."""
+    state = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that `path` appears whole or not at all."""
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_shard(prefix: Path, documents: Iterable[np.ndarray], dtype: np.dtype[Any], vocab_size: int) -> dict[str, Any]:
+    """Write one shard, `prefix`.bin and `prefix`.idx, a sequence a document; return its manifest entry.
+
+    Args:
+        prefix: path without extension; both files appear by rename once whole, the index last.
+        documents: integer arrays of token ids, one a document; empty ones are left out.
+        dtype: of the ids on disk; must hold every id below `vocab_size`.
+        vocab_size: entries of the tokenizer; an id at or above it is refused.
+
+    Raises: ScalerError for a vocabulary that the dtype cannot hold, or an id out of range.
+    """
+    dtype = np.dtype(dtype)
+    if vocab_size - 1 > np.iinfo(dtype).max:
+        raise ScalerError(
+            f"{prefix}: {vocab_size:,} vocabulary entries do not fit in {dtype} (largest {np.iinfo(dtype).max:,}); "
+            f"use {dtype_for(vocab_size)}"
+        )
+    lengths: list[int] = []
+    bin_beside, idx_beside = (prefix.with_name(f"{prefix.name}{ext}.partial") for ext in (".bin", ".idx"))
+    with bin_beside.open("wb") as file:
+        for ids in documents:
+            if len(ids) == 0:
+                continue
+            wide = np.asarray(ids)
+            if int(wide.min()) < 0 or int(wide.max()) >= vocab_size:
+                raise ScalerError(
+                    f"{prefix}: document {len(lengths)} holds the id {int(wide.max())}, "
+                    f"but the vocabulary has {vocab_size:,} entries; is this its tokenizer?"
+                )
+            file.write(wide.astype(dtype).tobytes())
+            lengths.append(len(wide))
+        file.flush()
+        os.fsync(file.fileno())
+    sequence_lengths = np.asarray(lengths, dtype=np.int32)
+    ends = np.cumsum(sequence_lengths, dtype=np.int64) * dtype.itemsize
+    with idx_beside.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, CODE_OF_DTYPE[dtype], len(lengths), len(lengths) + 1))
+        file.write(sequence_lengths.tobytes())
+        file.write((ends - sequence_lengths.astype(np.int64) * dtype.itemsize).tobytes())
+        file.write(np.arange(len(lengths) + 1, dtype=np.int64).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    entry = {
+        "name": prefix.name,
+        "documents": len(lengths),
+        "tokens": int(sequence_lengths.sum(dtype=np.int64)),
+        "bin_xxh3": checksum(bin_beside),
+        "idx_xxh3": checksum(idx_beside),
+    }
+    bin_beside.replace(prefix.with_name(prefix.name + ".bin"))
+    idx_beside.replace(prefix.with_name(prefix.name + ".idx"))
+    return entry
+
+
+class Shard:
+    """One memory-mapped shard.
+
+    Attributes:
+        ids: (tokens,) token ids, mapped read-only.
+        document_ends: (documents,) int64, where each document ends in `ids`; it begins where the last one ended.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        idx_path, bin_path = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
+        for path in (idx_path, bin_path):
+            if not path.exists():
+                raise ScalerError(f"{path}: missing; prepare the shards again")
+        idx_bytes = idx_path.stat().st_size
+        if idx_bytes < HEADER.size:
+            raise ScalerError(f"{idx_path}: cut short ({idx_bytes} bytes); prepare the shards again")
+        with idx_path.open("rb") as file:
+            magic, version, code, sequences, document_indices = HEADER.unpack(file.read(HEADER.size))
+        if magic != MAGIC or version != 1 or code not in DTYPE_OF_CODE:
+            raise ScalerError(f"{idx_path}: not a Megatron index (magic, version or dtype); prepare the shards again")
+        # a trailing byte a sequence holds Megatron's "modes" of multimodal data, which text has no use for
+        whole = HEADER.size + sequences * 12 + document_indices * 8
+        if idx_bytes not in (whole, whole + sequences):
+            raise ScalerError(f"{idx_path}: {idx_bytes} bytes where {whole} belong; prepare the shards again")
+        index = np.memmap(idx_path, mode="r", dtype=np.uint8)
+        dtype = np.dtype(DTYPE_OF_CODE[code])
+        lengths = np.frombuffer(index, np.int32, sequences, HEADER.size)
+        first_sequences = np.frombuffer(index, np.int64, document_indices, HEADER.size + sequences * 12)
+        sequence_ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        # data of sentences has several sequences a document; they lie end to end, so a document is one span
+        self.document_ends = sequence_ends[first_sequences[1:]]
+        tokens = int(sequence_ends[-1])
+        bin_bytes = bin_path.stat().st_size
+        if bin_bytes != tokens * dtype.itemsize:
+            raise ScalerError(
+                f"{bin_path}: {bin_bytes} bytes where {tokens * dtype.itemsize} belong; prepare the shards again"
+            )
+        self.ids: np.ndarray = np.memmap(bin_path, dtype=dtype, mode="r") if tokens else np.empty(0, dtype)
+
+    @property
+    def document_lengths(self) -> np.ndarray:
+        """(documents,) int64, tokens of each document."""
+        return np.diff(self.document_ends, prepend=0)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset folder holds, read from its `manifest.json`.
+
+    `splits` maps "train" and "heldout" to shard entries (name, documents, tokens, bin_xxh3, idx_xxh3).
+    """
+
+    folder: Path
+    vocab_size: int
+    tokenizer_xxh3: str
+    splits: dict[str, list[dict[str, Any]]]
+    sources: list[dict[str, Any]]
+    # the id that ends each document in shards of others (Megatron's --append-eod), which packing leaves out
+    end_of_document_id: int | None = None
+    unigram_xxh3: str | None = None
+
+    def count(self, split: str, what: str) -> int:
+        """Sum "documents" or "tokens" over the shards of a split."""
+        return sum(int(entry[what]) for entry in self.splits.get(split, []))
+
+    def unigram_counts(self) -> np.ndarray:
+        """(vocab_size,) int64, how often each token occurs in the training split."""
+        path = self.folder / "unigram.npy"
+        if not path.exists() or checksum(path) != self.unigram_xxh3:
+            raise ScalerError(f"{path}: missing or damaged; prepare the shards again")
+        return np.asarray(np.load(path, allow_pickle=False))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a dataset folder's manifest. Raises ScalerError when there is none or it is of another format."""
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ScalerError(f"{folder}: no token shards here (no {MANIFEST}); run `make data` or `python -m data_prep`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != MANIFEST_FORMAT or content["kind"] != "shards":
+            raise ScalerError(f"{path}: kind {content['kind']!r}, format {content['format']}; token shards are needed")
+        return Manifest(
+            folder=folder,
+            vocab_size=content["vocab_size"],
+            tokenizer_xxh3=content["tokenizer_xxh3"],
+            splits=content["splits"],
+            sources=content["sources"],
+            end_of_document_id=content.get("end_of_document_id"),
+            unigram_xxh3=content.get("unigram_xxh3"),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScalerError(f"{path}: not a shards manifest ({error!r}); prepare the shards again") from error
+
+
+def verify(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
+    """Compare the checksums of every `parts`-th shard, from the `part`-th on, with the manifest.
+
+    Ranks share the work so. Raises ScalerError that names the damaged file.
+    """
+    entries = [entry for split in manifest.splits.values() for entry in split]
+    for entry in entries[part::parts]:
+        for extension in (".bin", ".idx"):
+            path = manifest.folder / (entry["name"] + extension)
+            if not path.exists():
+                raise ScalerError(f"{path}: missing; prepare the shards again")
+            if checksum(path) != entry[extension[1:] + "_xxh3"]:
+                raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged; prepare it again")
+
+
+class TokenDataset:
+    """All shards of one split as one sequence of documents in one space of token offsets.
+
+    Attributes:
+        shards: the mapped shards, in manifest order.
+        bases: (shards + 1,) int64, the offset at which each shard begins; the last is the number of tokens.
+    """
+
+    def __init__(self, manifest: Manifest, split: str) -> None:
+        entries = manifest.splits.get(split, [])
+        if not entries:
+            raise ScalerError(f"{manifest.folder}: the split {split!r} has no shards; prepare the data again")
+        self.shards = [Shard(manifest.folder / entry["name"]) for entry in entries]
+        self.bases = np.concatenate([[0], np.cumsum([len(shard.ids) for shard in self.shards])]).astype(np.int64)
+        self.end_of_document_id = manifest.end_of_document_id
+
+    def documents(self) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and lengths of all documents: two int64 arrays (documents,). End-of-document ids are left out."""
+        starts, lengths = [], []
+        for shard, base in zip(self.shards, self.bases, strict=False):
+            shard_lengths = shard.document_lengths.copy()
+            starts.append(base + shard.document_ends - shard_lengths)
+            if self.end_of_document_id is not None and len(shard.ids):
+                last = shard.ids[np.maximum(shard.document_ends - 1, 0)]
+                shard_lengths -= (last == self.end_of_document_id) & (shard_lengths > 0)
+            lengths.append(shard_lengths)
+        return np.concatenate(starts), np.concatenate(lengths)
+
+    def gather(self, offsets: np.ndarray) -> np.ndarray:
+        """Read the tokens at `offsets` (any shape): ids of the shards' own dtype."""
+        if len(self.shards) == 1:
+            return np.take(self.shards[0].ids, offsets)
+        out = np.empty(offsets.shape, dtype=self.shards[0].ids.dtype)
+        shard_of = np.searchsorted(self.bases, offsets, side="right") - 1
+        for number in np.unique(shard_of):
+            here = shard_of == number
+            out[here] = np.take(self.shards[number].ids, offsets[here] - self.bases[number])
+        return out

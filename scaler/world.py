@@ -1,0 +1,126 @@
+"""Who am I among the ranks, whoever started me; and the few collectives that decisions need."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from scaler.errors import EXIT_BAD_INPUT, ScalerError
+
+# (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks.
+LAUNCHERS = (
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("deepspeed", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    (
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("MPICH or Intel MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank facts of this process.
+
+    `rank` of `size` ranks in all, `local_rank` of `local_size` ranks on this host, and what started them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    launcher: str = "none"
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes and prints."""
+        return self.rank == 0
+
+
+def detect(environ: Mapping[str, str] = os.environ) -> World:
+    """Read the rank facts from whichever launcher's variables are there; one rank if there are none.
+
+    Raises ScalerError when a launcher's variables are not numbers or contradict each other.
+    """
+    for launcher, rank, size, local_rank, local_size in LAUNCHERS:
+        if rank not in environ or size not in environ or (launcher == "torchrun" and local_size not in environ):
+            continue
+        try:
+            facts = World(
+                rank=int(environ[rank]),
+                size=int(environ[size]),
+                local_rank=int(environ.get(local_rank, 0)),
+                # SLURM writes "2(x3)" or "2,1": the first node's number
+                local_size=int(environ.get(local_size, "1").split(",")[0].split("(")[0]),
+                launcher=launcher,
+            )
+        except ValueError as error:
+            raise ScalerError(f"{rank}, {size} or {local_rank} from {launcher} is not a number: {error}") from error
+        if not 0 <= facts.rank < facts.size:
+            raise ScalerError(f"{rank}={facts.rank} is not below {size}={facts.size}; check the launcher's environment")
+        return facts
+    return World()
+
+
+def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables that torch.distributed and DeepSpeed read, where the launcher has not set them."""
+    facts = {
+        "RANK": world.rank,
+        "WORLD_SIZE": world.size,
+        "LOCAL_RANK": world.local_rank,
+        "LOCAL_WORLD_SIZE": world.local_size,
+    }
+    for name, value in facts.items():
+        environ.setdefault(name, str(value))
+    if world.size == 1:
+        environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        environ.setdefault("MASTER_PORT", str(_free_port()))
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if missing:
+        raise ScalerError(
+            f"{' and '.join(missing)} not set for {world.size} ranks started by {world.launcher}; "
+            "export the first node's address and a free port before the ranks start"
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def device(world: World) -> torch.device:
+    """The device this rank trains on: its own GPU where there is one, else the CPU."""
+    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Sum `value` over all ranks; every rank must call it and gets the same answer."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def agree_or_raise(problem: str | None, world: World) -> None:
+    """End every rank when one has a `problem`, so that none waits for one that has given up.
+
+    Raises: ScalerError with the first problem on rank 0, which says it; SystemExit on the others.
+    """
+    problems: list[str | None] = [problem]
+    if dist.is_initialized() and world.size > 1:
+        problems = [None] * world.size
+        dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise ScalerError(found) if world.is_first else SystemExit(EXIT_BAD_INPUT)

@@ -1,0 +1,45 @@
+"""Packages, ranges of dependencies that are tested, and extras. Tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
+
+setup(
+    name="scaler",
+    version="0.1.0",
+    description="Pretraining of masked language models with DeepSpeed, from one laptop CPU to many nodes",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["scaler*", "data_prep*"]),
+    package_data={"scaler": ["recipes/*.yaml"]},
+    install_requires=[
+        "torch>=2.9",
+        "deepspeed>=0.19.8,<0.20",
+        "transformers>=5.20,<6",
+        "tokenizers>=0.22",
+        "datasets>=4",
+        "numpy>=2",
+        "matplotlib>=3.9",
+        "psutil>=6",
+        "pyarrow>=18",
+        "pyyaml>=6",
+        "tensorboard>=2.19",
+        "tqdm>=4.66",
+        "xxhash>=3.5",
+        "zstandard>=0.23",
+    ],
+    extras_require={
+        "aws-docs": AWS_DOCS,
+        "gpu": ["nvidia-ml-py>=12"],
+        "mpi": ["mpi4py>=4"],
+        "dev": [
+            *AWS_DOCS,
+            "hypothesis>=6.100",
+            "mypy>=1.15",
+            "pytest>=8",
+            "ruff>=0.12",
+            "types-PyYAML",
+            "types-psutil",
+        ],
+    },
+)

@@ -30,16 +30,7 @@ setup(
     ],
     extras_require={
         "aws-docs": AWS_DOCS,
-        "gpu": ["nvidia-ml-py>=12"],
-        "mpi": ["mpi4py>=4"],
-        "dev": [
-            *AWS_DOCS,
-            "hypothesis>=6.100",
-            "mypy>=1.15",
-            "pytest>=8",
-            "ruff>=0.12",
-            "types-PyYAML",
-            "types-psutil",
-        ],
+        "gpu": ["nvidia-ml-py>=12"],  # through which DeepSpeed reads a GPU's free memory
+        "dev": [*AWS_DOCS, "hypothesis>=6.100", "mypy>=1.15", "pytest>=8", "ruff>=0.12", "types-PyYAML"],
     },
 )

@@ -42,6 +42,7 @@ def _counts(folder: Path, kind: str) -> str:
 
 @command
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name or YAML file ({DEFAULT_RECIPE})")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that tokenise (one a core)")

@@ -38,6 +38,7 @@ def count_tokens(shard: Shard, vocab_size: int) -> np.ndarray:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
+    """Link a file where the file system allows it, else copy it."""
     try:
         os.link(source, target)
     except OSError:  # another file system
@@ -85,6 +86,7 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
 
 @command
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.adopt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

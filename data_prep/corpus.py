@@ -41,6 +41,7 @@ class PartWriter:
         self._file: io.TextIOWrapper | None = None
 
     def write(self, text: str) -> None:
+        """Add a document."""
         if self._file is None:
             name = f"{self.split}-{len(self.entries):05d}.jsonl.zst"
             self.entries.append({"name": name, "documents": 0, "characters": 0, "bytes": 0})
@@ -56,6 +57,7 @@ class PartWriter:
             self.close()
 
     def close(self) -> None:
+        """Finish the file that is open."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -82,8 +84,8 @@ def make(settings: Corpus, folder: Path) -> bool:
             writer.close()
             if not writer.entries:
                 raise ScalerError(
-                    f"{settings.source}: the {writer.split} split would be empty ({short:,} documents were shorter than "
-                    f"corpus.min_characters={settings.min_characters}); bring more documents, or change "
+                    f"{settings.source}: the {writer.split} split would be empty ({short:,} documents were shorter "
+                    f"than corpus.min_characters={settings.min_characters}); bring more documents, or change "
                     f"corpus.heldout_percent={settings.heldout_percent}"
                 )
         splits = {split: writer.entries for split, writer in writers.items()}
@@ -110,6 +112,7 @@ def make(settings: Corpus, folder: Path) -> bool:
 
 @command
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -136,6 +136,7 @@ def _default_signals() -> None:
 
 @command
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.shards", description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("tokenizer", type=Path)

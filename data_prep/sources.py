@@ -142,7 +142,7 @@ def hub(settings: Corpus) -> Iterator[str]:
     except Exception as error:  # the hub client's errors have no common base
         reason = " ".join(str(error).split())[:MAX_ERROR_CHARACTERS]
         raise ScalerError(
-            f"{settings.source!r}: no such file or folder, and as a Hugging Face data set it cannot be loaded ({reason})"
+            f"{settings.source!r}: no such file or folder, and no Hugging Face data set that can be loaded ({reason})"
         ) from error
 
 

@@ -81,6 +81,7 @@ def checksum_of_manifest(folder: Path, kind: str) -> str:
 
 @command
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.tokenizer", description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True)

@@ -47,6 +47,7 @@ class Batch:
     labels: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 

@@ -16,43 +16,14 @@ from scaler.recipe import Recipe
 # unknown top-level key in silence. Keys of sections it checks itself.
 KNOWN_KEYS = frozenset(
     [
-        "activation_checkpointing",
-        "aio",
-        "autotuning",
-        "bf16",
-        "checkpoint",
-        "comms_logger",
-        "communication_data_type",
-        "compression_training",
-        "csv_monitor",
-        "curriculum_learning",
-        "data_efficiency",
-        "data_types",
-        "disable_allgather",
-        "dump_state",
-        "elasticity",
-        "flops_profiler",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "gradient_predivide_factor",
-        "memory_breakdown",
-        "nebula",
-        "prescale_gradients",
-        "seq_parallel_communication_data_type",
-        "sparse_attention",
-        "sparse_gradients",
-        "steps_per_print",
-        "tensorboard",
-        "timers",
-        "torch_autocast",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "use_data_before_expert_parallelism",
-        "wall_clock_breakdown",
-        "wandb",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
+        *("activation_checkpointing", "aio", "autotuning", "bf16", "checkpoint", "comms_logger"),
+        *("communication_data_type", "compression_training", "csv_monitor", "curriculum_learning", "data_efficiency"),
+        *("data_types", "disable_allgather", "dump_state", "elasticity", "flops_profiler"),
+        *("gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor", "memory_breakdown"),
+        *("nebula", "prescale_gradients", "seq_parallel_communication_data_type", "sparse_attention"),
+        *("sparse_gradients", "steps_per_print", "tensorboard", "timers", "torch_autocast", "train_batch_size"),
+        *("train_micro_batch_size_per_gpu", "use_data_before_expert_parallelism", "wall_clock_breakdown", "wandb"),
+        *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization"),
     ]
 )
 OWNED_BY_RECIPE = {"optimizer": "the optimizer section", "scheduler": "the schedule section", "amp": "no section"}
@@ -95,7 +66,7 @@ def solve_batch(rows: int, ranks: int, max_micro_rows: int) -> SolvedBatch:
 def bf16_is_native(device: torch.device) -> bool:
     """True where bf16 matrix multiplications run on hardware; emulated on a CPU they are a hundred times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     abilities = torch.cpu.get_capabilities()
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16"))
 
@@ -170,6 +141,7 @@ def _autos(content: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def zero_stage(resolved: dict[str, Any]) -> int:
+    """The ZeRO stage, 0 if the configuration does not speak of it."""
     return int(resolved.get("zero_optimization", {}).get("stage", 0))
 
 
@@ -177,8 +149,8 @@ def memory_per_rank(resolved: dict[str, Any], parameters: int, trainable: int) -
     """Bytes of weights, gradients and optimizer state on one rank, without activations.
 
     Rajbhandari et al. 2020 (ZeRO), section 3, with AdamW's 12 bytes (8 in fp32, whose master is the weight itself):
-    stage 1 shares the optimizer state among ranks, stage 2 the gradients too, stage 3 the weights too. In fp32 DeepSpeed
-    keeps its own master copy from stage 1 on.
+    stage 1 shares the optimizer state among ranks, stage 2 the gradients too, stage 3 the weights too. In fp32
+    DeepSpeed keeps its own master copy from stage 1 on.
     """
     stage = zero_stage(resolved)
     rows, micro = resolved["train_batch_size"], resolved["train_micro_batch_size_per_gpu"]

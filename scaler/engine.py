@@ -68,12 +68,15 @@ class Engine:
 
     @property
     def module(self) -> Any:
+        """The wrapped model."""
         return self.deepspeed.module
 
     def train(self, training: bool) -> None:
+        """Switch between training and evaluation."""
         self.deepspeed.train(training)
 
     def __call__(self, *arguments: Any) -> Any:
+        """Run the model forward."""
         return self.deepspeed(*arguments)
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -49,6 +49,7 @@ def guesses(folder: Path, sentence: str, top: int) -> list[list[tuple[str, float
 
 @command
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m scaler.fill_mask", description=__doc__)
     parser.add_argument(
         "model", nargs="?", type=Path, default=Path("runs"), help="a run, an export, or a folder of runs"

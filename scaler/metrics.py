@@ -97,5 +97,6 @@ class RunLog:
         return path
 
     def close(self) -> None:
+        """Close the files."""
         self._file.close()
         self._board.close()

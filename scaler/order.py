@@ -14,7 +14,7 @@ def mix64(value: np.ndarray) -> np.ndarray:
     value = np.asarray(value, dtype=np.uint64)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    return np.asarray(value ^ (value >> np.uint64(31)))
 
 
 def key(*parts: int | np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ class RowTable:
 
     @property
     def n_rows(self) -> int:
+        """Number of rows."""
         return len(self.row_starts) - 1
 
     @property

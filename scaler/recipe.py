@@ -151,10 +151,12 @@ class Recipe:
 
     @property
     def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies."""
         return Path(self.data.folder) / "tokenizer"
 
     @property
     def shards_folder(self) -> Path:
+        """Where the token shards lie."""
         return Path(self.data.folder) / "shards"
 
     def to_yaml(self) -> str:

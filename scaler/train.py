@@ -28,6 +28,7 @@ DEFAULT_DS_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zer
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="scaler/train.py", description=__doc__)
     parser.add_argument("--deepspeed_config", type=Path, default=DEFAULT_DS_CONFIG, help="DeepSpeed's JSON (zero2)")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name or YAML file ({DEFAULT_RECIPE})")
@@ -193,6 +194,7 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
         if (step + 1) % training.log_every == 0 or step + 1 == total_steps:
             mean_loss = float(world.total(losses)) / (counted_steps * job.batch.accumulation * here.size)
             rows_per_second = counted_steps * training.rows / train_seconds
+            of_ceiling = rows_per_second * flops_per_row / ceiling
             left = (total_steps - step - 1) * training.rows / rows_per_second
             left += (total_steps - step - 1) // training.evaluate_every * one_evaluation
             if log:
@@ -202,14 +204,14 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
                     train_learning_rate=rate,
                     train_gradient_norm=float(norm or 0.0),
                     speed_tokens_per_second=rows_per_second * seq_len,
-                    speed_share_of_matmul_ceiling=rows_per_second * flops_per_row / ceiling,
+                    speed_share_of_matmul_ceiling=of_ceiling,
                     speed_memory_bytes=metrics.memory_bytes(device),
                     speed_seconds_left=left,
                 )
             say(
                 f"step {step + 1:>6,}/{total_steps:,} | loss {mean_loss:.3f} | lr {rate:.1e} | norm {norm:.2f} | "
-                f"{rows_per_second * seq_len:,.0f} tokens/s | {rows_per_second * flops_per_row / ceiling:.0%} of ceiling "
-                f"| {metrics.duration(left)} left",
+                f"{rows_per_second * seq_len:,.0f} tokens/s | {of_ceiling:.0%} of ceiling | "
+                f"{metrics.duration(left)} left",
                 flush=True,
             )
             losses.zero_()
@@ -266,6 +268,7 @@ def finish(
 
 @command
 def main() -> None:
+    """Run the command line."""
     arguments = parse()
     here = world.detect()
     if not arguments.dry_run:

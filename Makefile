@@ -1,0 +1,69 @@
+# The verbs of the project. `make pretrain` needs nothing but Python >= 3.10 and make; all else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= quickstart
+DS_CONFIG ?= ds_configs/zero2.json
+CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)))")
+# one rank a GPU, or else one a core
+RANKS ?= $(or $(shell nvidia-smi -L 2>/dev/null | wc -l | grep -v '^0$$'),$(CORES))
+# the versions that CI used; they need Python 3.11, with 3.10 the ranges of setup.py hold
+LOCK := $(shell $(PYTHON) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+
+.PHONY: help pretrain data test lint tensorboard bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make pretrain     set up, prepare data, train RECIPE ($(RECIPE)) on $(RANKS) ranks, fill some masks"
+	@echo "make data         set up and prepare the data of RECIPE"
+	@echo "make test         set up and run the tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        measure the data path"
+	@echo "make tensorboard  show runs/ at http://localhost:6006"
+	@echo "make clean        delete data/, runs/ and .venv"
+
+$(VENV)/bin/python:
+	@echo "== creating the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# torch comes first and by itself, so that a CPU build that pip knows of is taken as it is
+$(VENV)/run.stamp: setup.py requirements.lock | $(VENV)/bin/python
+	@echo "== installing torch, DeepSpeed, Transformers ... into $(VENV) (one to three minutes)"
+	@$(PIP_INSTALL) "$$(grep '^torch==' requirements.lock)"
+	@$(PIP_INSTALL) $(LOCK) -e '.[aws-docs]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	@echo "== installing the tools of the tests"
+	@$(PIP_INSTALL) $(LOCK) -e '.[dev]'
+	@touch $@
+
+data: $(VENV)/run.stamp
+	@echo "== preparing the data of $(RECIPE)"
+	@$(BIN)/python -m data_prep --recipe $(RECIPE) $(OVERRIDES)
+
+pretrain: data
+	@echo "== training $(RECIPE) on $(RANKS) ranks with $(DS_CONFIG)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) scaler/train.py \
+		--deepspeed_config $(DS_CONFIG) --recipe $(RECIPE) $(OVERRIDES)
+	@echo "== filling masks with the new model"
+	@$(BIN)/python -m scaler.fill_mask runs
+
+test: $(VENV)/dev.stamp
+	@echo "== running the tests"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: data
+	@$(BIN)/python benchmarks/data_path.py --recipe $(RECIPE)
+
+tensorboard: $(VENV)/run.stamp
+	@$(BIN)/tensorboard --logdir runs
+
+clean:
+	rm -rf data runs $(VENV) *.egg-info

@@ -1,0 +1,78 @@
+"""What several tests need: a small corpus of real sentences' shape, prepared data, and a way to run commands."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.__main__ import prepare
+from scaler.recipe import Recipe, load
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY_RECIPE = """
+corpus: {source: SOURCE, heldout_percent: 10, part_mib: 1}
+tokenizer: {vocab_size: 400}
+data: {folder: FOLDER, seq_len: 32}
+model: {model_type: roberta, num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 4, intermediate_size: 64,
+        max_position_embeddings: 40, type_vocab_size: 1, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}
+objective: {mask_probability: 0.25}
+optimizer: {learning_rate: 3.0e-3}
+schedule: {warmup_steps: 4}
+training: {steps: 12, rows: 12, max_micro_rows: 4, log_every: 4, evaluate_every: 6}
+"""
+
+
+def make_documents(count: int, seed: int = 0) -> list[str]:
+    """Documents of 1 to 60 words over a small vocabulary, in which a word often decides the next."""
+    chance = random.Random(seed)
+    words = [f"{first}{second}" for first in ("ka", "lo", "mi", "ru", "te") for second in ("na", "po", "shi", "zu")]
+    documents = []
+    for _ in range(count):
+        word = chance.randrange(len(words))
+        sentence = []
+        for _ in range(chance.choice((1, 3, 8, 20, 60))):
+            sentence.append(words[word])
+            word = (word + 1) % len(words) if chance.random() < 0.8 else chance.randrange(len(words))
+        documents.append(" ".join(sentence) + f" {chance.randrange(1000)}.")
+    return documents
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe over a small local text file, its data prepared."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "text.txt").write_text("\n\n".join(make_documents(2000)), encoding="utf-8")
+    text = TINY_RECIPE.replace("SOURCE", str(folder / "text.txt")).replace("FOLDER", str(folder / "data"))
+    (folder / "tiny.yaml").write_text(text, encoding="utf-8")
+    prepare(load(str(folder / "tiny.yaml")), processes=2)
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_recipe_file: Path) -> Recipe:
+    return load(str(tiny_recipe_file))
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of the project as a user would, from a folder of the test's own."""
+
+    def run(*arguments: object, cwd: Path, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess[str]:
+        search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [str(argument) for argument in arguments],
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": search, "HF_HUB_OFFLINE": "1", **environ},
+            check=False,
+        )
+
+    return run

@@ -40,7 +40,7 @@ def count_tokens(shard: Shard, vocab_size: int) -> np.ndarray:
 def link_or_copy(source: Path, target: Path) -> None:
     """Link a file where the file system allows it, else copy it."""
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # the file, not a symbolic link to it
     except OSError:  # another file system
         shutil.copyfile(source, target)
 
@@ -49,12 +49,16 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
     """Make `folder`/tokenizer and `folder`/shards from shards of others. Raises ScalerError if they do not fit."""
     if not (tokenizer / "tokenizer.json").is_file():
         raise ScalerError(f"{tokenizer}: no tokenizer.json; save the tokenizer with Transformers' save_pretrained")
-    loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more narrow
+        reason = " ".join(str(error).split())
+        raise ScalerError(f"{tokenizer}: not a tokenizer that Transformers can load ({reason})") from error
     vocab_size, tokenizer_xxh3 = len(loaded), checksum(tokenizer / "tokenizer.json")
     splits: dict[str, list[dict[str, Any]]] = {}
     unigram = np.zeros(vocab_size, dtype=np.int64)
     ends: set[int] = set()
-    with folders.staged(folder / "shards") as partial:
+    with folders.staged(folder / "shards", "shards") as partial:
         for split, prefixes in (("train", train), ("heldout", heldout)):
             splits[split] = []
             for number, prefix in enumerate(prefixes):
@@ -77,7 +81,7 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
         write_manifest(
             partial, splits, unigram, vocab_size, tokenizer_xxh3, origin, {"adopted": True}, end_of_document_id
         )
-    with folders.staged(folder / "tokenizer") as partial:
+    with folders.staged(folder / "tokenizer", "tokenizer") as partial:
         loaded.save_pretrained(partial)
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")  # byte for byte: its hash is checked
         content = {"format": MANIFEST_FORMAT, "kind": "tokenizer", "made_from": {"adopted": str(tokenizer)}}

@@ -72,7 +72,7 @@ def make(settings: Corpus, folder: Path) -> bool:
     made_from = {"settings": dataclasses.asdict(settings), "source": sources.identity(settings)}
     if folders.is_current(folder, "corpus", made_from):
         return False
-    with folders.staged(folder) as partial:
+    with folders.staged(folder, "corpus") as partial:
         writers = {split: PartWriter(partial, split, settings.part_mib * MIB) for split in ("train", "heldout")}
         short = 0
         for text in sources.documents(settings):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler.errors import ScalerError, naming_full_disk
-from scaler.token_shards import MANIFEST, MANIFEST_FORMAT
+from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, checksum
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -32,14 +32,31 @@ def is_current(folder: Path, kind: str, made_from: dict[str, Any]) -> bool:
         return False
 
 
+def checksum_of_manifest(folder: Path, kind: str) -> str:
+    """Checksum of a folder's manifest, which names the checksums of all its files."""
+    read_manifest(folder, kind)
+    return checksum(folder / MANIFEST)
+
+
+def _may_replace(folder: Path, kind: str) -> bool:
+    if not folder.exists():
+        return all(above.is_dir() for above in folder.parents if above.exists())
+    if not folder.is_dir():
+        return False
+    try:
+        return not any(folder.iterdir()) or json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"] == kind
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, kind: str) -> Iterator[Path]:
     """Give a folder to write into that takes the place of `folder` on success, and vanishes on failure.
 
-    Raises: ScalerError when `folder` holds something that is no stage's output, or the disk is full.
+    Raises: ScalerError when `folder` holds something else than this kind of output, or the disk is full.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise ScalerError(f"{folder}: holds files that data preparation did not write; name another folder")
+    if not _may_replace(folder, kind):
+        raise ScalerError(f"{folder}: holds something else than a {kind} that was prepared here; name another folder")
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     with naming_full_disk(folder):
         for leftover in (partial, old):  # of a run that was killed

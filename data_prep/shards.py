@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from data_prep import folders, sources
-from data_prep.tokenizer import checksum_of_manifest
 from scaler.errors import ScalerError, command
 from scaler.recipe import Corpus
 from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, Shard, checksum, dtype_for, write_json, write_shard
@@ -50,24 +49,28 @@ def tokenize_part(part: Path, tokenizer_file: Path, prefix: Path, dtype: np.dtyp
 
 
 def make(corpus: Path, tokenizer: Path, folder: Path, processes: int) -> bool:
-    """Tokenise the corpus unless the folder already is what it makes; say whether it was written."""
+    """Tokenise the corpus unless the folder already is what it makes; say whether it was written.
+
+    Raises: ScalerError when corpus or tokenizer are damaged or absent, or a process dies.
+    """
+    if processes < 1:
+        raise ScalerError(f"processes={processes}, but at least 1 has to tokenise")
     manifest = folders.read_manifest(corpus, "corpus")
     tokenizer_manifest = folders.read_manifest(tokenizer, "tokenizer")
     tokenizer_file = tokenizer / "tokenizer.json"
-    tokenizer_xxh3 = checksum(tokenizer_file)
-    made_from = {"corpus": checksum_of_manifest(corpus, "corpus"), "tokenizer": tokenizer_xxh3}
+    tokenizer_xxh3 = _whole(tokenizer_file, tokenizer_manifest["tokenizer_xxh3"])
+    made_from = {"corpus": folders.checksum_of_manifest(corpus, "corpus"), "tokenizer": tokenizer_xxh3}
     if folders.is_current(folder, "shards", made_from):
         return False
     vocab_size = int(tokenizer_manifest["vocab_size"])
     dtype = dtype_for(vocab_size)
     parts = [(split, entry) for split, entries in manifest["splits"].items() for entry in entries]
     for _, entry in parts:
-        if checksum(corpus / entry["name"]) != entry["xxh3"]:
-            raise ScalerError(f"{corpus / entry['name']}: damaged (its checksum differs); make the corpus again")
+        _whole(corpus / entry["name"], entry["xxh3"])
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in manifest["splits"]}
     unigram = np.zeros(vocab_size, dtype=np.int64)
-    with folders.staged(folder) as partial:
-        bar = tqdm(total=sum(entry["bytes"] for _, entry in parts), unit="B", unit_scale=True, desc="tokenising")
+    with folders.staged(folder, "shards") as partial:
+        bar = tqdm(total=sum(entry["bytes"] for _, entry in parts), unit="B", unit_scale=True, desc="tokenising", disable=None)
         workers = ProcessPoolExecutor(
             min(processes, len(parts)), mp_context=multiprocessing.get_context("spawn"), initializer=_default_signals
         )
@@ -92,9 +95,17 @@ def make(corpus: Path, tokenizer: Path, folder: Path, processes: int) -> bool:
             workers.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
+                process.join()  # or it might write on while the unfinished folder is removed
             bar.close()
         write_manifest(partial, splits, unigram, vocab_size, tokenizer_xxh3, manifest["sources"], made_from)
     return True
+
+
+def _whole(path: Path, xxh3: str) -> str:
+    """The checksum of a file, which is to be `xxh3`. Raises ScalerError when the file is missing or damaged."""
+    if not path.is_file() or checksum(path) != xxh3:
+        raise ScalerError(f"{path}: missing or damaged (its checksum differs); delete {path.parent} and make it again")
+    return xxh3
 
 
 def write_manifest(

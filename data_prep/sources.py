@@ -8,12 +8,11 @@ import io
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
-
-import zstandard
 
 from scaler.errors import ScalerError
 from scaler.recipe import Corpus
@@ -68,15 +67,20 @@ def read_file(path: Path, settings: Corpus) -> Iterator[str]:
             f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}); convert it, for example "
             f"with `iconv -f latin1 -t utf-8`"
         ) from error
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise ScalerError(f"{path}: the compressed file is damaged or cut short ({error}); fetch it again") from error
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ScalerError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ScalerError(f"{path}: the file is damaged or cut short ({error}); fetch it again") from error
 
 
 def _open(path: Path) -> IO[str]:
     if path.name.endswith(".gz"):
         return gzip.open(path, "rt", encoding="utf-8")
     if path.name.endswith(".zst"):
-        return io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), encoding="utf-8")
+        import pyarrow
+
+        # pyarrow notices a stream that is cut short; the reader of the package zstandard just ends there
+        return io.TextIOWrapper(pyarrow.input_stream(path, compression="zstd"), encoding="utf-8")
     return path.open(encoding="utf-8")
 
 
@@ -88,7 +92,7 @@ def _json_lines(path: Path, text_field: str) -> Iterator[str]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise ScalerError(f"{path}, line {number}: not JSON ({error})") from error
+                raise ScalerError(f"{path}, line {number}: not JSON ({error}); repair or remove that line") from error
             yield _field(record, text_field, f"{path}, line {number}")
 
 
@@ -96,7 +100,12 @@ def _field(record: Any, text_field: str, where: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
         known = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise ScalerError(f"{where}: no text in the field {text_field!r} (there: {known}); set corpus.text_field")
-    return str(record[text_field])
+    text = str(record[text_field])
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character, "\\ud800"
+        raise ScalerError(f"{where}: not Unicode text ({error.reason}); repair it or leave it out") from error
+    return text
 
 
 def _text(path: Path, unit: str) -> Iterator[str]:
@@ -124,7 +133,8 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
         for batch in file.iter_batches(columns=[text_field]):
             yield from (text for text in batch.column(0).to_pylist() if text is not None)
     except pyarrow.ArrowInvalid as error:
-        raise ScalerError(f"{path}: not a whole Parquet file ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise ScalerError(f"{path}: not a whole Parquet file ({reason}); fetch it again") from error
 
 
 def hub(settings: Corpus) -> Iterator[str]:
@@ -133,7 +143,7 @@ def hub(settings: Corpus) -> Iterator[str]:
 
     try:
         rows = datasets.load_dataset(
-            settings.source, settings.hub_config, split=settings.hub_split, streaming=True, trust_remote_code=False
+            settings.source, settings.hub_config, split=settings.hub_split, streaming=True
         )
         for number, record in enumerate(rows):
             yield _field(record, settings.text_field, f"{settings.source}, row {number}")

@@ -33,11 +33,11 @@ def texts(corpus: Path, split: str) -> Iterator[str]:
 
 def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
     """Train the tokenizer unless the folder already is what this corpus makes; say whether it was trained."""
-    made_from = {"corpus": checksum_of_manifest(corpus, "corpus"), "vocab_size": settings.vocab_size}
+    made_from = {"corpus": folders.checksum_of_manifest(corpus, "corpus"), "vocab_size": settings.vocab_size}
     if folders.is_current(folder, "tokenizer", made_from) and (folder / "tokenizer.json").is_file():
         return False
     bpe = ByteLevelBPETokenizer()
-    with folders.staged(folder) as partial:
+    with folders.staged(folder, "tokenizer") as partial:
         bpe.train_from_iterator(
             texts(corpus, "train"),
             vocab_size=settings.vocab_size,
@@ -71,12 +71,6 @@ def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
             },
         )
     return True
-
-
-def checksum_of_manifest(folder: Path, kind: str) -> str:
-    """Checksum of a folder's manifest, which names the checksums of all its files."""
-    folders.read_manifest(folder, kind)
-    return checksum(folder / MANIFEST)
 
 
 @command

@@ -39,6 +39,8 @@ def join(world: World) -> None:
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """AdamW (fused) or SGD over the trainable parameters, at learning rate 0 until `Engine.step` sets one."""
     groups = parameter_groups(model, settings.weight_decay)
+    for group in groups:
+        group["rate"] = settings.embedding_rate if group["name"] == "embeddings" else 1.0
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
     return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
@@ -92,7 +94,7 @@ class Engine:
         or spoil the weights with it (stage 0).
         """
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
@@ -130,25 +129,23 @@ def document_mask(segment_ids: torch.Tensor) -> torch.Tensor:
     return (segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)).unsqueeze(1)
 
 
-def start_from_unigram(model: PreTrainedModel, unigram_counts: np.ndarray) -> None:
-    """Set the decoder's bias to the log-frequency of each token, smoothed by one occurrence.
-
-    The model then starts at the unigram entropy, and its first steps need not learn word frequencies.
-    """
-    frequency = torch.from_numpy(unigram_counts + 1.0)
-    log_frequency = (frequency / frequency.sum()).log().float()
-    decoder = model.get_output_embeddings()
-    with torch.no_grad():
-        decoder.bias[: len(log_frequency)] = log_frequency - log_frequency.mean()
-        decoder.bias[len(log_frequency) :] = log_frequency.min() - log_frequency.mean()
-
-
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices, which decay, and biases and norms, which do not."""
+    """Trainable parameters in three groups: embeddings and other matrices, which decay; biases and norms, which do not.
+
+    Each group's "name" says which it is. A tied decoder counts as the embedding that it is.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [p for p in trainable if p.ndim >= 2]
+    groups = {
+        "embeddings": ([p for p in matrices if id(p) in embeddings], weight_decay),
+        "matrices": ([p for p in matrices if id(p) not in embeddings], weight_decay),
+        "biases and norms": ([p for p in trainable if p.ndim < 2], 0.0),
+    }
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"name": name, "params": parameters, "weight_decay": decay}
+        for name, (parameters, decay) in groups.items()
+        if parameters
     ]
 
 

@@ -72,11 +72,18 @@ class Objective:
 
     mask_probability: float = 0.15
     heldout_mask_probability: float = 0.15
-    unigram_bias: bool = False  # start the decoder's bias at the log-frequency of each token
 
     def __post_init__(self) -> None:
         for name in ("mask_probability", "heldout_mask_probability"):
             _require(0 < getattr(self, name) < 1, f"objective.{name}", getattr(self, name), "it is between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """Where training starts, beyond Transformers' own random weights (see scaler/initialisation.py)."""
+
+    unigram_bias: bool = False  # the decoder's bias at the log-frequency of each token
+    neighbour_heads: tuple[int, ...] = ()  # offsets that the first layer's heads look at
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,12 @@ class Optimizer:
     eps: float = 1e-6  # Liu et al. 2019 (RoBERTa)
     weight_decay: float = 0.01
     momentum: float = 0.9  # of SGD
+    embedding_rate: float = 1.0  # learning rate of the embeddings, as a multiple
 
     def __post_init__(self) -> None:
         _require(self.name in ("adamw", "sgd"), "optimizer.name", self.name, "it is adamw or sgd")
         _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it is above 0")
+        _require(self.embedding_rate >= 0, "optimizer.embedding_rate", self.embedding_rate, "it is at least 0")
         _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "each is in [0, 1)")
 
 
@@ -138,6 +147,7 @@ class Recipe:
     schedule: Schedule
     training: Training
     objective: Objective = field(default_factory=Objective)
+    initialisation: Initialisation = field(default_factory=Initialisation)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,6 +188,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is tuple:
+        if isinstance(value, list | tuple) and arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
         if isinstance(value, list | tuple) and len(value) == len(arguments):
             return tuple(_convert(item, argument, where) for item, argument in zip(value, arguments, strict=True))
         raise ScalerError(f"recipe: {where}={value!r}, but {len(arguments)} values belong there")

@@ -34,6 +34,7 @@ DTYPE_OF_CODE: dict[int, type[np.integer[Any]]] = {
 CODE_OF_DTYPE = {np.dtype(dtype): code for code, dtype in DTYPE_OF_CODE.items()}
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+AGAIN = "delete its folder and prepare the data again"
 UINT16_VOCABULARY = 65_535  # entries; Megatron-LM uses int32 from 65,500 on, readers accept either
 
 
@@ -129,18 +130,18 @@ class Shard:
         idx_path, bin_path = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
         for path in (idx_path, bin_path):
             if not path.exists():
-                raise ScalerError(f"{path}: missing; prepare the shards again")
+                raise ScalerError(f"{path}: missing; {AGAIN}")
         idx_bytes = idx_path.stat().st_size
         if idx_bytes < HEADER.size:
-            raise ScalerError(f"{idx_path}: cut short ({idx_bytes} bytes); prepare the shards again")
+            raise ScalerError(f"{idx_path}: cut short ({idx_bytes} bytes); {AGAIN}")
         with idx_path.open("rb") as file:
             magic, version, code, sequences, document_indices = HEADER.unpack(file.read(HEADER.size))
         if magic != MAGIC or version != 1 or code not in DTYPE_OF_CODE:
-            raise ScalerError(f"{idx_path}: not a Megatron index (magic, version or dtype); prepare the shards again")
+            raise ScalerError(f"{idx_path}: not a Megatron index (magic, version or dtype); {AGAIN}")
         # a trailing byte a sequence holds Megatron's "modes" of multimodal data, which text has no use for
         whole = HEADER.size + sequences * 12 + document_indices * 8
         if idx_bytes not in (whole, whole + sequences):
-            raise ScalerError(f"{idx_path}: {idx_bytes} bytes where {whole} belong; prepare the shards again")
+            raise ScalerError(f"{idx_path}: {idx_bytes} bytes where {whole} belong; {AGAIN}")
         index = np.memmap(idx_path, mode="r", dtype=np.uint8)
         dtype = np.dtype(DTYPE_OF_CODE[code])
         lengths = np.frombuffer(index, np.int32, sequences, HEADER.size)
@@ -152,7 +153,7 @@ class Shard:
         bin_bytes = bin_path.stat().st_size
         if bin_bytes != tokens * dtype.itemsize:
             raise ScalerError(
-                f"{bin_path}: {bin_bytes} bytes where {tokens * dtype.itemsize} belong; prepare the shards again"
+                f"{bin_path}: {bin_bytes} bytes where {tokens * dtype.itemsize} belong; {AGAIN}"
             )
         self.ids: np.ndarray = np.memmap(bin_path, dtype=dtype, mode="r") if tokens else np.empty(0, dtype)
 
@@ -186,7 +187,7 @@ class Manifest:
         """(vocab_size,) int64, how often each token occurs in the training split."""
         path = self.folder / "unigram.npy"
         if not path.exists() or checksum(path) != self.unigram_xxh3:
-            raise ScalerError(f"{path}: missing or damaged; prepare the shards again")
+            raise ScalerError(f"{path}: missing or damaged; {AGAIN}")
         return np.asarray(np.load(path, allow_pickle=False))
 
 
@@ -209,7 +210,7 @@ def read_manifest(folder: Path) -> Manifest:
             unigram_xxh3=content.get("unigram_xxh3"),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ScalerError(f"{path}: not a shards manifest ({error!r}); prepare the shards again") from error
+        raise ScalerError(f"{path}: not a shards manifest ({error!r}); {AGAIN}") from error
 
 
 def verify(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
@@ -222,9 +223,9 @@ def verify(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
         for extension in (".bin", ".idx"):
             path = manifest.folder / (entry["name"] + extension)
             if not path.exists():
-                raise ScalerError(f"{path}: missing; prepare the shards again")
+                raise ScalerError(f"{path}: missing; {AGAIN}")
             if checksum(path) != entry[extension[1:] + "_xxh3"]:
-                raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged; prepare it again")
+                raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged; {AGAIN}")
 
 
 class TokenDataset:

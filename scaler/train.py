@@ -17,7 +17,19 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
 
 import torch
 
-from scaler import ds_config, evaluate, metrics, model, order, plan, prepared, schedule, token_shards, world
+from scaler import (
+    ds_config,
+    evaluate,
+    initialisation,
+    metrics,
+    model,
+    order,
+    plan,
+    prepared,
+    schedule,
+    token_shards,
+    world,
+)
 from scaler.batches import RowReader
 from scaler.errors import ScalerError, command, naming_full_disk
 from scaler.export import export, model_card
@@ -122,8 +134,10 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
     device = world.device(here)
     network = model.build(job.config, recipe.seed)
     unigram_counts = job.data.manifest.unigram_counts()
-    if recipe.objective.unigram_bias:
-        model.start_from_unigram(network, unigram_counts)
+    if recipe.initialisation.unigram_bias:
+        initialisation.start_from_unigram(network, unigram_counts)
+    if recipe.initialisation.neighbour_heads:
+        initialisation.look_at_neighbours(network, recipe.initialisation.neighbour_heads)
     parameters, _ = model.count_parameters(network)
     engine = engines.Engine(model.MaskedLM(network), recipe.optimizer, job.resolved)
     torch.manual_seed(int(order.key(recipe.seed, here.rank) >> 1))  # dropout differs between ranks

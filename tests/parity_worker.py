@@ -1,0 +1,116 @@
+"""Run by test_gradients.py on several ranks: every DeepSpeed configuration against plain PyTorch, figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from scaler import ds_config, engine, model, world
+from scaler.batches import Batch, Vocabulary
+from scaler.recipe import load
+
+ROWS, MICRO_ROWS, SEQ_LEN, MASKED = 12, 2, 16, 4
+STEPS = 3
+VOCABULARY = Vocabulary(size=96, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
+SGD = {
+    "optimizer.name": "sgd",
+    "optimizer.momentum": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.embedding_rate": 0.5,
+}
+
+
+def make_batch(step: int) -> Batch:
+    chance = torch.Generator().manual_seed(step)
+    segments = 1 + torch.arange(SEQ_LEN).ge(SEQ_LEN // 2).long().expand(ROWS, -1)
+    return Batch(
+        input_ids=torch.randint(5, VOCABULARY.size, (ROWS, SEQ_LEN), generator=chance),
+        position_ids=(2 + torch.arange(SEQ_LEN) % (SEQ_LEN // 2)).expand(ROWS, -1),
+        segment_ids=segments,
+        masked_positions=torch.stack([torch.randperm(SEQ_LEN, generator=chance)[:MASKED] for _ in range(ROWS)]),
+        labels=torch.randint(5, VOCABULARY.size, (ROWS, MASKED), generator=chance),
+    )
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch(**{name: tensor[start:stop] for name, tensor in vars(batch).items()})
+
+
+def build(recipe, rounded: bool):
+    """The model, its weights rounded to bf16 where DeepSpeed will do so before it makes its fp32 masters."""
+    config = model.configuration(recipe.model, VOCABULARY, VOCABULARY.size, SEQ_LEN)
+    network = model.MaskedLM(model.build(config, seed=0))
+    return network.bfloat16().float() if rounded else network
+
+
+def rate_of(recipe, step: int) -> float:
+    return recipe.optimizer.learning_rate / (step + 1)
+
+
+def plain(recipe, clipping: float, rounded: bool) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same batches through plain PyTorch on one rank, whole."""
+    network = build(recipe, rounded)
+    optimizer = engine.make_optimizer(network, recipe.optimizer)
+    norms = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_of(recipe, step) * group["rate"]
+        loss, _ = network(make_batch(step))
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(network.parameters(), clipping)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(network.model.named_parameters()), norms
+
+
+def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
+    batch = ds_config.solve_batch(ROWS, here.size, MICRO_ROWS)
+    recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=MICRO_ROWS))
+    resolved = ds_config.resolve(content, path, recipe, batch, native_bf16=bf16)
+    running = engine.Engine(build(recipe, bf16), recipe.optimizer, resolved)
+    norms = []
+    for step in range(STEPS):
+        first = here.rank * batch.micro_rows * batch.accumulation
+        for micro in range(batch.accumulation):
+            start = first + micro * batch.micro_rows
+            loss, _ = running(part(make_batch(step), start, start + batch.micro_rows))
+            running.backward(loss)
+            norm = running.step(rate_of(recipe, step))
+        norms.append(norm)
+    state = running.full_state()
+    running.deepspeed.destroy()
+    return state, norms
+
+
+def main() -> None:
+    recipe_file, out, *configs = sys.argv[1:]
+    here = world.detect()
+    engine.join(here)
+    figures = {}
+    for optimizer, overrides in {"adamw": {"optimizer.learning_rate": 1e-3}, "sgd": SGD}.items():
+        recipe = load(recipe_file, [f"{name}={value}" for name, value in overrides.items()])
+        for bf16 in (False, True):
+            before = dict(build(recipe, bf16).model.named_parameters())
+            for name in configs:
+                path = Path(name)
+                content = ds_config.read(path)
+                expected, expected_norms = plain(recipe, content["gradient_clipping"], bf16)
+                state, norms = through_engine(recipe, content, path, bf16, here)
+                assert set(state) == set(expected)
+                moved = torch.cat([(expected[n] - before[n]).flatten() for n in expected]).detach()
+                wrong = torch.cat([(state[n] - expected[n]).flatten() for n in expected]).detach()
+                figures[f"{path.stem}-{optimizer}-{'bf16' if bf16 else 'fp32'}"] = {
+                    "relative_error": float(wrong.norm() / moved.norm()),
+                    "norm_error": max(abs(a / b - 1) for a, b in zip(norms, expected_norms, strict=True)),
+                }
+    if here.is_first:
+        Path(out).write_text(json.dumps(figures))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

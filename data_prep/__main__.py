@@ -15,6 +15,9 @@ from scaler.recipe import DEFAULT_RECIPE, Recipe, load
 def prepare(recipe: Recipe, processes: int) -> None:
     """Make corpus, tokenizer and shards in the recipe's data folder, and say what each stage did."""
     folder = Path(recipe.data.folder)
+    if folders.is_current(folder / "shards", "shards", folders.ADOPTED):
+        print(f"{folder}: adopted, used as it is; {_counts(folder / 'shards', 'shards')}", flush=True)
+        return
     stages = {
         "corpus": lambda: corpus.make(recipe.corpus, folder / "corpus"),
         "tokenizer": lambda: tokenizer.make(folder / "corpus", folder / "tokenizer", recipe.tokenizer),

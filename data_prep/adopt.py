@@ -28,10 +28,11 @@ def count_tokens(shard: Shard, vocab_size: int) -> np.ndarray:
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(shard.ids), TOKENS_AT_ONCE):
         ids = np.asarray(shard.ids[start : start + TOKENS_AT_ONCE])
-        if int(ids.max()) >= vocab_size or int(ids.min()) < 0:
+        least, largest = int(ids.min()), int(ids.max())
+        if least < 0 or largest >= vocab_size:
             raise ScalerError(
-                f"{shard.prefix}: holds the id {int(ids.max())}, but the tokenizer has {vocab_size:,} entries; "
-                "name the tokenizer that these shards were written with"
+                f"{shard.prefix}: holds the id {least if least < 0 else largest}, but the tokenizer has "
+                f"{vocab_size:,} entries; name the tokenizer that these shards were written with"
             )
         counts += np.bincount(ids, minlength=vocab_size)
     return counts
@@ -54,17 +55,24 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
     except Exception as error:  # the tokenizers library raises nothing more narrow
         reason = " ".join(str(error).split())
         raise ScalerError(f"{tokenizer}: not a tokenizer that Transformers can load ({reason})") from error
+    for role in ("cls", "sep", "pad", "mask"):
+        if getattr(loaded, f"{role}_token_id") is None:
+            raise ScalerError(f"{tokenizer}: this tokenizer has no {role} token, which masked-LM rows need")
     vocab_size, tokenizer_xxh3 = len(loaded), checksum(tokenizer / "tokenizer.json")
     splits: dict[str, list[dict[str, Any]]] = {}
     unigram = np.zeros(vocab_size, dtype=np.int64)
-    ends: set[int] = set()
+    around = {loaded.bos_token_id, loaded.cls_token_id, loaded.sep_token_id, loaded.eos_token_id, loaded.pad_token_id}
+    around.discard(None)
+    strip_ids: set[int] = set()
     with folders.staged(folder / "shards", "shards") as partial:
         for split, prefixes in (("train", train), ("heldout", heldout)):
             splits[split] = []
             for number, prefix in enumerate(prefixes):
                 shard, name = Shard(prefix), f"{split}-{number:05d}"
                 counts = count_tokens(shard, vocab_size)
-                ends.update(np.unique(shard.ids[shard.document_ends[shard.document_lengths > 0] - 1]).tolist()[:2])
+                ends = shard.document_ends[shard.document_lengths > 0]
+                edges = np.concatenate([ends - 1, ends - shard.document_lengths[shard.document_lengths > 0]])
+                strip_ids |= around & set(np.unique(shard.ids[edges]).tolist())
                 if split == "train":
                     unigram += counts
                 entry = {"name": name, "documents": len(shard.document_ends), "tokens": len(shard.ids)}
@@ -72,15 +80,9 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
                     link_or_copy(prefix.with_name(prefix.name + extension), partial / (name + extension))
                     entry[extension[1:] + "_xxh3"] = checksum(partial / (name + extension))
                 splits[split].append(entry)
-        # one special token at the end of every document is Megatron's --append-eod
-        appended = ends.pop() if len(ends) == 1 else None
-        end_of_document_id = appended if appended in loaded.all_special_ids else None
-        if end_of_document_id is not None:
-            unigram[end_of_document_id] = 0
+        unigram[list(strip_ids)] = 0  # Megatron's --append-eod, and what its tokenizer puts around each document
         origin = [{"source": str(prefix)} for prefix in (*train, *heldout)]
-        write_manifest(
-            partial, splits, unigram, vocab_size, tokenizer_xxh3, origin, {"adopted": True}, end_of_document_id
-        )
+        write_manifest(partial, splits, unigram, vocab_size, tokenizer_xxh3, origin, folders.ADOPTED, sorted(strip_ids))
     with folders.staged(folder / "tokenizer", "tokenizer") as partial:
         loaded.save_pretrained(partial)
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")  # byte for byte: its hash is checked

@@ -12,6 +12,8 @@ from typing import Any
 from scaler.errors import ScalerError, naming_full_disk
 from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, checksum
 
+ADOPTED = {"adopted": True}  # what the shards were made from that `data_prep.adopt` took over
+
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """The manifest of a folder of some kind ("corpus", "tokenizer", "shards"). Raises ScalerError if it is not one."""
@@ -56,7 +58,7 @@ def staged(folder: Path, kind: str) -> Iterator[Path]:
     Raises: ScalerError when `folder` holds something else than this kind of output, or the disk is full.
     """
     if not _may_replace(folder, kind):
-        raise ScalerError(f"{folder}: holds something else than a {kind} that was prepared here; name another folder")
+        raise ScalerError(f"{folder}: holds something other than prepared {kind} files; name another folder")
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     with naming_full_disk(folder):
         for leftover in (partial, old):  # of a run that was killed

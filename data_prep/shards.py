@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -36,6 +38,7 @@ def tokenize_part(part: Path, tokenizer_file: Path, prefix: Path, dtype: np.dtyp
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.encode_special_tokens = True  # a document that spells "<mask>" holds these six characters
     vocab_size = tokenizer.get_vocab_size()
 
     def documents() -> Iterator[np.ndarray]:
@@ -60,7 +63,7 @@ def make(corpus: Path, tokenizer: Path, folder: Path, processes: int) -> bool:
     tokenizer_file = tokenizer / "tokenizer.json"
     tokenizer_xxh3 = _whole(tokenizer_file, tokenizer_manifest["tokenizer_xxh3"])
     made_from = {"corpus": folders.checksum_of_manifest(corpus, "corpus"), "tokenizer": tokenizer_xxh3}
-    if folders.is_current(folder, "shards", made_from):
+    if folders.is_current(folder, "shards", made_from) and _can_be_opened(folder):
         return False
     vocab_size = int(tokenizer_manifest["vocab_size"])
     dtype = dtype_for(vocab_size)
@@ -70,9 +73,11 @@ def make(corpus: Path, tokenizer: Path, folder: Path, processes: int) -> bool:
     splits: dict[str, list[dict[str, Any]]] = {split: [] for split in manifest["splits"]}
     unigram = np.zeros(vocab_size, dtype=np.int64)
     with folders.staged(folder, "shards") as partial:
-        bar = tqdm(total=sum(entry["bytes"] for _, entry in parts), unit="B", unit_scale=True, desc="tokenising", disable=None)
+        size = sum(entry["bytes"] for _, entry in parts)
+        # disable=None: no bar without a terminal
+        bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenising", disable=None)
         workers = ProcessPoolExecutor(
-            min(processes, len(parts)), mp_context=multiprocessing.get_context("spawn"), initializer=_default_signals
+            min(processes, len(parts)), mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker
         )
         try:
             jobs = {}
@@ -108,6 +113,17 @@ def _whole(path: Path, xxh3: str) -> str:
     return xxh3
 
 
+def _can_be_opened(folder: Path) -> bool:
+    """Whether every shard is there and of full length."""
+    try:
+        for entries in folders.read_manifest(folder, "shards")["splits"].values():
+            for entry in entries:
+                Shard(folder / entry["name"])
+    except ScalerError:
+        return False
+    return True
+
+
 def write_manifest(
     folder: Path,
     splits: dict[str, list[dict[str, Any]]],
@@ -116,7 +132,7 @@ def write_manifest(
     tokenizer_xxh3: str,
     sources_entry: list[dict[str, Any]],
     made_from: dict[str, Any],
-    end_of_document_id: int | None = None,
+    strip_ids: Sequence[int] = (),
 ) -> None:
     """Write the token counts and the manifest, which make a folder of shards a dataset."""
     np.save(folder / UNIGRAM, unigram)
@@ -127,9 +143,8 @@ def write_manifest(
             "kind": "shards",
             "made_from": made_from,
             "vocab_size": vocab_size,
-            "dtype": dtype_for(vocab_size).name,
             "tokenizer_xxh3": tokenizer_xxh3,
-            "end_of_document_id": end_of_document_id,
+            "strip_ids": list(strip_ids),
             "unigram_xxh3": checksum(folder / UNIGRAM),
             "sources": sources_entry,
             "splits": {
@@ -139,10 +154,17 @@ def write_manifest(
     )
 
 
-def _default_signals() -> None:
-    import signal
-
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word; the parent speaks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker once the parent is gone, killed perhaps; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @command

@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def read_file(path: Path, settings: Corpus) -> Iterator[str]:
         ) from error
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise ScalerError(f"{path}: cannot be read ({error.strerror})") from error
+            raise ScalerError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
         raise ScalerError(f"{path}: the file is damaged or cut short ({error}); fetch it again") from error
 
 
@@ -130,6 +131,10 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
             raise ScalerError(
                 f"{path}: no column {text_field!r} (there: {', '.join(file.schema_arrow.names)}); set corpus.text_field"
             )
+        kind = file.schema_arrow.field(text_field).type
+        characters = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if characters not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+            raise ScalerError(f"{path}: the column {text_field!r} is {kind}, not text; set corpus.text_field")
         for batch in file.iter_batches(columns=[text_field]):
             yield from (text for text in batch.column(0).to_pylist() if text is not None)
     except pyarrow.ArrowInvalid as error:
@@ -142,9 +147,7 @@ def hub(settings: Corpus) -> Iterator[str]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(
-            settings.source, settings.hub_config, split=settings.hub_split, streaming=True
-        )
+        rows = datasets.load_dataset(settings.source, settings.hub_config, split=settings.hub_split, streaming=True)
         for number, record in enumerate(rows):
             yield _field(record, settings.text_field, f"{settings.source}, row {number}")
     except ScalerError:

@@ -37,12 +37,13 @@ def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
     if folders.is_current(folder, "tokenizer", made_from) and (folder / "tokenizer.json").is_file():
         return False
     bpe = ByteLevelBPETokenizer()
+    mask_token = AddedToken(MASK_TOKEN, lstrip=True, special=True)  # it stands for a word and the space before it
     with folders.staged(folder, "tokenizer") as partial:
         bpe.train_from_iterator(
             texts(corpus, "train"),
             vocab_size=settings.vocab_size,
             min_frequency=2,
-            special_tokens=[*SPECIAL_TOKENS.values(), MASK_TOKEN],
+            special_tokens=[*SPECIAL_TOKENS.values(), mask_token],
             show_progress=sys.stderr.isatty(),
         )
         tokenizer = bpe._tokenizer
@@ -55,8 +56,7 @@ def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
             tokenizer_object=tokenizer,
             cls_token="<s>",
             sep_token="</s>",
-            # a mask stands for a word and the space before it
-            mask_token=AddedToken(MASK_TOKEN, lstrip=True, special=True),
+            mask_token=mask_token,
             model_max_length=MAX_LENGTH,
             **SPECIAL_TOKENS,
         ).save_pretrained(partial)

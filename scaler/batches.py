@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from scaler import masking, order
+from scaler.errors import ScalerError
 from scaler.packing import SPECIAL_TOKENS, RowTable
 from scaler.token_shards import TokenDataset
 
@@ -75,8 +76,8 @@ class RowReader:
         self.dataset, self.table, self.vocabulary = dataset, table, vocabulary
         self.masked, self.first_position, self.seed = masked, first_position, seed
         self._ordinary_ids = vocabulary.ordinary_ids()
-        self._is_special = np.zeros(vocabulary.size, dtype=bool)
-        self._is_special[list(vocabulary.special_ids)] = True
+        self._is_ordinary = np.ones(vocabulary.size, dtype=bool)
+        self._is_ordinary[list(vocabulary.special_ids)] = False
 
     def at(self, consumed_rows: int, count: int) -> Batch:
         """The next `count` rows of a run that has consumed `consumed_rows`."""
@@ -85,8 +86,12 @@ class RowReader:
     def read(self, epochs: np.ndarray, rows: np.ndarray) -> Batch:
         """Read and mask the given rows as they are in the given epochs: both int64 (rows,)."""
         input_ids, position_ids, segment_ids = self.assemble(rows)
-        maskable = segment_ids > 0
-        maskable &= ~self._is_special[input_ids]
+        maskable = np.take(self._is_ordinary, input_ids)
+        if maskable.sum(axis=1).min(initial=self.masked) < self.masked:
+            raise ScalerError(
+                f"a row has fewer than {self.masked} tokens to mask, for its documents hold special tokens; "
+                "prepare the data without them"
+            )
         row_keys = order.key(self.seed, epochs, rows)
         positions = masking.choose_positions(maskable, self.masked, row_keys)
         labels = masking.mask_rows(input_ids, positions, row_keys, self.vocabulary.mask_id, self._ordinary_ids)
@@ -107,27 +112,24 @@ class RowReader:
         is_chunk = np.ones(n_pieces, dtype=bool)
         is_chunk[pads] = False
         chunk = (np.repeat(table.row_starts[rows], counts + 1) + number)[is_chunk]
+        lengths = table.chunk_lengths[chunk]  # (chunks,), without special tokens
         sizes = np.zeros(n_pieces, dtype=np.int64)
-        sizes[is_chunk] = table.chunk_lengths[chunk] + SPECIAL_TOKENS
+        sizes[is_chunk] = lengths + SPECIAL_TOKENS
         sizes[pads] = seq_len - np.add.reduceat(sizes, first)
         starts = np.cumsum(sizes) - sizes  # (pieces,), in the flattened batch
-        sources = np.zeros(n_pieces, dtype=np.int64)
-        sources[is_chunk] = table.chunk_offsets[chunk] - 1  # the begin token stands one before the first
+        places = starts[is_chunk]
         segments = number + 1
         segments[pads] = 0
+        origins = self.first_position - starts  # (pieces,), position id less place in the batch
+        total = len(rows) * seq_len
 
-        flat = np.arange(len(rows) * seq_len)
-        offsets = np.repeat(sources - starts, sizes)
-        offsets += flat
-        # special tokens and padding read something, too, and are overwritten below
-        np.clip(offsets, 0, self.dataset.bases[-1] - 1, out=offsets)
-        input_ids = self.dataset.gather(offsets).astype(np.int64)
-        input_ids[starts[is_chunk]] = self.vocabulary.begin_id
-        input_ids[(starts + sizes - 1)[is_chunk]] = self.vocabulary.end_id
-        position_ids = flat + np.repeat(self.first_position - starts, sizes)
+        input_ids = np.full(total, self.vocabulary.pad_id, dtype=np.int64)
+        input_ids[places] = self.vocabulary.begin_id
+        input_ids[places + lengths + 1] = self.vocabulary.end_id
+        self.dataset.copy_into(input_ids, places + 1, table.chunk_offsets[chunk], lengths)
         segment_ids = np.repeat(segments, sizes)
-        padding = np.flatnonzero(segment_ids == 0)
-        input_ids[padding] = self.vocabulary.pad_id
-        position_ids[padding] = max(0, self.first_position - 1)
+        position_ids = np.repeat(origins, sizes)
+        position_ids += np.arange(total)
+        position_ids[segment_ids == 0] = max(0, self.first_position - 1)
         shape = (len(rows), seq_len)
         return input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape)

@@ -84,6 +84,9 @@ def read(path: Path) -> dict[str, Any]:
     for name in content:
         if name not in KNOWN_KEYS | set(OWNED_BY_RECIPE) | {"fp16"}:
             raise ScalerError(f"{path}: unknown key {name!r}; {nearest(name, KNOWN_KEYS)}")
+    for name in ("bf16", "fp16", "zero_optimization"):
+        if not isinstance(content.get(name, {}), dict):
+            raise ScalerError(f"{path}: {name}={content[name]!r}, but an object of settings is needed")
     return content
 
 
@@ -123,7 +126,12 @@ def resolve(
     bf16 = dict(resolved.get("bf16", {}))
     if bf16.get("enabled", False) == "auto":
         bf16["enabled"] = native_bf16
+    if bf16.get("enabled", False) not in (True, False):
+        raise ScalerError(f'{path}: bf16.enabled={bf16["enabled"]!r}, but true, false or "auto" is needed')
     resolved["bf16"] = bf16
+    stage = resolved.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ScalerError(f"{path}: zero_optimization.stage={stage!r}, but ZeRO has the stages 0, 1, 2 and 3")
     left = _autos(resolved)
     if left:
         raise ScalerError(f'{path}: {left[0]} is "auto", but nothing decides it; give it a value')

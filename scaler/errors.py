@@ -50,7 +50,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except ScalerError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            # libraries whose words we pass on like to use several lines
+            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C; nothing unfinished was kept", file=sys.stderr, flush=True)

@@ -51,8 +51,8 @@ def choose_positions(maskable: np.ndarray, count: int, row_keys: np.ndarray) -> 
     draws = positions * np.uint32(0x9E3779B1) ^ low  # (rows, seq_len)
     _scramble32(draws)
     draws ^= high
-    _scramble32(draws)
     draws &= ~position_mask
+    np.minimum(draws, ~position_mask - position_mask - np.uint32(1), out=draws)  # the largest is for the unmaskable
     draws |= positions
     draws[~maskable] |= ~position_mask
     draws.partition(count - 1, axis=1)
@@ -67,7 +67,7 @@ def mask_rows(
     """Overwrite the chosen positions of `input_ids` in place, 80/10/10; return the labels.
 
     Args:
-        input_ids: int64 (rows, seq_len).
+        input_ids: int64 (rows, seq_len), contiguous.
         positions: int64 (rows, masked), the chosen positions.
         row_keys: uint64 (rows,).
         mask_id: id of the mask token.
@@ -75,12 +75,15 @@ def mask_rows(
 
     Returns: int64 (rows, masked), the ids that stood there.
     """
-    labels = np.take_along_axis(input_ids, positions, axis=1)
+    rows, seq_len = input_ids.shape
+    flat_ids = input_ids.reshape(-1)  # a view: the array is contiguous
+    flat_positions = positions + np.arange(0, rows * seq_len, seq_len)[:, None]
+    labels = np.take(flat_ids, flat_positions)
     with np.errstate(over="ignore"):
         draws = mix64(row_keys[:, None] ^ (positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)))
     fate = (draws >> np.uint64(32)).astype(np.float64) / 2.0**32  # uniform in [0, 1), independent of the low half
     pick = (draws & np.uint64(0xFFFFFFFF)) * np.uint64(len(ordinary_ids)) >> np.uint64(32)
     random_ids = ordinary_ids[pick.astype(np.int64)]
     replaced = np.where(fate < MASK_SHARE, mask_id, np.where(fate < MASK_SHARE + RANDOM_SHARE, random_ids, labels))
-    np.put_along_axis(input_ids, positions, replaced, axis=1)
+    flat_ids[flat_positions] = replaced
     return labels

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -16,8 +17,11 @@ from scaler.errors import ScalerError, nearest
 
 # Families after fairseq's RoBERTa count positions from pad_token_id + 1; others from 0.
 POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text"}
+# Families with sliding attention that take one mask for each type of layer.
+MASK_BY_LAYER_TYPE = {"modernbert"}
 # The attention that takes an explicit boolean mask as it is; "eager" would add it to the scores as 0 and 1.
 ATTENTION = "sdpa"
+REFUSALS = (ValueError, TypeError, KeyError, StrictDataclassError)  # what Transformers raises for bad settings
 
 
 def configuration(settings: Mapping[str, Any], vocabulary: Vocabulary, vocab_size: int, seq_len: int) -> Any:
@@ -29,34 +33,42 @@ def configuration(settings: Mapping[str, Any], vocabulary: Vocabulary, vocab_siz
         vocab_size: embedding rows; at least the tokenizer's entries.
         seq_len: tokens in a row; the model's positions must hold it.
 
-    Raises: ScalerError for an unknown model type or key, or too few positions.
+    Raises: ScalerError for an unknown model type or key, one that cannot keep documents apart, or too few positions.
     """
-    model_type = settings.get("model_type")
+    model_type = str(settings.get("model_type"))
     if model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ScalerError(
             f"recipe: model.model_type={model_type!r} has no masked LM in Transformers; "
-            + nearest(str(model_type), MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+            + nearest(model_type, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
         )
-    owned = {"vocab_size": "tokenizer.vocab_size"} | dict.fromkeys(
-        ("pad_token_id", "bos_token_id", "eos_token_id"), "the tokenizer"
-    )
-    known = set(CONFIG_MAPPING[model_type]().to_dict())
+    special_ids = {
+        **{"pad_token_id": vocabulary.pad_id, "mask_token_id": vocabulary.mask_id},
+        **dict.fromkeys(("bos_token_id", "cls_token_id"), vocabulary.begin_id),
+        **dict.fromkeys(("eos_token_id", "sep_token_id"), vocabulary.end_id),
+    }
+    owned = {"vocab_size": "tokenizer.vocab_size"} | dict.fromkeys(special_ids, "the tokenizer")
+    known = {*CONFIG_MAPPING[model_type]().to_dict(), *CONFIG_MAPPING[model_type].attribute_map}
     for name in settings:
         if name in owned:
             raise ScalerError(f"recipe: model.{name} is decided by {owned[name]}; leave it out of the model section")
         if name not in known and name != "model_type":
-            raise ScalerError(f"recipe: unknown key model.{name} for {model_type}; {nearest(name, known)}")
+            raise ScalerError(f"recipe: unknown key model.{name} for {model_type}; {nearest(str(name), known)}")
     if len(vocabulary.special_ids) and vocabulary.size > vocab_size:
         raise ScalerError(
             f"the tokenizer has {vocabulary.size:,} entries, tokenizer.vocab_size is {vocab_size:,}; make them agree"
         )
-    config = AutoConfig.for_model(
-        **dict(settings),
-        vocab_size=vocab_size,
-        pad_token_id=vocabulary.pad_id,
-        bos_token_id=vocabulary.begin_id,
-        eos_token_id=vocabulary.end_id,
-    )
+    try:
+        config = AutoConfig.for_model(
+            **dict(settings),
+            vocab_size=vocab_size,
+            **{name: value for name, value in special_ids.items() if name in known},
+        )
+    except REFUSALS as error:
+        raise _refused(error) from error
+    # an encoder-decoder's mask is another; MobileBERT's trigrams join a token's neighbours, whatever the mask
+    cannot = config.is_encoder_decoder or getattr(config, "trigram_input", False)
+    if cannot or (_has_sliding_layers(config) and model_type not in MASK_BY_LAYER_TYPE):
+        raise ScalerError(f"recipe: model.model_type={model_type!r} cannot keep the documents of a row apart")
     needed = seq_len + first_position(config)
     if getattr(config, "max_position_embeddings", needed) < needed:
         raise ScalerError(
@@ -77,9 +89,13 @@ def build(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
         try:
             model = AutoModelForMaskedLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
-        except (ValueError, TypeError) as error:
-            raise ScalerError(f"recipe: Transformers refuses this model section: {error}") from error
+        except REFUSALS as error:
+            raise _refused(error) from error
     return model
+
+
+def _refused(error: Exception) -> ScalerError:
+    return ScalerError(f"recipe: Transformers refuses this model section: {' '.join(str(error).split())}")
 
 
 class MaskedLM(nn.Module):
@@ -112,7 +128,7 @@ class MaskedLM(nn.Module):
         try:
             logits = self.model(
                 input_ids=batch.input_ids,
-                attention_mask=document_mask(batch.segment_ids),
+                attention_mask=attention_mask(self.model.config, batch.segment_ids),
                 position_ids=batch.position_ids,
             ).logits
         finally:
@@ -127,6 +143,23 @@ def document_mask(segment_ids: torch.Tensor) -> torch.Tensor:
     Transformers' own masks ignore restarting positions in bidirectional models, so it must be explicit.
     """
     return (segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)).unsqueeze(1)
+
+
+def attention_mask(config: PreTrainedConfig, segment_ids: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What the model takes as its attention mask: the document mask, or one for each of its types of layer.
+
+    Of an explicit mask Transformers leaves out a model's own sliding window (ModernBERT's local attention).
+    """
+    everywhere = document_mask(segment_ids)
+    if not _has_sliding_layers(config):
+        return everywhere
+    positions = torch.arange(segment_ids.shape[1], device=segment_ids.device)
+    near = (positions.unsqueeze(1) - positions).abs() <= config.sliding_window  # (seq_len, seq_len)
+    return {"full_attention": everywhere, "sliding_attention": everywhere & near}
+
+
+def _has_sliding_layers(config: PreTrainedConfig) -> bool:
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

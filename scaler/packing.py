@@ -106,14 +106,17 @@ def pack(offsets: np.ndarray, lengths: np.ndarray, seq_len: int, min_tokens: int
 
     Returns: the rows, the same for the same arguments on every machine.
     """
+    tables: list[RowTable] = []
     for parts in (1 << power for power in range(FINEST_CUT.bit_length())):
         if (longest := seq_len // parts - SPECIAL_TOKENS) < 1:
             break
         table = _pack_chunks(*cut(offsets, lengths, longest), seq_len, min_tokens)
-        needed = table.real_share * table.n_rows
-        if table.n_rows <= math.ceil(needed / MIN_FILL) + 1:
+        tables.append(table)
+        needed = table.real_share * table.n_rows  # rows that its tokens would fill
+        if table.n_rows + table.dropped_rows <= max(needed / MIN_FILL, math.ceil(needed) + 1):
             break
-    return table
+    # the last is the fullest but for odd lengths; of equals the first, which has the longest contexts
+    return max(tables, key=lambda table: table.real_share * table.n_rows / max(1, table.n_rows + table.dropped_rows))
 
 
 def _pack_chunks(offsets: np.ndarray, lengths: np.ndarray, seq_len: int, min_tokens: int) -> RowTable:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForMaskedLM
 
 from scaler import ds_config, model
 from scaler.batches import RowReader
@@ -29,7 +28,7 @@ def plan(
 ) -> dict[str, Any]:
     """Describe a run, from its resolved settings and opened data, without building it."""
     with torch.device("meta"):
-        empty = AutoModelForMaskedLM.from_config(config)
+        empty = model.build(config, recipe.seed)
     parameters, trainable = model.count_parameters(empty)
     train = rows["train"]
     seq_len = recipe.data.seq_len

@@ -24,7 +24,8 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a damaged file makes the tokenizers library raise
-        raise ScalerError(f"{folder}: the tokenizer cannot be read ({error}); prepare the data again") from error
+        reason = " ".join(str(error).split())
+        raise ScalerError(f"{folder}: the tokenizer cannot be read ({reason}); prepare the data again") from error
 
 
 def vocabulary_of(tokenizer: Any, folder: Path) -> Vocabulary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ class Corpus:
         _require(self.text_unit in units, "corpus.text_unit", self.text_unit, f"it is one of {', '.join(units)}")
         _require(0 < self.heldout_percent < 50, "corpus.heldout_percent", self.heldout_percent, "0 < share < 50")
         _require(self.part_mib >= 1, "corpus.part_mib", self.part_mib, "it is at least 1")
+        _require(self.min_characters >= 0, "corpus.min_characters", self.min_characters, "it is at least 0")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         _require(self.name in ("adamw", "sgd"), "optimizer.name", self.name, "it is adamw or sgd")
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "it is above 0")
+        for name in ("learning_rate", "eps"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"optimizer.{name}", value, "it is above 0, and finite")
+        _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "it is at least 0")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "it is in [0, 1)")
         _require(self.embedding_rate >= 0, "optimizer.embedding_rate", self.embedding_rate, "it is at least 0")
         _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "each is in [0, 1)")
 
@@ -151,7 +157,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "it is at least 0")
+        _require(0 <= self.seed < 1 << 63, "seed", self.seed, "it is at least 0 and below 2**63")
         _require(
             self.schedule.warmup_steps <= self.training.steps,
             "schedule.warmup_steps",
@@ -188,9 +194,11 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is tuple:
-        if isinstance(value, list | tuple) and arguments[-1] is Ellipsis:
+        if not isinstance(value, list | tuple):
+            raise ScalerError(f"recipe: {where}={value!r}, but a list is needed")
+        if arguments[-1] is Ellipsis:
             arguments = arguments[:1] * len(value)
-        if isinstance(value, list | tuple) and len(value) == len(arguments):
+        if len(value) == len(arguments):
             return tuple(_convert(item, argument, where) for item, argument in zip(value, arguments, strict=True))
         raise ScalerError(f"recipe: {where}={value!r}, but {len(arguments)} values belong there")
     expected = dict if origin is not None else kind

@@ -34,7 +34,7 @@ DTYPE_OF_CODE: dict[int, type[np.integer[Any]]] = {
 CODE_OF_DTYPE = {np.dtype(dtype): code for code, dtype in DTYPE_OF_CODE.items()}
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-AGAIN = "delete its folder and prepare the data again"
+AGAIN = "delete its folder and prepare the data again"  # for a folder with its manifest counts as up to date
 UINT16_VOCABULARY = 65_535  # entries; Megatron-LM uses int32 from 65,500 on, readers accept either
 
 
@@ -63,8 +63,33 @@ def write_json(path: Path, content: Any) -> None:
     beside.replace(path)
 
 
+def _write_ids(
+    path: Path, prefix: Path, documents: Iterable[np.ndarray], dtype: np.dtype[Any], vocab_size: int
+) -> np.ndarray:
+    """Write the ids of all documents end to end; return their lengths: (documents,) int32."""
+    lengths: list[int] = []
+    with path.open("wb") as file:
+        for ids in documents:
+            if len(ids) == 0:
+                continue
+            wide = np.asarray(ids)
+            least, largest = int(wide.min()), int(wide.max())
+            if least < 0 or largest >= vocab_size:
+                raise ScalerError(
+                    f"{prefix}: document {len(lengths)} holds the id {least if least < 0 else largest}, "
+                    f"but the vocabulary has {vocab_size:,} entries; is this its tokenizer?"
+                )
+            file.write(wide.astype(dtype).tobytes())
+            lengths.append(len(wide))
+        file.flush()
+        os.fsync(file.fileno())
+    return np.asarray(lengths, dtype=np.int32)
+
+
 def write_shard(prefix: Path, documents: Iterable[np.ndarray], dtype: np.dtype[Any], vocab_size: int) -> dict[str, Any]:
     """Write one shard, `prefix`.bin and `prefix`.idx, a sequence a document; return its manifest entry.
+
+    A failure leaves nothing behind.
 
     Args:
         prefix: path without extension; both files appear by rename once whole, the index last.
@@ -80,34 +105,24 @@ def write_shard(prefix: Path, documents: Iterable[np.ndarray], dtype: np.dtype[A
             f"{prefix}: {vocab_size:,} vocabulary entries do not fit in {dtype} (largest {np.iinfo(dtype).max:,}); "
             f"use {dtype_for(vocab_size)}"
         )
-    lengths: list[int] = []
     bin_beside, idx_beside = (prefix.with_name(f"{prefix.name}{ext}.partial") for ext in (".bin", ".idx"))
-    with bin_beside.open("wb") as file:
-        for ids in documents:
-            if len(ids) == 0:
-                continue
-            wide = np.asarray(ids)
-            if int(wide.min()) < 0 or int(wide.max()) >= vocab_size:
-                raise ScalerError(
-                    f"{prefix}: document {len(lengths)} holds the id {int(wide.max())}, "
-                    f"but the vocabulary has {vocab_size:,} entries; is this its tokenizer?"
-                )
-            file.write(wide.astype(dtype).tobytes())
-            lengths.append(len(wide))
-        file.flush()
-        os.fsync(file.fileno())
-    sequence_lengths = np.asarray(lengths, dtype=np.int32)
-    ends = np.cumsum(sequence_lengths, dtype=np.int64) * dtype.itemsize
-    with idx_beside.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, 1, CODE_OF_DTYPE[dtype], len(lengths), len(lengths) + 1))
-        file.write(sequence_lengths.tobytes())
-        file.write((ends - sequence_lengths.astype(np.int64) * dtype.itemsize).tobytes())
-        file.write(np.arange(len(lengths) + 1, dtype=np.int64).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        sequence_lengths = _write_ids(bin_beside, prefix, documents, dtype, vocab_size)
+        ends = np.cumsum(sequence_lengths, dtype=np.int64) * dtype.itemsize
+        with idx_beside.open("wb") as file:
+            file.write(HEADER.pack(MAGIC, 1, CODE_OF_DTYPE[dtype], len(ends), len(ends) + 1))
+            file.write(sequence_lengths.tobytes())
+            file.write((ends - sequence_lengths.astype(np.int64) * dtype.itemsize).tobytes())
+            file.write(np.arange(len(ends) + 1, dtype=np.int64).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        bin_beside.unlink(missing_ok=True)
+        idx_beside.unlink(missing_ok=True)
+        raise
     entry = {
         "name": prefix.name,
-        "documents": len(lengths),
+        "documents": len(sequence_lengths),
         "tokens": int(sequence_lengths.sum(dtype=np.int64)),
         "bin_xxh3": checksum(bin_beside),
         "idx_xxh3": checksum(idx_beside),
@@ -130,32 +145,43 @@ class Shard:
         idx_path, bin_path = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
         for path in (idx_path, bin_path):
             if not path.exists():
-                raise ScalerError(f"{path}: missing; {AGAIN}")
+                raise ScalerError(f"{path}: missing; prepare the shards again")
         idx_bytes = idx_path.stat().st_size
         if idx_bytes < HEADER.size:
-            raise ScalerError(f"{idx_path}: cut short ({idx_bytes} bytes); {AGAIN}")
+            raise ScalerError(f"{idx_path}: cut short ({idx_bytes} bytes); prepare the shards again")
         with idx_path.open("rb") as file:
             magic, version, code, sequences, document_indices = HEADER.unpack(file.read(HEADER.size))
         if magic != MAGIC or version != 1 or code not in DTYPE_OF_CODE:
-            raise ScalerError(f"{idx_path}: not a Megatron index (magic, version or dtype); {AGAIN}")
+            raise ScalerError(f"{idx_path}: not a Megatron index (magic, version or dtype); prepare the shards again")
         # a trailing byte a sequence holds Megatron's "modes" of multimodal data, which text has no use for
         whole = HEADER.size + sequences * 12 + document_indices * 8
         if idx_bytes not in (whole, whole + sequences):
-            raise ScalerError(f"{idx_path}: {idx_bytes} bytes where {whole} belong; {AGAIN}")
+            raise ScalerError(f"{idx_path}: {idx_bytes} bytes where {whole} belong; prepare the shards again")
         index = np.memmap(idx_path, mode="r", dtype=np.uint8)
         dtype = np.dtype(DTYPE_OF_CODE[code])
         lengths = np.frombuffer(index, np.int32, sequences, HEADER.size)
         first_sequences = np.frombuffer(index, np.int64, document_indices, HEADER.size + sequences * 12)
         sequence_ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        starts = np.frombuffer(index, np.int64, sequences, HEADER.size + sequences * 4)
+        if (
+            document_indices == 0
+            or first_sequences[0] != 0
+            or first_sequences[-1] != sequences
+            or (np.diff(first_sequences) < 0).any()
+            or (lengths < 0).any()
+            or (starts != sequence_ends[:-1] * dtype.itemsize).any()
+        ):
+            raise ScalerError(f"{idx_path}: its sequences do not lie end to end; prepare the shards again")
         # data of sentences has several sequences a document; they lie end to end, so a document is one span
         self.document_ends = sequence_ends[first_sequences[1:]]
         tokens = int(sequence_ends[-1])
         bin_bytes = bin_path.stat().st_size
         if bin_bytes != tokens * dtype.itemsize:
             raise ScalerError(
-                f"{bin_path}: {bin_bytes} bytes where {tokens * dtype.itemsize} belong; {AGAIN}"
+                f"{bin_path}: {bin_bytes} bytes where {tokens * dtype.itemsize} belong; prepare the shards again"
             )
-        self.ids: np.ndarray = np.memmap(bin_path, dtype=dtype, mode="r") if tokens else np.empty(0, dtype)
+        # as a plain array, whose slices cost half of a memmap's
+        self.ids = np.asarray(np.memmap(bin_path, dtype=dtype, mode="r")) if tokens else np.empty(0, dtype)
 
     @property
     def document_lengths(self) -> np.ndarray:
@@ -175,8 +201,8 @@ class Manifest:
     tokenizer_xxh3: str
     splits: dict[str, list[dict[str, Any]]]
     sources: list[dict[str, Any]]
-    # the id that ends each document in shards of others (Megatron's --append-eod), which packing leaves out
-    end_of_document_id: int | None = None
+    # special ids that others' tools put around each document (Megatron's --append-eod), which packing leaves out
+    strip_ids: tuple[int, ...] = ()
     unigram_xxh3: str | None = None
 
     def count(self, split: str, what: str) -> int:
@@ -204,12 +230,15 @@ def read_manifest(folder: Path) -> Manifest:
             folder=folder,
             vocab_size=content["vocab_size"],
             tokenizer_xxh3=content["tokenizer_xxh3"],
-            splits=content["splits"],
+            splits={
+                split: [{**entry, "tokens": int(entry["tokens"]), "name": str(entry["name"])} for entry in entries]
+                for split, entries in content["splits"].items()
+            },
             sources=content["sources"],
-            end_of_document_id=content.get("end_of_document_id"),
+            strip_ids=tuple(content.get("strip_ids", ())),
             unigram_xxh3=content.get("unigram_xxh3"),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ScalerError(f"{path}: not a shards manifest ({error!r}); {AGAIN}") from error
 
 
@@ -242,27 +271,34 @@ class TokenDataset:
             raise ScalerError(f"{manifest.folder}: the split {split!r} has no shards; prepare the data again")
         self.shards = [Shard(manifest.folder / entry["name"]) for entry in entries]
         self.bases = np.concatenate([[0], np.cumsum([len(shard.ids) for shard in self.shards])]).astype(np.int64)
-        self.end_of_document_id = manifest.end_of_document_id
+        self.strip_ids = manifest.strip_ids
 
     def documents(self) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets and lengths of all documents: two int64 arrays (documents,). End-of-document ids are left out."""
-        starts, lengths = [], []
+        """Offsets and lengths of all documents, without `strip_ids` at their ends: two int64 arrays (documents,)."""
+        offsets, all_lengths = [], []
         for shard, base in zip(self.shards, self.bases, strict=False):
-            shard_lengths = shard.document_lengths.copy()
-            starts.append(base + shard.document_ends - shard_lengths)
-            if self.end_of_document_id is not None and len(shard.ids):
-                last = shard.ids[np.maximum(shard.document_ends - 1, 0)]
-                shard_lengths -= (last == self.end_of_document_id) & (shard_lengths > 0)
-            lengths.append(shard_lengths)
-        return np.concatenate(starts), np.concatenate(lengths)
+            lengths = shard.document_lengths
+            starts = shard.document_ends - lengths
+            while self.strip_ids and lengths.any():
+                first = np.isin(shard.ids[np.minimum(starts, len(shard.ids) - 1)], self.strip_ids) & (lengths > 0)
+                starts, lengths = starts + first, lengths - first
+                last = np.isin(shard.ids[np.maximum(starts + lengths - 1, 0)], self.strip_ids) & (lengths > 0)
+                lengths = lengths - last
+                if not first.any() and not last.any():
+                    break
+            offsets.append(base + starts)
+            all_lengths.append(lengths)
+        return np.concatenate(offsets), np.concatenate(all_lengths)
 
-    def gather(self, offsets: np.ndarray) -> np.ndarray:
-        """Read the tokens at `offsets` (any shape): ids of the shards' own dtype."""
-        if len(self.shards) == 1:
-            return np.take(self.shards[0].ids, offsets)
-        out = np.empty(offsets.shape, dtype=self.shards[0].ids.dtype)
-        shard_of = np.searchsorted(self.bases, offsets, side="right") - 1
-        for number in np.unique(shard_of):
-            here = shard_of == number
-            out[here] = np.take(self.shards[number].ids, offsets[here] - self.bases[number])
-        return out
+    def copy_into(self, out: np.ndarray, places: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> None:
+        """Copy spans of tokens to `out`, span i of `lengths[i]` tokens from `offsets[i]` to `places[i]`.
+
+        A span lies within one shard, as each document does. Spans are long enough (a hundred tokens or so) that a copy
+        of each costs less than index arithmetic on every token.
+        """
+        numbers = np.searchsorted(self.bases, offsets, side="right") - 1
+        begins = offsets - self.bases[numbers]
+        ids = [shard.ids for shard in self.shards]
+        spans = zip(numbers.tolist(), begins.tolist(), lengths.tolist(), places.tolist(), strict=True)
+        for number, begin, length, place in spans:
+            out[place : place + length] = ids[number][begin : begin + length]

@@ -49,7 +49,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="the dry run as JSON")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.json and not parsed.dry_run:
+        parser.error("--json goes with --dry_run")
+    return parsed
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ def resolve(arguments: argparse.Namespace, here: world.World) -> Job:
 def free_run_dir(asked: Path | None, name: str) -> Path:
     """The run folder: the one asked for, which must be new, or the first free of runs/NAME, runs/NAME-2 ..."""
     if asked is not None:
-        if asked.exists() and any(asked.iterdir()):
-            raise ScalerError(f"--run_dir {asked}: holds another run; name a new folder, or delete it")
+        if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
+            raise ScalerError(f"--run_dir {asked}: is no new folder, and may hold another run; name another")
         return asked
     candidate, number = Path("runs") / name, 1
     while candidate.exists():

@@ -65,7 +65,8 @@ def detect(environ: Mapping[str, str] = os.environ) -> World:
                 launcher=launcher,
             )
         except ValueError as error:
-            raise ScalerError(f"{rank}, {size} or {local_rank} from {launcher} is not a number: {error}") from error
+            names = f"{rank}, {size}, {local_rank} or {local_size}"
+            raise ScalerError(f"{names} from {launcher} is not a number: {error}") from error
         if not 0 <= facts.rank < facts.size:
             raise ScalerError(f"{rank}={facts.rank} is not below {size}={facts.size}; check the launcher's environment")
         return facts

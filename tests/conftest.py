@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.__main__ import prepare
 from scaler.recipe import Recipe, load
+from scaler.token_shards import TokenDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_RECIPE = """
@@ -22,7 +24,8 @@ data: {folder: FOLDER, seq_len: 32}
 model: {model_type: roberta, num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 4, intermediate_size: 64,
         max_position_embeddings: 40, type_vocab_size: 1, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}
 objective: {mask_probability: 0.25}
-optimizer: {learning_rate: 3.0e-3}
+initialisation: {unigram_bias: true, neighbour_heads: [-1, 1]}
+optimizer: {learning_rate: 1.0e-2}
 schedule: {warmup_steps: 4}
 training: {steps: 12, rows: 12, max_micro_rows: 4, log_every: 4, evaluate_every: 6}
 """
@@ -41,6 +44,13 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
             word = (word + 1) % len(words) if chance.random() < 0.8 else chance.randrange(len(words))
         documents.append(" ".join(sentence) + f" {chance.randrange(1000)}.")
     return documents
+
+
+def read_span(dataset: TokenDataset, offset: int, length: int) -> np.ndarray:
+    """Tokens of a dataset from `offset` on."""
+    out = np.empty(length, dtype=np.int64)
+    dataset.copy_into(out, *(np.asarray([value], dtype=np.int64) for value in (0, offset, length)))
+    return out
 
 
 @pytest.fixture(scope="session")

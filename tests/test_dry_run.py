@@ -1,0 +1,176 @@
+"""The dry run says what a run would do and touches nothing; and a run that cannot start says why in one line."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from scaler import train
+from scaler.recipe import Recipe
+
+
+@pytest.fixture
+def dry_run(tiny_recipe_file, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `train.py --dry_run` in an empty folder: exit status, output and error output."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        (tmp_path / "work").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "work")
+        command = ["train.py", "--recipe", tiny_recipe_file, "--dry_run", *arguments]
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        try:
+            train.main()
+            status = 0
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def tree(*folders: Path) -> dict[Path, tuple[int, int]]:
+    """Every path under the folders, with its size and when it was written."""
+    paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--run_dir", "elsewhere"]])
+def test_nothing_is_touched(arguments, dry_run, tiny_recipe_file, tmp_path):
+    (tmp_path / "work").mkdir()
+    before = tree(tmp_path / "work", tiny_recipe_file.parent)
+    status, output, errors = dry_run(*arguments)
+    assert (status, errors) == (0, "")
+    assert "metrics.jsonl" in output
+    assert tree(tmp_path / "work", tiny_recipe_file.parent) == before
+
+
+def test_the_numbers_of_the_plan_agree(dry_run, tiny_recipe: Recipe):
+    status, output, _ = dry_run("--json", "training.steps=50", "training.rows=24")
+    plan = json.loads(output)
+    batch, rows = plan["batch"], plan["rows"]
+    assert status == 0
+    assert batch == {"rows": 24, "micro_rows": 4, "accumulation": 6, "ranks": 1}
+    assert batch["rows"] == plan["ds_config"]["train_batch_size"] == plan["recipe"]["training"]["rows"]
+    assert plan["steps"] == 50
+    assert plan["tokens"] == 50 * 24 * 32
+    assert plan["epochs"] == round(50 * 24 / rows["train"]["rows"], 2)
+    assert rows["train"]["masked_per_row"] == 8
+    assert rows["heldout"]["masked_per_row"] == round(32 * tiny_recipe.objective.heldout_mask_probability)
+    assert plan["memory_per_rank_bytes"]["weights"] == plan["parameters"] * plan["bytes_per_weight"]
+    assert plan["memory_per_rank_bytes"]["logits"] == 2 * 4 * 8 * 400 * 4
+    # counted by hand: 2 layers of width 32 and 64, 400 entries, 40 positions, a head tied to the embeddings
+    embeddings = (400 + 40 + 1) * 32 + 2 * 32
+    layer = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
+    head = 32 * 32 + 32 + 2 * 32 + 400
+    assert plan["parameters"] == plan["trainable_parameters"] == embeddings + 2 * layer + head
+
+
+def test_the_plan_for_people_shows_the_same_numbers(dry_run):
+    plan, text = json.loads(dry_run("--json")[1]), dry_run()[1]
+    for number in (plan["parameters"], plan["steps"], plan["tokens"], plan["rows"]["train"]["rows"]):
+        assert f"{number:,}" in text
+    for path in plan["writes"]:
+        assert path in text
+
+
+def test_the_share_of_real_tokens_is_high(dry_run):
+    rows = json.loads(dry_run("--json")[1])["rows"]
+    assert rows["train"]["real_token_share"] >= 0.99
+    assert rows["train"]["dropped_rows"] <= 1
+
+
+def test_the_next_run_gets_a_folder_of_its_own(dry_run, tmp_path):
+    (tmp_path / "work" / "runs" / "tiny").mkdir(parents=True)
+    assert all(path.startswith("runs/tiny-2/") for path in json.loads(dry_run("--json")[1])["writes"])
+
+
+def test_without_data_it_says_what_to_run_in_one_line(tiny_recipe_file, run_command, tmp_path):
+    done = run_command(
+        *(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "--dry_run"),
+        *(f"data.folder={tmp_path}/nowhere",),
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/nowhere/shards: no token shards here")
+    assert "python -m data_prep" in done.stderr
+
+
+def rewrite(path: str, old: bytes, new: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = (folder / path).read_bytes()
+        assert old in content
+        (folder / path).write_bytes(content.replace(old, new))
+
+    return damage
+
+
+def cut(path: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = (folder / path).read_bytes()
+        (folder / path).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+def remove(path: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / path).unlink()
+
+
+def replace(path: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / path).write_text(content, encoding="utf-8") and None
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (cut("shards/manifest.json"), "shards/manifest.json: not a shards manifest"),
+        (replace("shards/manifest.json", "[]"), "shards/manifest.json: not a shards manifest"),
+        (replace("shards/manifest.json", "{}"), "shards/manifest.json: not a shards manifest"),
+        (rewrite("shards/manifest.json", b'"kind": "shards"', b'"kind": "corpus"'), "token shards are needed"),
+        (rewrite("shards/manifest.json", b'"format": 1', b'"format": 9'), "format 9; token shards are needed"),
+        (rewrite("shards/manifest.json", b'"train": [', b'"trian": ['), "the split 'train' has no shards"),
+        (rewrite("tokenizer/tokenizer.json", b'"version": "1.0"', b'"version":  "1.0"'), "written with the tokenizer"),
+        (cut("tokenizer/tokenizer.json"), "tokenizer: the tokenizer cannot be read"),
+        (remove("tokenizer/tokenizer.json"), "tokenizer: no tokenizer here"),
+        (cut("shards/train-00000.idx"), "train-00000.idx"),
+        (cut("shards/train-00000.bin"), "train-00000.bin"),
+        (remove("shards/heldout-00000.bin"), "heldout-00000.bin: missing"),
+    ],
+)
+def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Recipe, tmp_path):
+    shutil.copytree(tiny_recipe.data.folder, tmp_path / "data")
+    damage(tmp_path / "data")
+    assert said in refusal(dry_run(f"data.folder={tmp_path / 'data'}"))
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["training.stepz=5"], "unknown key training.stepz; did you mean 'steps'"),
+        (["model.hidden_size=30"], "hidden size (30) is not a multiple"),
+        (["model.hidden_act=gelluh"], "Transformers refuses this model section"),
+        (["data.seq_len=64"], "max_position_embeddings=40, but data.seq_len=64 needs 66"),
+        (["tokenizer.vocab_size=300"], "the tokenizer has 400 entries, tokenizer.vocab_size is 300"),
+        (["objective.mask_probability=0.01"], "mask_probability=0.01 masks 0 of 32"),
+        (["data.seq_len=1000000", "model.max_position_embeddings=2000000"], "not enough for one row"),
+        (["--recipe", "tinny"], "no recipe 'tinny'"),
+        (["--deepspeed_config", "zero9.json"], "zero9.json: no such file"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_runs(arguments, said, dry_run):
+    assert said in refusal(dry_run(*arguments))
+
+
+def refusal(result: tuple[int, str, str]) -> str:
+    status, output, errors = result
+    assert (status, output) == (2, "")
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    return errors

@@ -1,0 +1,181 @@
+"""DeepSpeed's JSON: what ships, how the batch is solved, what is filled in, and what contradicts the recipe."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaler import ds_config
+from scaler.errors import ScalerError
+from scaler.recipe import load
+
+SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
+HERE = Path("mine.json")
+AUTO = {
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
+    "bf16": {"enabled": "auto"},
+    "zero_optimization": {"stage": 2},
+}
+
+
+def resolve(content: dict, native_bf16: bool = False, ranks: int = 2, rows: int = 48) -> dict:
+    recipe = load("quickstart", [f"training.rows={rows}", "training.max_micro_rows=16"])
+    return ds_config.resolve(content, HERE, recipe, ds_config.solve_batch(rows, ranks, 16), native_bf16)
+
+
+def test_the_shipped_files_differ_in_zero_alone():
+    contents = [ds_config.read(path) for path in SHIPPED]
+    assert [path.stem for path in SHIPPED] == ["zero0", "zero1", "zero2", "zero2_offload", "zero3"]
+    assert [ds_config.zero_stage(content) for content in contents] == [0, 1, 2, 2, 3]
+    rest = [{name: value for name, value in content.items() if name != "zero_optimization"} for content in contents]
+    assert all(content == rest[0] for content in rest)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_file_resolves_to_plain_values(path):
+    resolved = resolve(ds_config.read(path))
+    assert "auto" not in json.dumps(resolved)
+    assert resolved["zero_optimization"] == ds_config.read(path)["zero_optimization"]
+
+
+@settings(deadline=None)
+@given(per_rank=st.integers(1, 200), ranks=st.integers(1, 64), max_micro_rows=st.integers(1, 64))
+def test_the_micro_batch_is_the_largest_that_divides_and_fits(per_rank, ranks, max_micro_rows):
+    batch = ds_config.solve_batch(per_rank * ranks, ranks, max_micro_rows)
+    assert batch.micro_rows * batch.accumulation * batch.ranks == batch.rows == per_rank * ranks
+    fitting = [n for n in range(1, max_micro_rows + 1) if per_rank % n == 0]
+    assert batch.micro_rows == max(fitting)
+
+
+@pytest.mark.parametrize(
+    "rows, ranks, said",
+    [
+        (10, 4, "use training.rows=8 or 12, or one of 1, 2, 5 ranks"),
+        (8, 3, "use training.rows=6 or 9, or one of 1, 2, 4 ranks"),
+        (3, 8, "use training.rows=8, or one of 1, 3 ranks"),
+    ],
+)
+def test_a_batch_that_ranks_cannot_share_names_the_nearest_that_they_can(rows, ranks, said):
+    with pytest.raises(ScalerError, match=f"training.rows={rows} cannot be shared equally by {ranks} ranks") as refused:
+        ds_config.solve_batch(rows, ranks, 64)
+    assert said in str(refused.value)
+
+
+def test_auto_is_filled_in_from_the_recipe():
+    resolved = resolve(AUTO)
+    batch = [resolved[name] for name in list(AUTO)[:3]]
+    assert batch == [48, 12, 2]
+
+
+def test_a_file_may_leave_the_batch_out_or_repeat_it():
+    assert resolve({}) == resolve({"train_batch_size": 48, "gradient_accumulation_steps": 2})
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_auto_follows_the_hardware_and_a_fixed_value_does_not(native):
+    assert resolve(AUTO, native)["bf16"]["enabled"] is native
+    assert resolve({**AUTO, "bf16": {"enabled": not native}}, native)["bf16"]["enabled"] is not native
+    assert resolve({}, native)["bf16"].get("enabled", False) is False
+
+
+def test_the_content_that_was_read_stays_as_it_was():
+    before = json.dumps(AUTO)
+    resolve(AUTO)
+    assert json.dumps(AUTO) == before
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"train_batch_size": 64}, "train_batch_size=64, but the recipe's training.rows make it 48 on 2 ranks"),
+        (
+            {"train_micro_batch_size_per_gpu": 16},
+            "train_micro_batch_size_per_gpu=16, but the recipe's training.rows and training.max_micro_rows make it 12",
+        ),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps=1, but the recipe's training.rows"),
+        ({"optimizer": {"type": "Adam"}}, "'optimizer' belongs to the optimizer section of the recipe (quickstart)"),
+        ({"scheduler": {"type": "WarmupLR"}}, "'scheduler' belongs to the schedule section of the recipe"),
+        ({"fp16": {"enabled": True}}, "fp16 is not supported"),
+        ({"fp16": {"enabled": "auto"}}, "fp16 is not supported"),
+        ({"bf16": {"enabled": "yes"}}, "bf16.enabled='yes', but true, false or \"auto\""),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "round_robin_gradients"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4, but ZeRO has the stages 0, 1, 2 and 3"),
+        ({"gradient_clipping": "auto"}, 'gradient_clipping is "auto", but nothing decides it'),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
+            'zero_optimization.reduce_bucket_size is "auto", but nothing decides it',
+        ),
+    ],
+)
+def test_what_contradicts_the_recipe_is_refused_with_both_places(content, said):
+    with pytest.raises(ScalerError) as refused:
+        resolve(content)
+    assert str(refused.value).startswith("mine.json: ")
+    assert said in str(refused.value)
+
+
+def test_fp16_switched_off_is_as_good_as_absent():
+    assert resolve({"fp16": {"enabled": False}}) == resolve({})
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{", "not JSON"),
+        ("[]", "a JSON object is needed"),
+        ('{"zero_optimisation": {}}', "unknown key 'zero_optimisation'; did you mean 'zero_optimization'"),
+        ('{"bf16": true}', "bf16=True, but an object of settings is needed"),
+        ('{"zero_optimization": 2}', "zero_optimization=2, but an object of settings is needed"),
+        ('{"fp16": "auto"}', "fp16='auto', but an object of settings is needed"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(text, said, tmp_path):
+    (tmp_path / "mine.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ScalerError) as refused:
+        ds_config.read(tmp_path / "mine.json")
+    assert f"{tmp_path / 'mine.json'}: {said}" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_refused():
+    with pytest.raises(ScalerError, match=r"nowhere\.json: no such file"):
+        ds_config.read(Path("nowhere.json"))
+
+
+P = 82_170_201
+
+
+@pytest.mark.parametrize(
+    "stage, bf16, weights, gradients, optimizer",
+    [
+        # bf16: 2 bytes of weight, 2 of gradient, and in fp32 a master copy and two moments of Adam
+        (0, True, 2 * P, 2 * P, 12 * P),
+        (1, True, 2 * P, 2 * P, 12 * P / 8),
+        (2, True, 2 * P, 2 * P / 8, 12 * P / 8),  # 246.5 MB against 1,314.7
+        (3, True, 2 * P / 8, 2 * P / 8, 12 * P / 8),
+        # fp32: 4 bytes each; without ZeRO the weight is its own master
+        (0, False, 4 * P, 4 * P, 8 * P),
+        (2, False, 4 * P, 4 * P / 8, 12 * P / 8),
+    ],
+)
+def test_memory_is_that_of_the_zero_paper_at_eight_ranks(stage, bf16, weights, gradients, optimizer):
+    content = {**AUTO, "bf16": {"enabled": bf16}, "zero_optimization": {"stage": stage}}
+    memory = ds_config.memory_per_rank(resolve(content, ranks=8), P, P)
+    assert list(memory.values()) == pytest.approx([weights, gradients, optimizer], abs=1)
+
+
+def test_frozen_parameters_take_neither_gradient_nor_optimizer_state():
+    memory = ds_config.memory_per_rank(resolve({**AUTO, "zero_optimization": {"stage": 0}}), 1000, 100)
+    assert memory == {"weights": 4000, "gradients": 400, "optimizer": 800}
+
+
+def test_a_cpu_without_bf16_instructions_is_not_native():
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        pytest.skip("the processor's abilities are read from Linux")
+    expected = any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+    assert ds_config.bf16_is_native(torch.device("cpu")) is expected

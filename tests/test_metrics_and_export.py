@@ -1,0 +1,52 @@
+"""Small parts of what comes out: durations, the ceiling, an export that is not what was trained."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from scaler import metrics, model, prepared
+from scaler.errors import ScalerError
+from scaler.export import export
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3599.7, "1h00m"), (90000, "25h00m")]
+)
+def test_durations_read_as_people_say_them(seconds, said):
+    assert metrics.duration(seconds) == said
+
+
+def test_the_ceiling_is_not_above_what_the_same_product_takes_alone():
+    flops = metrics.measure_matmul_flops(torch.device("cpu"), torch.float32, seconds=0.2)
+    assert 1e8 < flops < 1e14
+
+
+@pytest.fixture
+def network(tiny_recipe):
+    data = prepared.open_prepared(tiny_recipe)
+    return model.build(model.configuration(tiny_recipe.model, data.vocabulary, 400, 32), seed=1)
+
+
+def test_an_export_with_a_missing_parameter_is_refused(network, tiny_recipe, tmp_path):
+    state = dict(network.named_parameters())
+    state.popitem()
+    with pytest.raises(ScalerError, match="not on both sides"):
+        export(state, network, AutoTokenizer.from_pretrained(tiny_recipe.tokenizer_folder), "", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_an_export_whose_weights_do_not_survive_the_disk_is_refused(network, tiny_recipe, tmp_path, monkeypatch):
+    save = type(network).save_pretrained
+
+    def spoil(self, folder):
+        with torch.no_grad():
+            self.lm_head.dense.bias.add_(1.0)
+        save(self, folder)
+        with torch.no_grad():
+            self.lm_head.dense.bias.sub_(1.0)
+
+    monkeypatch.setattr(type(network), "save_pretrained", spoil)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe.tokenizer_folder)
+    with pytest.raises(ScalerError, match="logits of what was written differ"):
+        export(dict(network.named_parameters()), network, tokenizer, "", tmp_path / "export")
+    assert not (tmp_path / "export").exists()

@@ -1,0 +1,179 @@
+"""The model: the published size, the exact loss, the right parameter groups, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from test_batches import VOCABULARY, make_documents, make_reader
+from torch.utils.flop_counter import FlopCounterMode
+
+from scaler import initialisation, model
+from scaler.batches import Batch, Vocabulary
+from scaler.errors import ScalerError
+from scaler.recipe import load
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+ROBERTA = {"model_type": "roberta", "max_position_embeddings": 40, **SMALL}
+SEQ_LEN = 32
+
+
+def build(settings=ROBERTA, seed=0, **more):
+    return model.build(model.configuration({**settings, **more}, VOCABULARY, 400, SEQ_LEN), seed)
+
+
+@pytest.fixture
+def batch(tmp_path) -> Batch:
+    return make_reader(tmp_path, make_documents([20] * 30), SEQ_LEN, 4, first=2).at(0, 6)
+
+
+def test_aws_roberta_has_the_published_number_of_parameters():
+    recipe = load("aws_roberta")
+    vocabulary = Vocabulary(recipe.tokenizer.vocab_size, 0, 2, 1, 4, (0, 1, 2, 3, 4))
+    config = model.configuration(recipe.model, vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    with torch.device("meta"):
+        assert model.count_parameters(model.build(config, 0)) == (82_170_201, 82_170_201)
+
+
+def test_frozen_parameters_are_counted_but_not_trained():
+    network = build()
+    network.base_model.embeddings.requires_grad_(False)
+    every, trained = model.count_parameters(network)
+    assert every - trained == sum(p.numel() for p in network.base_model.embeddings.parameters())
+    groups = model.parameter_groups(network, 0.1)
+    assert sum(p.numel() for group in groups for p in group["params"]) == trained
+
+
+def test_the_decoder_is_tied_to_the_embeddings():
+    network = build()
+    assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("family", ["roberta", "bert", "distilbert", "modernbert"])
+def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, batch):
+    settings = {key: value for key, value in ROBERTA.items() if family != "distilbert" or key != "intermediate_size"}
+    network = build({**settings, "model_type": family}).double().eval()
+    with torch.no_grad():
+        loss, logits = model.MaskedLM(network)(batch)
+        everywhere = network(  # the hook lets a plain call through
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=model.attention_mask(network.config, batch.segment_ids),
+        ).logits
+    there = everywhere.gather(1, batch.masked_positions.unsqueeze(-1).expand(-1, -1, 400))
+    assert logits.shape == (6, 4, 400)
+    assert (logits - there).abs().max() < 1e-12
+    naive = -there.log_softmax(-1).gather(2, batch.labels.unsqueeze(-1)).mean()
+    assert float(loss) == pytest.approx(float(naive), rel=1e-6)
+
+
+def test_every_parameter_takes_part_in_the_loss(batch):
+    masked_lm = model.MaskedLM(build())
+    masked_lm(batch)[0].backward()
+    assert [name for name, parameter in masked_lm.named_parameters() if parameter.grad is None] == []
+
+
+def test_decay_spares_biases_and_norms_and_every_parameter_is_in_one_group():
+    network = build()
+    groups = {group["name"]: group for group in model.parameter_groups(network, 0.1)}
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    members = {group: {names[id(p)] for p in groups[group]["params"]} for group in groups}
+    assert {group: groups[group]["weight_decay"] for group in groups} == {
+        "embeddings": 0.1,
+        "matrices": 0.1,
+        "biases and norms": 0.0,
+    }
+    assert sorted(name for group in members.values() for name in group) == sorted(names.values())
+    assert members["biases and norms"] == {
+        n for n in names.values() if n.endswith("bias") or "LayerNorm" in n or "layer_norm" in n
+    }
+    assert members["embeddings"] == {n for n in names.values() if "_embeddings." in n}
+
+
+def test_the_seed_decides_the_weights_and_no_other_randomness_is_touched():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = build(seed=1), build(seed=1), build(seed=2)
+    assert torch.equal(torch.rand(3), expected)
+    weights = [network.base_model.encoder.layer[0].output.dense.weight for network in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("family", ["roberta", "modernbert"])
+def test_operations_are_those_that_torch_counts(family):
+    # on the meta device attention is two matrix products, which the counter sees; it does nothing else of weight
+    with torch.device("meta"):
+        network = model.MaskedLM(build({**ROBERTA, "model_type": family}))
+        ids = torch.zeros(3, SEQ_LEN, dtype=torch.long)
+        masked = torch.zeros(3, 5, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            network(Batch(ids, ids, ids, masked, masked))[0].backward()
+    assert model.flops_per_row(network.model, SEQ_LEN, 5) == pytest.approx(counter.get_total_flops() / 3, rel=0.02)
+
+
+def test_a_unigram_start_has_the_unigram_cross_entropy(tmp_path):
+    chance = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, 396)  # Zipf
+    documents = [5 + chance.choice(395, 30, p=frequency / frequency.sum()) for _ in range(200)]
+    batch = make_reader(tmp_path, documents, SEQ_LEN, 8, first=2).at(0, 150)
+    counts = np.bincount(np.concatenate(documents), minlength=400)
+    share = (counts + 1) / (counts + 1).sum()
+    entropy = -np.log(share[batch.labels]).mean()
+    network = build().eval()
+    with torch.no_grad():
+        before = float(model.MaskedLM(network)(batch)[0])
+        initialisation.start_from_unigram(network, counts)
+        after = float(model.MaskedLM(network)(batch)[0])
+    assert before - entropy > 0.5
+    assert after == pytest.approx(entropy, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (
+            {"model_type": "robertta"},
+            "model.model_type='robertta' has no masked LM in Transformers; did you mean 'roberta'",
+        ),
+        ({"model_type": "gpt2"}, "model.model_type='gpt2' has no masked LM"),
+        ({"model_type": ["bert"]}, "has no masked LM"),
+        ({"hidden_size": 32}, "model.model_type='None' has no masked LM"),
+        ({**ROBERTA, "hiden_size": 64}, "unknown key model.hiden_size for roberta; did you mean 'hidden_size'"),
+        ({**ROBERTA, 7: 64}, "unknown key model.7 for roberta"),
+        ({**ROBERTA, "vocab_size": 400}, "model.vocab_size is decided by tokenizer.vocab_size"),
+        ({**ROBERTA, "pad_token_id": 1}, "model.pad_token_id is decided by the tokenizer"),
+        ({**ROBERTA, "max_position_embeddings": 33}, "max_position_embeddings=33, but data.seq_len=32 needs 34"),
+        (
+            {**ROBERTA, "hidden_size": "wide"},
+            "Transformers refuses this model section: Validation error for field 'hidden_size'",
+        ),
+        ({**ROBERTA, "hidden_size": 30}, "hidden size (30) is not a multiple of the number of attention heads (4)"),
+        ({**ROBERTA, "hidden_act": "gelluh"}, "Transformers refuses this model section: 'gelluh'"),
+        ({"model_type": "bart"}, "model.model_type='bart' cannot keep the documents of a row apart"),
+        ({"model_type": "mobilebert"}, "model.model_type='mobilebert' cannot keep the documents of a row apart"),
+    ],
+)
+def test_a_wrong_model_section_is_refused_in_a_line(settings, said):
+    with pytest.raises(ScalerError) as refused:
+        build(settings)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_larger_than_its_recipe_says_is_refused():
+    with pytest.raises(ScalerError, match=r"400 entries, tokenizer\.vocab_size is 399"):
+        model.configuration(ROBERTA, VOCABULARY, 399, SEQ_LEN)
+
+
+def test_bert_needs_no_more_positions_than_a_row_has():
+    config = model.configuration(
+        {**ROBERTA, "model_type": "bert", "max_position_embeddings": SEQ_LEN}, VOCABULARY, 400, SEQ_LEN
+    )
+    assert model.first_position(config) == 0
+
+
+def test_the_special_ids_are_the_tokenizers():
+    vocabulary = Vocabulary(400, 10, 11, 12, 13, (10, 11, 12, 13))
+    config = model.configuration({"model_type": "modernbert", **SMALL}, vocabulary, 400, SEQ_LEN)
+    assert (config.bos_token_id, config.cls_token_id) == (10, 10)
+    assert (config.eos_token_id, config.sep_token_id, config.pad_token_id) == (11, 11, 12)

@@ -1,0 +1,235 @@
+"""The main job on a small corpus: the real launcher, the real engine; what comes out, what is refused."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from scaler import evaluate, model, prepared
+from scaler.recipe import load
+from scaler.world import World
+
+SETTINGS = ["training.steps=60", "training.log_every=10", "training.evaluate_every=30"]
+TRAIN = ROOT / "scaler" / "train.py"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(ranks: int) -> list[object]:
+    return ["deepspeed", "--num_gpus", ranks, "--master_port", free_port(), TRAIN]
+
+
+def metric(run: Path, name: str) -> list[float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record[name] for record in records if name in record]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_recipe_file, run_command, tmp_path_factory):
+    """The same recipe three times: twice on two ranks at ZeRO-2, once on three ranks at ZeRO-3."""
+    folder = tmp_path_factory.mktemp("runs")
+    outputs = {}
+    for name, ranks, config in (("a", 2, "zero2"), ("b", 2, "zero2"), ("c", 3, "zero3")):
+        done = run_command(
+            *launch(ranks),
+            *("--recipe", tiny_recipe_file, "--run_dir", folder / name, *SETTINGS),
+            *("--deepspeed_config", ROOT / "ds_configs" / f"{config}.json"),
+            cwd=folder,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        outputs[name] = done.stdout
+    return folder, outputs
+
+
+def test_held_out_loss_falls_under_the_unigram_entropy(runs):
+    folder, _ = runs
+    losses = metric(folder / "a", "heldout_loss")
+    assert len(losses) == 3
+    assert losses[-1] < metric(folder / "a", "heldout_unigram_entropy")[-1] - 0.2
+
+
+def test_same_seed_same_losses_to_the_last_bit(runs):
+    folder, _ = runs
+    for name in ("train_loss", "heldout_loss", "train_gradient_norm"):
+        assert metric(folder / "a", name) == metric(folder / "b", name)
+
+
+def test_another_world_size_and_stage_give_the_same_losses_but_for_rounding(runs):
+    folder, _ = runs
+    assert metric(folder / "a", "train_loss") == pytest.approx(metric(folder / "c", "train_loss"), abs=2e-3)
+    assert metric(folder / "a", "heldout_loss")[0] == pytest.approx(metric(folder / "c", "heldout_loss")[0], abs=1e-5)
+
+
+def test_tensorboard_has_every_curve_and_the_filled_masks(runs):
+    folder, _ = runs
+    events = EventAccumulator(str(folder / "a" / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    scalars = {
+        *("train/loss", "train/learning_rate", "train/gradient_norm", "heldout/loss", "heldout/masked_accuracy"),
+        *("heldout/unigram_entropy", "speed/tokens_per_second", "speed/share_of_matmul_ceiling"),
+        *("speed/memory_bytes", "speed/seconds_left"),
+    }
+    assert scalars == set(events.Tags()["scalars"])
+    assert events.Tags()["tensors"] == ["heldout/filled_masks/text_summary"]
+    assert [event.value for event in events.Scalars("heldout/loss")] == pytest.approx(
+        metric(folder / "a", "heldout_loss")
+    )
+
+
+def test_the_picture_is_a_png(runs):
+    folder, _ = runs
+    assert (folder / "a" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_export_has_the_held_out_loss_that_was_logged(runs, tiny_recipe_file):
+    folder, _ = runs
+    recipe = load(str(folder / "a" / "recipe.yaml"))
+    network = AutoModelForMaskedLM.from_pretrained(folder / "a" / "export", attn_implementation=model.ATTENTION).eval()
+    reader = prepared.open_prepared(recipe).rows("heldout", recipe, model.first_position(network.config))
+    found = evaluate.heldout(model.MaskedLM(network), reader, 8, World())
+    assert found.loss == pytest.approx(metric(folder / "a", "heldout_loss")[-1], abs=1e-5)
+    assert found.masked_accuracy == pytest.approx(metric(folder / "a", "heldout_masked_accuracy")[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a", "c"])
+def test_the_export_is_tied_and_fills_masks_in_plain_transformers(runs, name):
+    folder, _ = runs
+    export = folder / name / "export"
+    network = AutoModelForMaskedLM.from_pretrained(export)
+    assert network.lm_head.decoder.weight is network.roberta.embeddings.word_embeddings.weight
+    fill = pipeline("fill-mask", model=network, tokenizer=AutoTokenizer.from_pretrained(export))
+    guesses = fill(f"kana {fill.tokenizer.mask_token} kazu")
+    assert sum(guess["score"] for guess in guesses) <= 1.0 and len({guess["token"] for guess in guesses}) == 5
+
+
+def test_the_model_card_states_what_was_measured(runs):
+    folder, _ = runs
+    card = (folder / "a" / "export" / "README.md").read_text()
+    assert f"{metric(folder / 'a', 'heldout_loss')[-1]:.3f} nats" in card
+    assert "text.txt" in card and "1,806 documents" in card and "learning_rate: 0.01" in card
+
+
+def test_fill_mask_shows_guesses_of_the_newest_run(runs, run_command):
+    folder, _ = runs
+    done = run_command(sys.executable, "-m", "scaler.fill_mask", folder, "kana <mask> kazu", "--top", 3, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"'.*?' \d+%", done.stdout)) == 3
+
+
+def test_the_run_folder_repeats_its_settings(runs, tiny_recipe_file):
+    folder, _ = runs
+    again = load(str(folder / "a" / "recipe.yaml"))
+    assert again == load(str(tiny_recipe_file), SETTINGS)
+    resolved = json.loads((folder / "a" / "ds_config.json").read_text())
+    assert resolved["train_batch_size"] == 12
+    assert resolved["train_micro_batch_size_per_gpu"] * resolved["gradient_accumulation_steps"] == 6
+
+
+def test_progress_lines_say_loss_speed_ceiling_and_time_left(runs):
+    _, outputs = runs
+    line = r"step +\d+/60 \| loss \d\.\d+ \| lr \S+ \| norm \S+ \| [\d,]+ tokens/s \| \d+% of ceiling \| \d+s left"
+    assert len(re.findall(line, outputs["a"])) == 6
+
+
+def test_filled_masks_show_the_truth_and_guesses(tiny_recipe):
+    data = prepared.open_prepared(tiny_recipe)
+    config = model.configuration(tiny_recipe.model, data.vocabulary, 400, 32)
+    reader = data.rows("heldout", tiny_recipe, model.first_position(config))
+    text = evaluate.filled_masks(model.MaskedLM(model.build(config, 0)), reader, data.tokenizer, World(), count=3)
+    assert len(re.findall(r"\*\*\[.+?\]\*\*", text)) == 3 and text.count("guesses:") == 3
+
+
+def test_unigram_entropy_is_the_cross_entropy_under_the_training_frequencies(tiny_recipe):
+    data = prepared.open_prepared(tiny_recipe)
+    reader = data.rows("heldout", tiny_recipe, 2)
+    counts = data.manifest.unigram_counts()
+    rows = np.arange(reader.table.n_rows)
+    labels = evaluate.read_fixed(reader, rows).labels.flatten()
+    expected = torch.nn.functional.cross_entropy(
+        torch.log(torch.from_numpy(counts + 1.0)).expand(len(labels), -1), labels
+    )
+    assert evaluate.unigram_entropy(reader, counts) == pytest.approx(float(expected))
+
+
+# ---- what is refused: one clear line from however many ranks, and a non-zero exit
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_a_damaged_shard_is_named_and_refused_by_all_ranks(tiny_recipe, tiny_recipe_file, run_command, tmp_path):
+    shards = tiny_recipe.shards_folder
+    path = shards / "train-00000.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    try:
+        done = run_command(*launch(2), "--recipe", tiny_recipe_file, cwd=tmp_path)
+    finally:
+        path.write_bytes(whole)
+    assert "train-00000.bin" in refusal(done) and "damaged" in refusal(done)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["training.rows=7"], "training.rows=6 or 8"),
+        (["training.stepz=7"], "did you mean 'steps'?"),
+        (["--run_dir", "taken"], "may hold another run"),
+        (["data.folder=nowhere"], "make data"),
+        (["optimizer.learning_rate=1e30", "schedule.warmup_steps=0"], "lower optimizer.learning_rate"),
+    ],
+)
+def test_bad_input_is_one_line_from_two_ranks(tiny_recipe_file, run_command, tmp_path, arguments, said):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "metrics.jsonl").write_text("")
+    done = run_command(*launch(2), "--recipe", tiny_recipe_file, *arguments, cwd=tmp_path)
+    assert said in refusal(done)
+
+
+def test_one_process_without_a_launcher_trains_too(tiny_recipe_file, run_command, tmp_path):
+    done = run_command(
+        *(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "training.steps=4"), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
+
+
+def test_ctrl_c_ends_training_in_one_line_and_leaves_no_export(tiny_recipe_file, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scaler.train", "--recipe", str(tiny_recipe_file), "training.steps=100000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs/tiny/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by Ctrl-C" in stderr and "Traceback" not in stderr
+    assert not (tmp_path / "runs/tiny/export").exists()

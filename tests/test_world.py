@@ -1,0 +1,110 @@
+"""Rank facts from every launcher, and ranks that give up together."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from scaler.errors import ScalerError
+from scaler.world import World, detect, publish
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"}
+DEEPSPEED = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
+SRUN = {
+    **{"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"},
+    **{"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_NTASKS": "16"},
+}
+OPEN_MPI = {
+    **{"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"},
+    **{"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"},
+}
+MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
+
+
+@pytest.mark.parametrize(
+    "environ, launcher",
+    [
+        *((TORCHRUN, "torchrun"), (DEEPSPEED, "deepspeed"), (SRUN, "srun"), (OPEN_MPI, "Open MPI")),
+        (MPICH, "MPICH or Intel MPI"),
+        ({**SRUN, **TORCHRUN}, "torchrun"),  # torchrun under srun: the inner one started this process
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,3,1"}, "srun"),
+    ],
+)
+def test_every_launcher_is_understood(environ, launcher):
+    assert detect(environ) == World(rank=5, size=8, local_rank=1, local_size=4, launcher=launcher)
+
+
+@pytest.mark.parametrize("environ", [{}, {"RANK": "0"}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}])
+def test_without_a_launcher_there_is_one_rank(environ):
+    assert detect(environ) == World(0, 1, 0, 1, "none")
+
+
+@pytest.mark.parametrize(
+    "name, value", [("RANK", "first"), ("WORLD_SIZE", ""), ("LOCAL_WORLD_SIZE", "x"), ("RANK", "8")]
+)
+def test_facts_that_make_no_sense_are_refused_by_name(name, value):
+    with pytest.raises(ScalerError, match=name):
+        detect({**TORCHRUN, name: value})
+
+
+def test_only_the_first_rank_writes():
+    assert [World(rank=rank, size=3).is_first for rank in range(3)] == [True, False, False]
+
+
+def test_facts_are_published_for_torch_unless_the_launcher_did():
+    environ = {**OPEN_MPI, "MASTER_ADDR": "node0", "MASTER_PORT": "29500", "LOCAL_RANK": "7"}
+    publish(detect(environ), environ)
+    published = [environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    assert published == ["5", "8", "7", "4"]
+
+
+def test_one_rank_finds_a_free_port_by_itself():
+    environ: dict[str, str] = {}
+    publish(World(), environ)
+    assert environ["MASTER_ADDR"] == "127.0.0.1"
+    assert 1024 <= int(environ["MASTER_PORT"]) < 65536
+
+
+def test_several_ranks_need_an_address_and_the_error_says_which():
+    with pytest.raises(ScalerError, match="MASTER_PORT not set for 8 ranks started by srun"):
+        publish(detect(SRUN), {"MASTER_ADDR": "node0"})
+
+
+RANK_PROGRAM = """
+import sys
+import torch, torch.distributed as dist
+from scaler import world
+from scaler.errors import command
+
+@command
+def main():
+    here = world.detect()
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=here.rank, world_size=here.size)
+    world.agree_or_raise(None, here)
+    mine = torch.tensor([1.0 + here.rank])
+    print("total", world.total(mine).item(), "own", mine.item())
+    world.agree_or_raise("the disk of rank 1 is full" if here.rank == 1 else None, here)
+    print("went on")
+
+main()
+"""
+
+
+def test_all_ranks_end_when_one_has_a_problem_and_the_first_says_which(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_PROGRAM, tmp_path / "meeting"],
+            env={"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "PATH": ""},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    assert [output for output, _ in outputs] == ["total 3.0 own 1.0\n", "total 3.0 own 2.0\n"]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert "error: the disk of rank 1 is full\n" in outputs[0][1]
+    assert "error:" not in outputs[1][1]

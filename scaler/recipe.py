@@ -115,13 +115,13 @@ class Optimizer:
 class Schedule:
     """Shape of the learning rate: linear warm-up, then decay to `floor` times the peak."""
 
-    warmup_steps: int
+    warmup_share: float  # of all steps
     shape: str = "linear"
     floor: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.shape in SHAPES, "schedule.shape", self.shape, f"it is one of {', '.join(SHAPES)}")
-        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "it is at least 0")
+        _require(0 <= self.warmup_share <= 1, "schedule.warmup_share", self.warmup_share, "it is between 0 and 1")
         _require(0 <= self.floor <= 1, "schedule.floor", self.floor, "it is a share between 0 and 1")
 
 
@@ -158,12 +158,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "it is at least 0 and below 2**63")
-        _require(
-            self.schedule.warmup_steps <= self.training.steps,
-            "schedule.warmup_steps",
-            self.schedule.warmup_steps,
-            f"training.steps is {self.training.steps}",
-        )
 
     @property
     def tokenizer_folder(self) -> Path:

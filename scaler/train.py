@@ -193,7 +193,7 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
         rate = schedule.learning_rate(
             step,
             peak=recipe.optimizer.learning_rate,
-            warmup_steps=recipe.schedule.warmup_steps,
+            warmup_steps=round(recipe.schedule.warmup_share * total_steps),
             total_steps=total_steps,
             shape=recipe.schedule.shape,
             floor=recipe.schedule.floor,

@@ -26,7 +26,7 @@ model: {model_type: roberta, num_hidden_layers: 2, hidden_size: 32, num_attentio
 objective: {mask_probability: 0.25}
 initialisation: {unigram_bias: true, neighbour_heads: [-1, 1]}
 optimizer: {learning_rate: 1.0e-2}
-schedule: {warmup_steps: 4}
+schedule: {warmup_share: 0.1}
 training: {steps: 12, rows: 12, max_micro_rows: 4, log_every: 4, evaluate_every: 6}
 """
 

@@ -73,7 +73,7 @@ def test_a_malformed_value_is_refused(override, said):
         *(("optimizer.learning_rate", value) for value in (0, -1e-3, ".nan", ".inf")),
         *(("optimizer.name", "lamb"), ("optimizer.betas", [0.9, 1.0]), ("optimizer.eps", 0)),
         *(("optimizer.weight_decay", -0.1), ("optimizer.momentum", 1.0), ("optimizer.embedding_rate", -1.0)),
-        *(("schedule.shape", "circular"), ("schedule.warmup_steps", -1), ("schedule.warmup_steps", 10**9)),
+        *(("schedule.shape", "circular"), ("schedule.warmup_share", -0.1), ("schedule.warmup_share", 1.5)),
         *(("schedule.floor", 1.5), ("schedule.floor", -0.1)),
         *((f"training.{name}", 0) for name in ("steps", "rows", "max_micro_rows", "log_every", "evaluate_every")),
     ],

@@ -197,7 +197,7 @@ def test_a_damaged_shard_is_named_and_refused_by_all_ranks(tiny_recipe, tiny_rec
         (["training.stepz=7"], "did you mean 'steps'?"),
         (["--run_dir", "taken"], "may hold another run"),
         (["data.folder=nowhere"], "make data"),
-        (["optimizer.learning_rate=1e30", "schedule.warmup_steps=0"], "lower optimizer.learning_rate"),
+        (["optimizer.learning_rate=1e30", "schedule.warmup_share=0"], "lower optimizer.learning_rate"),
     ],
 )
 def test_bad_input_is_one_line_from_two_ranks(tiny_recipe_file, run_command, tmp_path, arguments, said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
@@ -85,27 +86,23 @@ class Engine:
         """Add this micro-batch's gradient; DeepSpeed divides by the accumulation."""
         self.deepspeed.backward(loss)
 
-    def step(self, learning_rate: float) -> float | None:
+    def step(self, learning_rate: float) -> float:
         """Count a micro-batch; after the last one of a batch update the weights.
 
-        Returns: the global gradient norm before clipping at the end of a batch, else None.
-
-        Raises: ScalerError when the gradient is not finite. DeepSpeed would skip such a step in silence (stages 1 to 3)
-        or spoil the weights with it (stage 0).
+        Returns: at the end of a batch the global gradient norm before clipping, else 0. If it is not finite, the
+        weights are as they were: DeepSpeed skips such a step in silence at stages 1 to 3, and here stage 0 does too.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
-            return None
-        norm = self._norm_of_replicated_gradients() if self.stage == 0 and not self.bf16 else None
-        if norm is None:
+            return 0.0
+        if self.stage or self.bf16:
             self.deepspeed.step()
-            norm = float(self.deepspeed.get_global_grad_norm())
-        elif torch.isfinite(torch.tensor(norm)):
+            return float(self.deepspeed.get_global_grad_norm())
+        norm = self._norm_of_replicated_gradients()
+        if math.isfinite(norm):
             self.deepspeed.step()
-        if not norm < float("inf"):
-            raise ScalerError(f"the gradient norm is {norm}; training stopped; lower optimizer.learning_rate")
         return norm
 
     def _norm_of_replicated_gradients(self) -> float:

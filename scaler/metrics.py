@@ -12,6 +12,8 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from scaler.errors import naming_full_disk
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -66,9 +68,10 @@ class RunLog:
         """Record named values at an optimizer step; "train_loss" becomes TensorBoard's "train/loss"."""
         record = {"step": step, **values}
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name.replace("_", "/", 1), value, step)
+        with naming_full_disk(self.run_dir):
+            self._file.write(json.dumps(record) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name.replace("_", "/", 1), value, step)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Show text in TensorBoard."""

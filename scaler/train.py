@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -15,7 +16,9 @@ from typing import Any, TypeVar, cast
 if not __package__:  # run as a file: find the package beside it, and let no file here shadow a library
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from scaler import (
     ds_config,
@@ -118,6 +121,17 @@ def attempt(work: Callable[[], Result], here: world.World) -> Result:
     return cast(Result, result)
 
 
+def starting_point(job: Job, unigram_counts: np.ndarray) -> PreTrainedModel:
+    """The model that training begins with, the same on every rank."""
+    recipe = job.recipe
+    network = model.build(job.config, recipe.seed)
+    if recipe.initialisation.unigram_bias:
+        initialisation.start_from_unigram(network, unigram_counts)
+    if recipe.initialisation.neighbour_heads:
+        initialisation.look_at_neighbours(network, recipe.initialisation.neighbour_heads)
+    return network
+
+
 def run(arguments: argparse.Namespace, here: world.World) -> None:
     """Train, evaluate, export: the whole run, on this rank."""
     from scaler import engine as engines  # after the dry run, which needs no DeepSpeed
@@ -135,12 +149,8 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
 
     # ---- model and engine
     device = world.device(here)
-    network = model.build(job.config, recipe.seed)
-    unigram_counts = job.data.manifest.unigram_counts()
-    if recipe.initialisation.unigram_bias:
-        initialisation.start_from_unigram(network, unigram_counts)
-    if recipe.initialisation.neighbour_heads:
-        initialisation.look_at_neighbours(network, recipe.initialisation.neighbour_heads)
+    unigram_counts = attempt(job.data.manifest.unigram_counts, here)
+    network = attempt(lambda: starting_point(job, unigram_counts), here)
     parameters, _ = model.count_parameters(network)
     engine = engines.Engine(model.MaskedLM(network), recipe.optimizer, job.resolved)
     torch.manual_seed(int(order.key(recipe.seed, here.rank) >> 1))  # dropout differs between ranks
@@ -160,7 +170,6 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
 
     losses = torch.zeros((), device=device, dtype=torch.float64)
     counted_steps, train_seconds, evaluation_seconds = 0, 0.0, 0.0
-    measured: evaluate.HeldOut | None = None
 
     def measure(step: int) -> evaluate.HeldOut:
         engine.train(False)
@@ -186,7 +195,7 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
     for step in range(total_steps):
         if step % training.evaluate_every == 0:
             clock = time.perf_counter()
-            measured = measure(step)
+            measure(step)
             evaluation_seconds += time.perf_counter() - clock
             one_evaluation = evaluation_seconds / (step // training.evaluate_every + 1)
         clock = time.perf_counter()
@@ -205,6 +214,9 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
             engine.backward(loss)
             norm = engine.step(rate)
             losses += loss.detach()
+        if not norm < math.inf:  # the global norm, so every rank sees it
+            problem = f"step {step + 1}: the gradient norm is {norm}; training stopped; lower optimizer.learning_rate"
+            world.agree_or_raise(problem, here)
         counted_steps += 1
         train_seconds += time.perf_counter() - clock
 
@@ -219,7 +231,7 @@ def run(arguments: argparse.Namespace, here: world.World) -> None:
                     step + 1,
                     train_loss=mean_loss,
                     train_learning_rate=rate,
-                    train_gradient_norm=float(norm or 0.0),
+                    train_gradient_norm=norm,
                     speed_tokens_per_second=rows_per_second * seq_len,
                     speed_share_of_matmul_ceiling=of_ceiling,
                     speed_memory_bytes=metrics.memory_bytes(device),

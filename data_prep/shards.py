@@ -81,10 +81,13 @@ def make(corpus: Path, tokenizer: Path, folder: Path, processes: int) -> bool:
         )
         try:
             jobs = {}
+            # Workers are started here and inherit it: Ctrl-C reaches the parent alone, which ends them
+            heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
             for split, entry in parts:
                 prefix = partial / entry["name"].removesuffix(".jsonl.zst")
                 job = workers.submit(tokenize_part, corpus / entry["name"], tokenizer_file, prefix, dtype)
                 jobs[job] = (split, entry)
+            signal.signal(signal.SIGINT, heard)
             for job in as_completed(jobs):
                 split, part = jobs[job]
                 entry, counts = job.result()
@@ -155,7 +158,6 @@ def write_manifest(
 
 
 def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word; the parent speaks
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

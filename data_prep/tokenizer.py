@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
@@ -39,12 +40,14 @@ def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
     bpe = ByteLevelBPETokenizer()
     mask_token = AddedToken(MASK_TOKEN, lstrip=True, special=True)  # it stands for a word and the space before it
     with folders.staged(folder, "tokenizer") as partial:
-        bpe.train_from_iterator(
-            texts(corpus, "train"),
-            vocab_size=settings.vocab_size,
-            min_frequency=2,
-            special_tokens=[*SPECIAL_TOKENS.values(), mask_token],
-            show_progress=sys.stderr.isatty(),
+        _in_background(
+            lambda: bpe.train_from_iterator(
+                texts(corpus, "train"),
+                vocab_size=settings.vocab_size,
+                min_frequency=2,
+                special_tokens=[*SPECIAL_TOKENS.values(), mask_token],
+                show_progress=sys.stderr.isatty(),
+            )
         )
         tokenizer = bpe._tokenizer
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -71,6 +74,23 @@ def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
             },
         )
     return True
+
+
+def _in_background(work: Callable[[], None]) -> None:
+    """Wait for `work` in a thread of its own, so that Ctrl-C is heard while it computes without Python."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 @command

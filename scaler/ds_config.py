@@ -129,8 +129,11 @@ def resolve(
     if bf16.get("enabled", False) not in (True, False):
         raise ScalerError(f'{path}: bf16.enabled={bf16["enabled"]!r}, but true, false or "auto" is needed')
     resolved["bf16"] = bf16
+    clipping = resolved.get("gradient_clipping", 0.0)
+    if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
+        raise ScalerError(f"{path}: gradient_clipping={clipping!r}, but a number from 0 on is needed")
     stage = resolved.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ScalerError(f"{path}: zero_optimization.stage={stage!r}, but ZeRO has the stages 0, 1, 2 and 3")
     left = _autos(resolved)
     if left:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from scaler import ds_config
@@ -18,8 +21,10 @@ from scaler.world import World, publish
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 import deepspeed
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of DeepSpeed's own calls
 
 
 def join(world: World) -> None:
@@ -37,6 +42,12 @@ def join(world: World) -> None:
     )
 
 
+def leave() -> None:
+    """Leave the process group, if this rank has joined one: gloo's threads abort a process that ends with them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """AdamW (fused) or SGD over the trainable parameters, at learning rate 0 until `Engine.step` sets one."""
     groups = parameter_groups(model, settings.weight_decay)
@@ -45,6 +56,16 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
     return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
+
+
+def check(resolved: dict[str, Any], path: Path) -> None:
+    """Let DeepSpeed check its own section before anything is built. Raises ScalerError that names file and key."""
+    try:
+        DeepSpeedZeroConfig(**resolved.get("zero_optimization", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise ScalerError(f"{path}: {key}={first.get('input')!r}: {first['msg']}") from error
 
 
 class Engine:
@@ -131,7 +152,5 @@ class Engine:
         return state
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Free the engine."""
         self.deepspeed.destroy()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()

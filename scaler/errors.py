@@ -36,9 +36,13 @@ def naming_full_disk(folder: os.PathLike[str] | str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ScalerError(f"{folder}: the disk is full; nothing was kept; free some space and run again") from error
+            raise ScalerError(
+                f"{folder}: the disk is full; nothing half-written counts; free some space and run again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ScalerError(f"{folder}: not writable ({error.strerror}); choose another folder") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise ScalerError(f"{folder}: there is a file in the way ({error.strerror}); choose another") from error
         raise
 
 
@@ -54,7 +58,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt:
-            print("stopped by Ctrl-C; nothing unfinished was kept", file=sys.stderr, flush=True)
+            print("stopped by Ctrl-C; nothing half-done counts as done", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

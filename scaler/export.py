@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from scaler.errors import ScalerError
 from scaler.recipe import Recipe
+
+disable_progress_bar()  # of saving and loading weights
 
 
 def export(
@@ -41,16 +45,21 @@ def export(
     model.eval()
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    again = AutoModelForMaskedLM.from_pretrained(partial, local_files_only=True).eval()
-    ids = torch.arange(min(32, len(tokenizer))).unsqueeze(0)
-    with torch.no_grad():
-        difference = float((model(input_ids=ids).logits - again(input_ids=ids).logits).abs().max())
-    if difference > 0:
-        raise ScalerError(f"export: the logits of what was written differ by {difference:.1e}; {partial} is left there")
-    os.replace(partial, folder)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        again = AutoModelForMaskedLM.from_pretrained(partial, local_files_only=True).eval()
+        ids = torch.arange(min(32, len(tokenizer))).unsqueeze(0)
+        with torch.no_grad():
+            difference = float((model(input_ids=ids).logits - again(input_ids=ids).logits).abs().max())
+        if difference > 0:
+            raise ScalerError(f"{folder}: the logits of what was written differ by {difference:.1e}; not exported")
+        os.replace(partial, folder)
+    except SafetensorError as error:  # a full disk among others, and no OSError
+        raise ScalerError(f"{folder}: the weights cannot be written ({error}); the metrics are kept") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return again
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from scaler.errors import ScalerError, command
 from scaler.prepared import load_tokenizer
 
+disable_progress_bar()
 EXAMPLES = (
     "The Amazon Resource Name (ARN) of the <mask>.",
     "The name of the S3 <mask> where the results are stored.",
@@ -29,10 +32,8 @@ def find_export(path: Path) -> Path:
     raise ScalerError(f"{path}: no exported model here; `make pretrain` makes one in runs/quickstart")
 
 
-def guesses(folder: Path, sentence: str, top: int) -> list[list[tuple[str, float]]]:
+def guesses(model: PreTrainedModel, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
     """The `top` likeliest tokens and their probabilities for each mask of a sentence."""
-    tokenizer = load_tokenizer(folder)
-    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
     sentence = sentence.replace("<mask>", tokenizer.mask_token)
     inputs = tokenizer(sentence, return_tensors="pt")
     masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
@@ -58,10 +59,12 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="guesses for each mask (5)")
     arguments = parser.parse_args()
     folder = find_export(arguments.model)
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
     print(folder)
     for sentence in arguments.sentence or EXAMPLES:
         print(f"\n  {sentence}")
-        for mask in guesses(folder, sentence, arguments.top):
+        for mask in guesses(model, tokenizer, sentence, arguments.top):
             print("    " + "   ".join(f"{word!r} {share:.0%}" for word, share in mask))
 
 

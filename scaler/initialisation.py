@@ -80,4 +80,4 @@ def look_at_neighbours(model: PreTrainedModel, offsets: Sequence[int]) -> None:
 
 
 def _blend(linear: nn.Linear, rows: slice, written: torch.Tensor) -> None:
-    linear.weight[rows] = RANDOM_SHARE * linear.weight[rows] + HEAD_STRENGTH * written
+    linear.weight[rows] = RANDOM_SHARE * linear.weight[rows] + HEAD_STRENGTH * written.to(linear.weight.device)

@@ -75,7 +75,8 @@ class RunLog:
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Show text in TensorBoard."""
-        self._board.add_text(tag, markdown, step)
+        with naming_full_disk(self.run_dir):
+            self._board.add_text(tag, markdown, step)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""

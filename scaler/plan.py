@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from scaler import ds_config, model
+from scaler import ds_config, initialisation, model
 from scaler.batches import RowReader
 from scaler.ds_config import SolvedBatch
 from scaler.recipe import Recipe
@@ -29,6 +29,10 @@ def plan(
     """Describe a run, from its resolved settings and opened data, without building it."""
     with torch.device("meta"):
         empty = model.build(config, recipe.seed)
+    if (
+        recipe.initialisation.neighbour_heads
+    ):  # on the meta device it computes nothing, but it refuses what it cannot do
+        initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
     parameters, trainable = model.count_parameters(empty)
     train = rows["train"]
     seq_len = recipe.data.seq_len

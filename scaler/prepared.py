@@ -79,5 +79,6 @@ def open_prepared(recipe: Recipe) -> Prepared:
             f"{recipe.shards_folder}: written with the tokenizer {manifest.tokenizer_xxh3[:8]}, "
             f"but {recipe.tokenizer_folder} is {found[:8]}; run `python -m data_prep` to make the shards anew"
         )
+    manifest.unigram_counts()  # refuses a missing or damaged file
     vocabulary = vocabulary_of(tokenizer, recipe.tokenizer_folder)
     return Prepared(manifest, tokenizer, vocabulary)

@@ -230,7 +230,7 @@ def find(name_or_path: str) -> Path:
         return shipped[name_or_path]
     if Path(name_or_path).is_file():
         return Path(name_or_path)
-    raise ScalerError(f"no recipe {name_or_path!r}: no such file, and {nearest(name_or_path, shipped)}")
+    raise ScalerError(f"no recipe and no file {name_or_path!r}; {nearest(name_or_path, shipped)}")
 
 
 def load(name_or_path: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> Recipe:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 if not __package__:  # run as a file: find the package beside it, and let no file here shadow a library
@@ -84,12 +85,16 @@ def resolve(arguments: argparse.Namespace, here: world.World) -> Job:
     data = prepared.open_prepared(recipe)
     config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
     rows = {split: data.rows(split, recipe, model.first_position(config)) for split in ("train", "heldout")}
+    free_run_dir(arguments.run_dir, recipe.name)  # refuses an impossible one
     return Job(recipe, resolved, batch, data, config, rows)
 
 
 def free_run_dir(asked: Path | None, name: str) -> Path:
     """The run folder: the one asked for, which must be new, or the first free of runs/NAME, runs/NAME-2 ..."""
     if asked is not None:
+        in_the_way = next((above for above in asked.parents if above.exists()), Path())
+        if not in_the_way.is_dir():
+            raise ScalerError(f"--run_dir {asked}: {in_the_way} is a file; name another folder")
         if asked.exists() and (not asked.is_dir() or any(asked.iterdir())):
             raise ScalerError(f"--run_dir {asked}: is no new folder, and may hold another run; name another")
         return asked
@@ -132,27 +137,25 @@ def starting_point(job: Job, unigram_counts: np.ndarray) -> PreTrainedModel:
     return network
 
 
-def run(arguments: argparse.Namespace, here: world.World) -> None:
-    """Train, evaluate, export: the whole run, on this rank."""
-    from scaler import engine as engines  # after the dry run, which needs no DeepSpeed
-
+def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -> None:
+    """Train, evaluate, export: the whole run, on this rank. `engines` is the room of DeepSpeed."""
     # ---- the ranks meet; inputs are opened and verified, each rank its share
     started = time.perf_counter()
     engines.join(here)
     job = attempt(lambda: resolve(arguments, here), here)
+    attempt(lambda: engines.check(job.resolved, arguments.deepspeed_config), here)
     attempt(lambda: token_shards.verify(job.data.manifest, here.rank, here.size), here)
     recipe, training = job.recipe, job.recipe.training
     seq_len, total_steps = recipe.data.seq_len, training.steps
     say = print if here.is_first else (lambda *_, **__: None)
-
-    log = attempt(lambda: open_run(arguments.run_dir, job) if here.is_first else None, here)
 
     # ---- model and engine
     device = world.device(here)
     unigram_counts = attempt(job.data.manifest.unigram_counts, here)
     network = attempt(lambda: starting_point(job, unigram_counts), here)
     parameters, _ = model.count_parameters(network)
-    engine = engines.Engine(model.MaskedLM(network), recipe.optimizer, job.resolved)
+    engine = attempt(lambda: engines.Engine(model.MaskedLM(network), recipe.optimizer, job.resolved), here)
+    log = attempt(lambda: open_run(arguments.run_dir, job) if here.is_first else None, here)
     torch.manual_seed(int(order.key(recipe.seed, here.rank) >> 1))  # dropout differs between ranks
 
     # ---- the machine's ceiling, and the loss that needs no model
@@ -301,7 +304,12 @@ def main() -> None:
     arguments = parse()
     here = world.detect()
     if not arguments.dry_run:
-        run(arguments, here)
+        from scaler import engine  # not for the dry run, which needs no DeepSpeed
+
+        try:
+            run(arguments, here, engine)
+        finally:
+            engine.leave()
     elif here.is_first:
         job = resolve(arguments, here)
         run_dir = free_run_dir(arguments.run_dir, job.recipe.name)

@@ -182,7 +182,7 @@ def test_a_run_that_is_ended_in_the_middle_leaves_nothing_that_the_next_trusts(m
     _, said = process.communicate(timeout=60)
     assert not (tmp_path / "corpus").exists()
     if end == signal.SIGINT:
-        assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing unfinished was kept\n")
+        assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
         assert names(tmp_path) == []
     assert make(make_documents(100))
     assert names(tmp_path) == ["corpus", "source.jsonl"]

@@ -207,7 +207,7 @@ def test_ctrl_c_leaves_neither_files_nor_processes(running, tmp_path, send):
     process, _ = running
     send(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing unfinished was kept\n")
+    assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
     assert names(tmp_path) == []
     assert nobody_is_left(process)
 

@@ -1,15 +1,22 @@
 """The tokenizer folder: a Transformers tokenizer with RoBERTa's special tokens."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from conftest import ROOT, make_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from data_prep import corpus as corpus_stage
 from data_prep import folders, tokenizer
 from scaler.errors import ScalerError
-from scaler.recipe import Tokenizer
+from scaler.recipe import Corpus, Tokenizer
 from scaler.token_shards import checksum
 
 
@@ -99,3 +106,23 @@ def test_a_missing_corpus_or_part_of_it_is_named(corpus, tmp_path):
     with pytest.raises(ScalerError, match=r"train-00000\.jsonl\.zst: cannot be read .No such file"):
         tokenizer.make(tmp_path / "corpus", tmp_path / "tokenizer", Tokenizer(300))
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(make_documents(60_000)), encoding="utf-8")
+    corpus_stage.make(Corpus(source=str(tmp_path / "text.txt"), heldout_percent=1), tmp_path / "corpus")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_prep.tokenizer", "corpus", "--out", "out", "--vocab_size", "20000"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    while not (tmp_path / "out.partial").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()

@@ -196,6 +196,7 @@ def test_a_damaged_shard_is_named_and_refused_by_all_ranks(tiny_recipe, tiny_rec
         (["training.rows=7"], "training.rows=6 or 8"),
         (["training.stepz=7"], "did you mean 'steps'?"),
         (["--run_dir", "taken"], "may hold another run"),
+        (["--run_dir", "taken/metrics.jsonl/below"], "metrics.jsonl is a file"),
         (["data.folder=nowhere"], "make data"),
         (["optimizer.learning_rate=1e30", "schedule.warmup_share=0"], "lower optimizer.learning_rate"),
     ],
@@ -205,6 +206,17 @@ def test_bad_input_is_one_line_from_two_ranks(tiny_recipe_file, run_command, tmp
     (tmp_path / "taken" / "metrics.jsonl").write_text("")
     done = run_command(*launch(2), "--recipe", tiny_recipe_file, *arguments, cwd=tmp_path)
     assert said in refusal(done)
+
+
+def test_a_misspelt_key_of_deepspeeds_section_is_named_and_nothing_is_written(tiny_recipe_file, run_command, tmp_path):
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps({"zero_optimization": {"stage": 2, "overlap_com": True}}))
+    done = run_command(
+        *(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "--deepspeed_config", config),
+        cwd=tmp_path,
+    )
+    assert f"{config}: zero_optimization.overlap_com=True" in refusal(done)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_one_process_without_a_launcher_trains_too(tiny_recipe_file, run_command, tmp_path):

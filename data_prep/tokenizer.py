@@ -6,7 +6,9 @@ The folder is a Transformers tokenizer, RoBERTa's special tokens included.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import folders, sources
-from scaler.errors import command
+from scaler.errors import EXIT_INTERRUPTED, command
 from scaler.recipe import Corpus, Tokenizer
 from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, checksum, write_json
 
@@ -88,7 +90,11 @@ def _in_background(work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        atexit.register(os._exit, EXIT_INTERRUPTED)  # a thread inside the trainer cannot be unwound, only left
+        raise
     if errors:
         raise errors[0]
 

@@ -310,6 +310,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, run_command, tiny_
         cwd=tmp_path,
         PYTHONPATH=str(ROOT),
     )
-    assert result.stderr == "error: disk/out: the disk is full; nothing was kept; free some space and run again\n"
+    assert (
+        result.stderr
+        == "error: disk/out: the disk is full; nothing half-written counts; free some space and run again\n"
+    )
     assert result.returncode == 2
     assert result.stdout == ""

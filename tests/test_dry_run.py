@@ -160,7 +160,7 @@ def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Rec
         (["tokenizer.vocab_size=300"], "the tokenizer has 400 entries, tokenizer.vocab_size is 300"),
         (["objective.mask_probability=0.01"], "mask_probability=0.01 masks 0 of 32"),
         (["data.seq_len=1000000", "model.max_position_embeddings=2000000"], "not enough for one row"),
-        (["--recipe", "tinny"], "no recipe 'tinny'"),
+        (["--recipe", "tinny"], "no recipe and no file 'tinny'"),
         (["--deepspeed_config", "zero9.json"], "zero9.json: no such file"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_file_that_is_no_recipe_is_refused(content, tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    assert "no recipe 'quikstart'" in refusal("quikstart")
+    assert "no recipe and no file 'quikstart'" in refusal("quikstart")
     assert "did you mean 'quickstart'" in refusal("quikstart")
 
 

@@ -81,6 +81,12 @@ from scaler.errors import command
 def main():
     here = world.detect()
     dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=here.rank, world_size=here.size)
+    try:
+        together(here)
+    finally:
+        dist.destroy_process_group()  # or gloo's threads may abort the process as it ends
+
+def together(here):
     world.agree_or_raise(None, here)
     mine = torch.tensor([1.0 + here.rank])
     print("total", world.total(mine).item(), "own", mine.item())

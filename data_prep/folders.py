@@ -64,8 +64,8 @@ def staged(folder: Path, kind: str) -> Iterator[Path]:
         for leftover in (partial, old):  # of a run that was killed
             if leftover.exists():
                 shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             yield partial
             if folder.exists():
                 folder.rename(old)

@@ -122,6 +122,7 @@ def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path):
     while not (tmp_path / "out.partial").exists():
         assert process.poll() is None
         time.sleep(0.005)
+    time.sleep(0.3)  # into the trainer
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")

@@ -235,6 +235,8 @@ def test_ctrl_c_ends_training_in_one_line_and_leaves_no_export(tiny_recipe_file,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        # a shell that runs the tests in the background has them ignore SIGINT, and this command too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs/tiny/metrics.jsonl").exists() and time.monotonic() < deadline:

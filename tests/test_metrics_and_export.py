@@ -16,9 +16,9 @@ def test_durations_read_as_people_say_them(seconds, said):
     assert metrics.duration(seconds) == said
 
 
-def test_the_ceiling_is_not_above_what_the_same_product_takes_alone():
-    flops = metrics.measure_matmul_flops(torch.device("cpu"), torch.float32, seconds=0.2)
-    assert 1e8 < flops < 1e14
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_the_ceiling_is_measured_at_least_once(seconds):
+    assert 0 < metrics.measure_matmul_flops(torch.device("cpu"), torch.float32, seconds) < float("inf")
 
 
 @pytest.fixture

@@ -29,9 +29,8 @@ def plan(
     """Describe a run, from its resolved settings and opened data, without building it."""
     with torch.device("meta"):
         empty = model.build(config, recipe.seed)
-    if (
-        recipe.initialisation.neighbour_heads
-    ):  # on the meta device it computes nothing, but it refuses what it cannot do
+    # on the meta device this computes nothing, but it refuses what it cannot do
+    if recipe.initialisation.neighbour_heads:
         initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
     parameters, trainable = model.count_parameters(empty)
     train = rows["train"]

@@ -1,4 +1,4 @@
-"""From shards to micro-batches: order, packing and masking put together. No state but `consumed_rows`."""
+"""From rows on disk to micro-batches: order and masking put together. No state but `consumed_rows`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from scaler import masking, order
 from scaler.errors import ScalerError
-from scaler.packing import SPECIAL_TOKENS, RowTable
-from scaler.token_shards import TokenDataset
+from scaler.token_rows import TokenRows
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class RowReader:
     """Reads packed rows of one split and masks them.
 
     Args:
-        dataset: the split's shards.
-        table: its rows.
+        rows: of the split.
         vocabulary: special ids of the tokenizer.
         masked: masked positions a row.
         first_position: position id at which each document starts (RoBERTa: pad id + 1; BERT, DistilBERT: 0).
@@ -66,14 +64,13 @@ class RowReader:
 
     def __init__(
         self,
-        dataset: TokenDataset,
-        table: RowTable,
+        rows: TokenRows,
         vocabulary: Vocabulary,
         masked: int,
         first_position: int,
         seed: int,
     ) -> None:
-        self.dataset, self.table, self.vocabulary = dataset, table, vocabulary
+        self.rows, self.vocabulary = rows, vocabulary
         self.masked, self.first_position, self.seed = masked, first_position, seed
         self._ordinary_ids = vocabulary.ordinary_ids()
         self._is_ordinary = np.ones(vocabulary.size, dtype=bool)
@@ -81,7 +78,7 @@ class RowReader:
 
     def at(self, consumed_rows: int, count: int) -> Batch:
         """The next `count` rows of a run that has consumed `consumed_rows`."""
-        return self.read(*order.rows_at(consumed_rows, count, self.table.n_rows, self.seed))
+        return self.read(*order.rows_at(consumed_rows, count, len(self.rows), self.seed))
 
     def read(self, epochs: np.ndarray, rows: np.ndarray) -> Batch:
         """Read and mask the given rows as they are in the given epochs: both int64 (rows,)."""
@@ -98,38 +95,20 @@ class RowReader:
         return Batch(*map(torch.from_numpy, (input_ids, position_ids, segment_ids, positions, labels)))
 
     def assemble(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Lay the chunks of each row end to end: unmasked input ids, position ids, segment ids.
+        """The given rows, unmasked: input ids, position ids, segment ids, each int64 (rows, seq_len).
 
-        Each int64 (rows, seq_len). A row is a run of pieces: its chunks, each with its two special tokens, and a last
-        piece of padding, possibly empty, so that the pieces of a batch cover it without a gap.
+        A begin token opens a document wherever it stands, and each row begins with one.
         """
-        table, seq_len = self.table, self.table.seq_len
-        counts = table.row_starts[rows + 1] - table.row_starts[rows]  # (rows,), chunks in each
-        first = np.cumsum(counts + 1) - (counts + 1)  # (rows,), each row's first piece
-        pads = first + counts  # (rows,), each row's last piece
-        n_pieces = int(counts.sum()) + len(rows)
-        number = np.arange(n_pieces) - np.repeat(first, counts + 1)  # (pieces,), place in its row
-        is_chunk = np.ones(n_pieces, dtype=bool)
-        is_chunk[pads] = False
-        chunk = (np.repeat(table.row_starts[rows], counts + 1) + number)[is_chunk]
-        lengths = table.chunk_lengths[chunk]  # (chunks,), without special tokens
-        sizes = np.zeros(n_pieces, dtype=np.int64)
-        sizes[is_chunk] = lengths + SPECIAL_TOKENS
-        sizes[pads] = seq_len - np.add.reduceat(sizes, first)
-        starts = np.cumsum(sizes) - sizes  # (pieces,), in the flattened batch
-        places = starts[is_chunk]
-        segments = number + 1
-        segments[pads] = 0
-        origins = self.first_position - starts  # (pieces,), position id less place in the batch
-        total = len(rows) * seq_len
-
-        input_ids = np.full(total, self.vocabulary.pad_id, dtype=np.int64)
-        input_ids[places] = self.vocabulary.begin_id
-        input_ids[places + lengths + 1] = self.vocabulary.end_id
-        self.dataset.copy_into(input_ids, places + 1, table.chunk_offsets[chunk], lengths)
-        segment_ids = np.repeat(segments, sizes)
-        position_ids = np.repeat(origins, sizes)
-        position_ids += np.arange(total)
-        position_ids[segment_ids == 0] = max(0, self.first_position - 1)
-        shape = (len(rows), seq_len)
-        return input_ids.reshape(shape), position_ids.reshape(shape), segment_ids.reshape(shape)
+        narrow = self.rows.take(rows)
+        flat = narrow.reshape(-1)
+        starts = np.flatnonzero(flat == self.vocabulary.begin_id)  # (documents,), padding belongs to the one before it
+        sizes = np.diff(starts, append=len(flat))
+        row = starts // self.rows.seq_len
+        number = np.arange(len(starts)) - np.searchsorted(starts, row * self.rows.seq_len)
+        segment_ids = np.repeat(number + 1, sizes)
+        position_ids = np.repeat(self.first_position - starts, sizes)
+        position_ids += np.arange(len(flat))
+        padding = np.flatnonzero(flat == self.vocabulary.pad_id)
+        segment_ids[padding] = 0
+        position_ids[padding] = max(0, self.first_position - 1)
+        return narrow.astype(np.int64), position_ids.reshape(narrow.shape), segment_ids.reshape(narrow.shape)

@@ -28,7 +28,7 @@ class HeldOut:
 
 def heldout_rows(reader: RowReader, micro_rows: int) -> list[np.ndarray]:
     """The held-out rows in batches of at most `micro_rows`: int64 arrays."""
-    rows = np.arange(reader.table.n_rows)
+    rows = np.arange(len(reader.rows))
     return [rows[start : start + micro_rows] for start in range(0, len(rows), micro_rows)]
 
 
@@ -70,7 +70,7 @@ def unigram_entropy(reader: RowReader, unigram_counts: np.ndarray) -> float:
 
 def filled_masks(engine: Callable[..., Any], reader: RowReader, tokenizer: Any, world: World, count: int = 6) -> str:
     """Guess a few held-out masks and show them in their context, as Markdown. Every rank must call it."""
-    rows = np.arange(min(count, reader.table.n_rows))
+    rows = np.arange(min(count, len(reader.rows)))
     batch = read_fixed(reader, rows)
     with torch.no_grad():
         _, logits = engine(batch.to(world_facts.device(world)))

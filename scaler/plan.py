@@ -48,16 +48,16 @@ def plan(
         "trainable_parameters": trainable,
         "rows": {
             split: {
-                "rows": reader.table.n_rows,
-                "real_token_share": round(reader.table.real_share, 5),
+                "rows": len(reader.rows),
+                "real_token_share": round(reader.rows.real_share, 5),
                 "masked_per_row": reader.masked,
-                "dropped_rows": reader.table.dropped_rows,
+                "dropped_rows": reader.rows.dropped_rows,
             }
             for split, reader in rows.items()
         },
         "steps": recipe.training.steps,
         "tokens": seen * seq_len,
-        "epochs": round(seen / train.table.n_rows, 2),
+        "epochs": round(seen / len(train.rows), 2),
         "training_flops": seen * model.flops_per_row(empty, seq_len, train.masked),
         "bytes_per_weight": bytes_each,
         "memory_per_rank_bytes": memory,

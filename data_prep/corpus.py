@@ -1,29 +1,28 @@
 """Write a corpus folder: `python -m data_prep.corpus aws-docs --out data/mine/corpus`.
 
-The source is "aws-docs", a file or folder of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a Hugging Face
-data set id. The folder holds SPLIT-NNNNN.jsonl.zst files, a document a line, and a manifest.
+A source is "aws-docs", a file or folder of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a Hugging Face data
+set id. The folder holds the documents as they are, each in the split that its hash says, and a manifest.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
-import json
+from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
-import zstandard
 
-from data_prep import folders, sources
+from data_prep import folders, sources, texts
+from data_prep.team import Task, Team, gathered
 from scaler.errors import ScalerError, command
-from scaler.recipe import Corpus
-from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, checksum, write_json
+from scaler.recipe import Corpus, Source
 
 MIB = 1 << 20
 BUCKETS = 1 << 32
-ZSTD_LEVEL = 3
 
 
 def split_of(text: str, heldout_percent: float) -> str:
@@ -32,82 +31,108 @@ def split_of(text: str, heldout_percent: float) -> str:
     return "heldout" if bucket < heldout_percent / 100 * BUCKETS else "train"
 
 
-class PartWriter:
-    """Writes one split as files of about `part_bytes` of text each."""
+def read_piece(piece: sources.Piece, name: str, settings: Corpus, cap: float, folder: Path) -> dict[str, Any]:
+    """Write the documents of one piece of a source; return the entries of the files and the count of blank documents.
 
-    def __init__(self, folder: Path, split: str, part_bytes: int) -> None:
-        self.folder, self.split, self.part_bytes = folder, split, part_bytes
-        self.entries: list[dict[str, Any]] = []
-        self._file: io.TextIOWrapper | None = None
-
-    def write(self, text: str) -> None:
-        """Add a document."""
-        if self._file is None:
-            name = f"{self.split}-{len(self.entries):05d}.jsonl.zst"
-            self.entries.append({"name": name, "documents": 0, "characters": 0, "bytes": 0})
-            raw = (self.folder / name).open("wb")
-            compressed = zstandard.ZstdCompressor(ZSTD_LEVEL).stream_writer(raw, closefd=True)
-            self._file = io.TextIOWrapper(compressed, encoding="utf-8", write_through=True)
-        self._file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-        entry = self.entries[-1]
-        entry["documents"] += 1
-        entry["characters"] += len(text)
-        entry["bytes"] += len(text.encode())
-        if entry["bytes"] >= self.part_bytes:
-            self.close()
-
-    def close(self) -> None:
-        """Finish the file that is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            self.entries[-1]["xxh3"] = checksum(self.folder / self.entries[-1]["name"])
+    `cap` is the bytes of text after which no more is read.
+    """
+    writers = {
+        split: texts.Writer(folder, f"{split}-{name}", piece.source.name, settings.part_mib * MIB)
+        for split in texts.SPLITS
+    }
+    blank, taken = 0, 0
+    ids: list[int] = []
+    for document in sources.read(piece, settings.max_document_mib * MIB):
+        if not document.text.strip():
+            blank += 1
+            continue
+        writers[split_of(document.text, settings.heldout_percent)].write(document)
+        if document.id is not None:
+            ids.append(xxhash.xxh3_64_intdigest(document.id.encode()))
+        taken += len(document.text.encode())
+        if taken >= cap:
+            break
+    for writer in writers.values():
+        writer.close()
+    np.save(folder / folders.TASKS / f"{name}.npy", np.asarray(ids, dtype=np.uint64))
+    return {"files": [(split, entry) for split in writers for entry in writers[split].entries], "blank": blank}
 
 
-def make(settings: Corpus, folder: Path) -> bool:
+def make(settings: Corpus, folder: Path, team: Team) -> bool:
     """Write the corpus unless the folder already is what these settings make; say whether it was written.
 
-    Raises: ScalerError when the source cannot be read or a split would be empty.
+    Raises: ScalerError when a source cannot be read, is empty, names two documents alike or holds the folder, or a
+    split is empty.
     """
-    made_from = {"settings": dataclasses.asdict(settings), "source": sources.identity(settings)}
+    for source in settings.sources:
+        if Path(source.source).is_dir() and folder.resolve().is_relative_to(Path(source.source).resolve()):
+            raise ScalerError(f"{folder}: lies in the source {source.source}, which would hold it; name another folder")
+    cut = {source: sources.pieces(source, settings.part_mib * MIB) for source in settings.sources}
+    made_from = {
+        "settings": {
+            **dataclasses.asdict(settings),
+            "sources": [_what_is_read(source) for source in cut],
+            "tokens": None,
+        },
+        "sources": {source.name: sources.identity(source, pieces) for source, pieces in cut.items()},
+    }
     if folders.is_current(folder, "corpus", made_from):
         return False
-    with folders.staged(folder, "corpus") as partial:
-        writers = {split: PartWriter(partial, split, settings.part_mib * MIB) for split in ("train", "heldout")}
-        short = 0
-        for text in sources.documents(settings):
-            if len(text) < settings.min_characters or not text.strip():
-                short += 1
-                continue
-            writers[split_of(text, settings.heldout_percent)].write(text)
-        for writer in writers.values():
-            writer.close()
-            if not writer.entries:
-                raise ScalerError(
-                    f"{settings.source}: the {writer.split} split would be empty ({short:,} documents were shorter "
-                    f"than corpus.min_characters={settings.min_characters}); bring more documents, or change "
-                    f"corpus.heldout_percent={settings.heldout_percent}"
-                )
-        splits = {split: writer.entries for split, writer in writers.items()}
-        every = [entry for entries in splits.values() for entry in entries]
-        write_json(
-            partial / MANIFEST,
-            {
-                "format": MANIFEST_FORMAT,
-                "kind": "corpus",
-                "made_from": made_from,
-                "sources": [
-                    {
-                        "source": settings.source,
-                        "documents": sum(entry["documents"] for entry in every),
-                        "characters": sum(entry["characters"] for entry in every),
-                        "dropped_short": short,
-                    }
-                ],
-                "splits": splits,
-            },
+    with folders.staged(folder, "corpus", made_from) as partial:
+        tasks = {
+            source.name: [
+                Task(name, piece.size, read_piece, (piece, name, settings, _cap(source, len(pieces)), partial))
+                for number, piece in enumerate(pieces)
+                for name in [f"{source.name}-{number:05d}"]
+            ]
+            for source, pieces in cut.items()
+        }
+        done = iter(team.run(list(chain.from_iterable(tasks.values())), partial, "reading"))
+        records = {name: list(islice(done, len(of_source))) for name, of_source in tasks.items()}
+        files = [(split, entry) for done in records.values() for r in done for split, entry in r["files"]]
+        counts = [_count(source, records[source.name], files) for source in settings.sources]
+        for source in settings.sources:
+            if source.id_field:
+                _refuse_equal_ids(source, [partial / folders.TASKS / f"{task.name}.npy" for task in tasks[source.name]])
+        remedy = f"bring more documents, or change corpus.heldout_percent={settings.heldout_percent}"
+        folders.write_manifest(
+            partial,
+            "corpus",
+            made_from,
+            sources=counts,
+            history=[{"stage": "corpus", "settings": made_from["settings"]}],
+            splits=texts.split_manifest(files, remedy),
         )
     return True
+
+
+def _what_is_read(source: Source) -> dict[str, Any]:
+    """The settings of a source but for its part of the mix, which comes later."""
+    return {**dataclasses.asdict(source), "weight": None, "epochs": None}
+
+
+def _cap(source: Source, pieces: int) -> float:
+    return float("inf") if source.max_mib is None else source.max_mib * MIB / pieces
+
+
+def _count(source: Source, records: list[dict[str, Any]], files: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    total: Counter[str] = Counter()
+    for _, entry in files:
+        if entry["source"] == source.name:
+            total.update({what: entry[what] for what in ("documents", "characters", "bytes")})
+    if not total:
+        raise ScalerError(f"{source.source}: holds no text; take it out of corpus.sources, or bring its documents")
+    return {"name": source.name, "source": source.source, **total, "blank": sum(record["blank"] for record in records)}
+
+
+def _refuse_equal_ids(source: Source, paths: list[Path]) -> None:
+    """Raises ScalerError where two documents bear one id. Takes 8 bytes of memory a document."""
+    ids = np.sort(np.concatenate([np.load(path) for path in paths]))
+    if len(ids) > 1 and (again := int((ids[1:] == ids[:-1]).sum())):
+        raise ScalerError(
+            f"{source.source}: {again:,} documents bear an id in {source.id_field!r} that another one bears; "
+            "make the ids unique, or leave id_field out"
+        )
 
 
 @command
@@ -116,19 +141,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source")
+    parser.add_argument("source", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("data/corpus"), help="folder to write (data/corpus)")
-    for field in dataclasses.fields(Corpus):
-        if field.name != "source":
-            kind = float if field.name == "heldout_percent" else int if field.type == "int" else str
-            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"({field.default})")
+    parser.add_argument("--processes", type=int, help="(one a core)")
+    kinds = {"int": int, "float": float}
+    for owner in (Source, Corpus):
+        for field in dataclasses.fields(owner):
+            if field.name not in ("source", "sources", "name", "weight", "epochs", "tokens"):
+                kind = kinds.get(str(field.type).removesuffix(" | None"), str)
+                parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"({field.default})")
     arguments = vars(parser.parse_args())
-    out = arguments.pop("out")
-    written = make(Corpus(**arguments), out)
-    manifest = folders.read_manifest(out, "corpus")
-    for split, entries in manifest["splits"].items():
-        documents, size = (sum(entry[what] for entry in entries) for what in ("documents", "bytes"))
-        print(f"{split:<8} {documents:>12,} documents  {size / 1e6:>10,.1f} MB  {len(entries)} files")
+    out, processes = arguments.pop("out"), arguments.pop("processes")
+    of_source = {
+        field.name: arguments.pop(field.name)
+        for field in dataclasses.fields(Source)
+        if field.name in arguments and field.name != "source"
+    }
+    listed = tuple(Source(source=source, **of_source) for source in arguments.pop("source"))
+    with gathered(processes) as team:
+        written = make(Corpus(sources=listed, **arguments), out, team)
+    print(texts.describe(out))
     print(f"{out} {'written' if written else 'is up to date'}")
 
 

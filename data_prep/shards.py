@@ -1,125 +1,95 @@
-"""Tokenise a corpus into shards: `python -m data_prep.shards CORPUS TOKENIZER --out DIR --processes 8`.
+"""Tokenise text into shards: `python -m data_prep.shards TEXT TOKENIZER --out DIR --processes 8`.
 
-Every corpus file becomes one shard of Megatron-LM's .bin/.idx format, so the shards hang on the corpus alone and not
+Every file of text becomes one shard of Megatron-LM's .bin/.idx format, so the shards hang on the text alone and not
 on the number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
-from data_prep import folders, sources
+from data_prep import folders, texts
+from data_prep.team import Task, Team, gathered
+from data_prep.token_shards import Shard, write_shard
 from scaler.errors import ScalerError, command
-from scaler.recipe import Corpus
-from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, Shard, checksum, dtype_for, write_json, write_shard
+from scaler.manifests import check_file, read_manifest
+from scaler.token_rows import dtype_for
 
 DOCUMENTS_AT_ONCE = 1000
-UNIGRAM = "unigram.npy"
 
 
-def tokenize_part(part: Path, tokenizer_file: Path, prefix: Path, dtype: np.dtype[Any]) -> tuple[dict[str, Any], Any]:
-    """Tokenise one corpus file into one shard, without special tokens.
+def tokenize_file(
+    text: Path, entry: dict[str, Any], tokenizer_file: Path, tokenizer_xxh3: str, prefix: Path, vocab_size: int
+) -> dict[str, Any]:
+    """Tokenise one file of text into one shard, without special tokens; return the shard's manifest entry."""
+    tokenizer = _tokenizer(tokenizer_file, tokenizer_xxh3)
 
-    Returns: the shard's manifest entry, and how often each token occurs: int64 (vocabulary,).
-    """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        documents = (document.text for document in texts.read(text, entry))
+        while group := list(islice(documents, DOCUMENTS_AT_ONCE)):
+            ids = [found.ids for found in tokenizer.encode_batch_fast(group, add_special_tokens=False)]
+            lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+            yield np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=int(lengths.sum())), lengths
+
+    return {**write_shard(prefix, batches(), dtype_for(vocab_size), vocab_size), "source": entry["source"]}
+
+
+@lru_cache(maxsize=1)  # a process keeps it, for tokenizers 0.23 never gives back the memory of one that was used
+def _tokenizer(file: Path, xxh3: str) -> Tokenizer:
+    check_file(file, xxh3)
+    tokenizer = Tokenizer.from_file(str(file))
     tokenizer.encode_special_tokens = True  # a document that spells "<mask>" holds these six characters
-    vocab_size = tokenizer.get_vocab_size()
-
-    def documents() -> Iterator[np.ndarray]:
-        texts = sources.read_file(part, Corpus(source=""))
-        while group := list(islice(texts, DOCUMENTS_AT_ONCE)):
-            for encoding in tokenizer.encode_batch_fast(group, add_special_tokens=False):
-                yield np.asarray(encoding.ids, dtype=np.int64)
-
-    entry = write_shard(prefix, documents(), dtype, vocab_size)
-    return entry, np.bincount(Shard(prefix).ids, minlength=vocab_size)
+    return tokenizer
 
 
-def make(corpus: Path, tokenizer: Path, folder: Path, processes: int) -> bool:
-    """Tokenise the corpus unless the folder already is what it makes; say whether it was written.
+def make(text: Path, tokenizer: Path, folder: Path, team: Team) -> bool:
+    """Tokenise the text unless the folder already is what it makes; say whether it was written.
 
-    Raises: ScalerError when corpus or tokenizer are damaged or absent, or a process dies.
+    Raises: ScalerError when text or tokenizer are damaged or absent, or a process dies.
     """
-    if processes < 1:
-        raise ScalerError(f"processes={processes}, but at least 1 has to tokenise")
-    manifest = folders.read_manifest(corpus, "corpus")
-    tokenizer_manifest = folders.read_manifest(tokenizer, "tokenizer")
-    tokenizer_file = tokenizer / "tokenizer.json"
-    tokenizer_xxh3 = _whole(tokenizer_file, tokenizer_manifest["tokenizer_xxh3"])
-    made_from = {"corpus": folders.checksum_of_manifest(corpus, "corpus"), "tokenizer": tokenizer_xxh3}
+    content = texts.manifest(text)
+    of_tokenizer = read_manifest(tokenizer, "tokenizer")
+    tokenizer_file, tokenizer_xxh3 = tokenizer / "tokenizer.json", of_tokenizer["tokenizer_xxh3"]
+    check_file(tokenizer_file, tokenizer_xxh3)
+    made_from = {"text": folders.checksum_of_manifest(text, content["kind"]), "tokenizer": tokenizer_xxh3}
     if folders.is_current(folder, "shards", made_from) and _can_be_opened(folder):
         return False
-    vocab_size = int(tokenizer_manifest["vocab_size"])
-    dtype = dtype_for(vocab_size)
-    parts = [(split, entry) for split, entries in manifest["splits"].items() for entry in entries]
-    for _, entry in parts:
-        _whole(corpus / entry["name"], entry["xxh3"])
-    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in manifest["splits"]}
-    unigram = np.zeros(vocab_size, dtype=np.int64)
-    with folders.staged(folder, "shards") as partial:
-        size = sum(entry["bytes"] for _, entry in parts)
-        # disable=None: no bar without a terminal
-        bar = tqdm(total=size, unit="B", unit_scale=True, desc="tokenising", disable=None)
-        workers = ProcessPoolExecutor(
-            min(processes, len(parts)), mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker
-        )
-        try:
-            jobs = {}
-            # Workers are started here and inherit it: Ctrl-C reaches the parent alone, which ends them
-            heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            for split, entry in parts:
-                prefix = partial / entry["name"].removesuffix(".jsonl.zst")
-                job = workers.submit(tokenize_part, corpus / entry["name"], tokenizer_file, prefix, dtype)
-                jobs[job] = (split, entry)
-            signal.signal(signal.SIGINT, heard)
-            for job in as_completed(jobs):
-                split, part = jobs[job]
-                entry, counts = job.result()
-                splits[split].append(entry)
-                if split == "train":
-                    unigram += counts
-                bar.update(part["bytes"])
-        except BrokenProcessPool as error:
-            raise ScalerError(
-                f"{folder}: a tokenising process died (out of memory?); run again with fewer --processes"
-            ) from error
-        finally:
-            workers.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-                process.join()  # or it might write on while the unfinished folder is removed
-            bar.close()
-        write_manifest(partial, splits, unigram, vocab_size, tokenizer_xxh3, manifest["sources"], made_from)
+    vocab_size = int(of_tokenizer["vocab_size"])
+    with folders.staged(folder, "shards", made_from) as partial:
+        files = [(split, entry) for split in texts.SPLITS for entry in texts.entries(content, split)]
+        tasks = [
+            Task(
+                entry["name"],
+                entry["bytes"],
+                tokenize_file,
+                (text, entry, tokenizer_file, tokenizer_xxh3, partial / entry["name"], vocab_size),
+            )
+            for _, entry in files
+        ]
+        splits: dict[str, list[dict[str, Any]]] = {split: [] for split in texts.SPLITS}
+        for (split, _), entry in zip(files, team.run(tasks, partial, "tokenising"), strict=True):
+            splits[split].append(entry)
+        history = [
+            *content["history"],
+            *of_tokenizer.get("history", [])[-1:],
+            {"stage": "shards", "settings": {"vocab_size": vocab_size, "dtype": dtype_for(vocab_size).name}},
+        ]
+        write_manifest(partial, splits, vocab_size, tokenizer_xxh3, content["sources"], made_from, history)
     return True
-
-
-def _whole(path: Path, xxh3: str) -> str:
-    """The checksum of a file, which is to be `xxh3`. Raises ScalerError when the file is missing or damaged."""
-    if not path.is_file() or checksum(path) != xxh3:
-        raise ScalerError(f"{path}: missing or damaged (its checksum differs); delete {path.parent} and make it again")
-    return xxh3
 
 
 def _can_be_opened(folder: Path) -> bool:
     """Whether every shard is there and of full length."""
     try:
-        for entries in folders.read_manifest(folder, "shards")["splits"].values():
+        for entries in read_manifest(folder, "shards")["splits"].values():
             for entry in entries:
                 Shard(folder / entry["name"])
     except ScalerError:
@@ -130,55 +100,38 @@ def _can_be_opened(folder: Path) -> bool:
 def write_manifest(
     folder: Path,
     splits: dict[str, list[dict[str, Any]]],
-    unigram: np.ndarray,
     vocab_size: int,
     tokenizer_xxh3: str,
     sources_entry: list[dict[str, Any]],
     made_from: dict[str, Any],
+    history: list[dict[str, Any]],
     strip_ids: Sequence[int] = (),
 ) -> None:
-    """Write the token counts and the manifest, which make a folder of shards a dataset."""
-    np.save(folder / UNIGRAM, unigram)
-    write_json(
-        folder / MANIFEST,
-        {
-            "format": MANIFEST_FORMAT,
-            "kind": "shards",
-            "made_from": made_from,
-            "vocab_size": vocab_size,
-            "tokenizer_xxh3": tokenizer_xxh3,
-            "strip_ids": list(strip_ids),
-            "unigram_xxh3": checksum(folder / UNIGRAM),
-            "sources": sources_entry,
-            "splits": {
-                split: sorted(entries, key=lambda entry: str(entry["name"])) for split, entries in splits.items()
-            },
-        },
+    """Write the manifest, which makes a folder of shards a dataset."""
+    folders.write_manifest(
+        folder,
+        "shards",
+        made_from,
+        vocab_size=vocab_size,
+        tokenizer_xxh3=tokenizer_xxh3,
+        strip_ids=list(strip_ids),
+        sources=sources_entry,
+        history=history,
+        splits=splits,
     )
-
-
-def _begin_worker() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker once the parent is gone, killed perhaps; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @command
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.shards", description=__doc__)
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("text", type=Path, help="folder that corpus, clean or dedup wrote")
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(one a core)")
+    parser.add_argument("--processes", type=int, help="(one a core)")
     arguments = parser.parse_args()
-    written = make(arguments.corpus, arguments.tokenizer, arguments.out, arguments.processes)
+    with gathered(arguments.processes) as team:
+        written = make(arguments.text, arguments.tokenizer, arguments.out, team)
     print(f"{arguments.out} {'written' if written else 'is up to date'}")
 
 

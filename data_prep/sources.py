@@ -1,48 +1,111 @@
-"""Where documents come from: the AWS documentation in botocore, local files and folders, Hugging Face data sets."""
+"""Where documents come from: the AWS documentation in botocore, local files and folders, Hugging Face data sets.
+
+A source is cut into pieces, which are read independently of each other: files, ranges of large files, files of a hub
+data set. The pieces hang on the source alone, so what is read is the same however many processes read it.
+"""
 
 from __future__ import annotations
 
 import gzip
-import html
 import io
 import itertools
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterator
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+from data_prep import aws_docs
+from data_prep.texts import Document
 from scaler.errors import ScalerError
-from scaler.recipe import Corpus
+from scaler.recipe import Source
 
 AWS_DOCS = "aws-docs"
+AWS_PIECES = 16
 EXTENSIONS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-TAG = re.compile(r"<[^>]+>")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ERROR_CHARACTERS = 200
+MIB = 1 << 20
+FEW_ROWS = 1000  # of a Parquet file, read at once
 
 
-def identity(settings: Corpus) -> dict[str, Any]:
-    """What the source is made of, so that a change of it is seen: a version, or files with sizes and times."""
-    if settings.source == AWS_DOCS:
-        return {"botocore": _botocore_version()}
-    path = Path(settings.source)
-    if path.exists():
-        return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in find_files(path)}
-    return {"hub": settings.source}
+@dataclass(frozen=True)
+class Span:
+    """Bytes `begin` to `end` of a file (to its end if None), which is of this size and time of change."""
+
+    path: Path
+    size: int
+    changed: int
+    begin: int = 0
+    end: int | None = None
 
 
-def documents(settings: Corpus) -> Iterator[str]:
-    """The texts of a corpus, in a fixed order. Raises ScalerError for input that cannot be read."""
-    if settings.source == AWS_DOCS:
-        yield from aws_docs()
-    elif Path(settings.source).exists():
-        for file in find_files(Path(settings.source)):
-            yield from read_file(file, settings)
-    else:
-        yield from hub(settings)
+class Place(NamedTuple):
+    """A line: which one of those from byte `begin` of a file on, 1 for the first. Counted through only when said."""
+
+    path: Path
+    begin: int
+    number: int
+
+    def __str__(self) -> str:
+        number = self.number
+        if self.begin:
+            with self.path.open("rb") as file:
+                number += _count_lines(file, self.begin)
+        return f"{self.path}, line {number}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a source: spans of files, or one of `of` shares of a hub data set or of the AWS documentation."""
+
+    source: Source
+    spans: tuple[Span, ...] = ()
+    share: int = 0
+    of: int = 1
+    size: int = 1
+
+
+def pieces(source: Source, piece_bytes: int) -> list[Piece]:
+    """Cut a source into pieces of about `piece_bytes`. Raises ScalerError when there is nothing to read."""
+    if source.source == AWS_DOCS:
+        aws_docs.version()
+        return [Piece(source, share=share, of=AWS_PIECES) for share in range(AWS_PIECES)]
+    path = Path(source.source)
+    if not path.exists():
+        shares = _hub_rows(source).num_shards
+        return [Piece(source, share=share, of=shares) for share in range(shares)]
+    cut: list[Piece] = []
+    spans: list[Span] = []
+    for span in itertools.chain.from_iterable(_spans(file, source, piece_bytes) for file in find_files(path)):
+        spans.append(span)
+        size = sum((s.size if s.end is None else s.end) - s.begin for s in spans)
+        if size >= piece_bytes:
+            cut.append(Piece(source, tuple(spans), size=size))
+            spans = []
+    if spans:
+        cut.append(Piece(source, tuple(spans), size=sum((s.size if s.end is None else s.end) - s.begin for s in spans)))
+    return cut
+
+
+def _spans(file: Path, source: Source, span_bytes: int) -> Iterator[Span]:
+    """Ranges of a file whose documents are lines; others can only be read from the start to the end."""
+    found = file.stat()
+    lines = file.name.endswith(".jsonl") or (file.name.endswith(".txt") and source.text_unit == "line")
+    step = span_bytes if lines and found.st_size > span_bytes else max(1, found.st_size)
+    for begin in range(0, max(1, found.st_size), step):
+        end = None if begin + step >= found.st_size else begin + step
+        yield Span(file, found.st_size, found.st_mtime_ns, begin, end)
+
+
+def identity(source: Source, cut: list[Piece]) -> dict[str, Any]:
+    """What a source is made of, so that a change of it is seen: a version, or files with sizes and times."""
+    if source.source == AWS_DOCS:
+        return {"botocore": aws_docs.version()}
+    files = {str(span.path): [span.size, span.changed] for piece in cut for span in piece.spans}
+    return files or {"hub": source.source, "revision": source.hub_revision, "shares": len(cut)}
 
 
 def find_files(path: Path) -> list[Path]:
@@ -54,54 +117,139 @@ def find_files(path: Path) -> list[Path]:
     return found
 
 
-def read_file(path: Path, settings: Corpus) -> Iterator[str]:
-    """The documents of one file. Raises ScalerError that names file and place when it cannot be read."""
+def read(piece: Piece, max_bytes: int) -> Iterator[Document]:
+    """The documents of a piece, in a fixed order.
+
+    Raises: ScalerError that names file and place for input that cannot be read, has changed since the piece was cut,
+    or has a document of more than `max_bytes`.
+    """
+    if piece.source.source == AWS_DOCS:
+        yield from map(Document, aws_docs.documents(piece.share, piece.of))
+    elif piece.spans:
+        for span in piece.spans:
+            yield from _read_span(span, piece.source, max_bytes)
+    else:
+        yield from _hub(piece, max_bytes)
+
+
+def _read_span(span: Span, source: Source, max_bytes: int) -> Iterator[Document]:
+    path = span.path
     try:
+        _refuse_change(span)
         if path.name.endswith(".parquet"):
-            yield from _parquet(path, settings.text_field)
+            yield from _parquet(path, source, max_bytes)
         elif path.name.endswith(".txt"):
-            yield from _text(path, settings.text_unit)
+            yield from map(Document, _text(span, source.text_unit, max_bytes))
         else:
-            yield from _json_lines(path, settings.text_field)
+            for where, line in _lines(span, max_bytes):
+                if line.strip():
+                    yield from _documents(_parse(line, where), source, where, max_bytes)
+        _refuse_change(span)
     except UnicodeDecodeError as error:
         raise ScalerError(
             f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}); convert it, for example "
             f"with `iconv -f latin1 -t utf-8`"
         ) from error
+    except FileNotFoundError as error:
+        raise ScalerError(f"{path}: has vanished while the corpus was read; bring it back and run again") from error
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise ScalerError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
         raise ScalerError(f"{path}: the file is damaged or cut short ({error}); fetch it again") from error
 
 
-def _open(path: Path) -> IO[str]:
+def _refuse_change(span: Span) -> None:
+    found = span.path.stat()
+    if (found.st_size, found.st_mtime_ns) != (span.size, span.changed):
+        raise ScalerError(f"{span.path}: has changed while it was read; let it be written to the end, and run again")
+
+
+def _open(path: Path) -> IO[bytes]:
     if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8")
+        return gzip.open(path)  # type: ignore[return-value]
     if path.name.endswith(".zst"):
         import pyarrow
 
         # pyarrow notices a stream that is cut short; the reader of the package zstandard just ends there
-        return io.TextIOWrapper(pyarrow.input_stream(path, compression="zstd"), encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+    return path.open("rb")
 
 
-def _json_lines(path: Path, text_field: str) -> Iterator[str]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ScalerError(f"{path}, line {number}: not JSON ({error}); repair or remove that line") from error
-            yield _field(record, text_field, f"{path}, line {number}")
+def _lines(span: Span, max_bytes: int) -> Iterator[tuple[Place, str]]:
+    """The lines that begin in a span, without their ends, and where each is."""
+    with _open(span.path) as file:
+        begin = 0
+        if span.begin:
+            begin = file.seek(span.begin - 1)
+            begin += len(_line(file, max_bytes, Place(span.path, begin, 1)))  # the one before ends here
+        at = begin
+        for number in itertools.count(1):
+            where = Place(span.path, begin, number)
+            if (span.end is not None and at >= span.end) or not (line := _line(file, max_bytes, where)):
+                return
+            start = len(BYTE_ORDER_MARK) if at == 0 and line.startswith(BYTE_ORDER_MARK) else 0
+            yield where, line[start:].decode().rstrip("\r\n")
+            at += len(line)
 
 
-def _field(record: Any, text_field: str, where: str) -> str:
-    if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-        known = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise ScalerError(f"{where}: no text in the field {text_field!r} (there: {known}); set corpus.text_field")
-    text = str(record[text_field])
+def _count_lines(file: IO[bytes], end: int) -> int:
+    """Line ends before the byte `end`."""
+    count, left = 0, end
+    while left and (block := file.read(min(left, MIB))):
+        count += block.count(b"\n")
+        left -= len(block)
+    return count
+
+
+def _line(file: IO[bytes], max_bytes: int, where: Place) -> bytes:
+    line = file.readline(max_bytes + 1)
+    if len(line) > max_bytes:
+        _refuse_length(where, max_bytes)
+    return line
+
+
+def _refuse_length(where: str | Path | Place, max_bytes: int) -> None:
+    raise ScalerError(
+        f"{where}: a document of more than {max_bytes // MIB} MiB; cut it, or raise corpus.max_document_mib"
+    )
+
+
+def _parse(line: str, where: Place) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ScalerError(f"{where}: not JSON ({error}); repair or remove that line") from error
+
+
+def _documents(record: Any, source: Source, where: str | Place, max_bytes: int) -> Iterator[Document]:
+    """The documents of a record: one, several where the field holds a list of texts, none where it holds null."""
+    name = None
+    if source.id_field:
+        name = record.get(source.id_field) if isinstance(record, dict) else None
+        if name is None:
+            raise ScalerError(f"{where}: no field {source.id_field!r} ({_there(record)}); set the id_field")
+        name = _unicode(str(name), where)
+    found = record
+    for key in source.text_field.split("."):
+        if isinstance(found, dict) and key in found and found[key] is None:
+            return
+        found = found.get(key) if isinstance(found, dict) else None
+    texts = found if isinstance(found, list) else [found]
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ScalerError(
+                f"{where}: no text in the field {source.text_field!r} ({_there(record)}); set the text_field"
+            )
+        if len(text) > max_bytes:
+            _refuse_length(where, max_bytes)
+        yield Document(_unicode(text, where), name if len(texts) == 1 or name is None else f"{name}.{number}")
+
+
+def _there(record: Any) -> str:
+    return f"there: {', '.join(map(str, record)) if isinstance(record, dict) else type(record).__name__}"
+
+
+def _unicode(text: str, where: str | Place) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a character, "\\ud800"
@@ -109,101 +257,81 @@ def _field(record: Any, text_field: str, where: str) -> str:
     return text
 
 
-def _text(path: Path, unit: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        if unit == "file":
-            yield file.read()
-        elif unit == "line":
-            yield from (line.rstrip("\n") for line in file)
-        else:
-            for blank, lines in itertools.groupby(file, key=lambda line: not line.strip()):
-                if not blank:
-                    yield "".join(lines).rstrip("\n")
+def _text(span: Span, unit: str, max_bytes: int) -> Iterator[str]:
+    if unit == "file":
+        if span.size > max_bytes:
+            _refuse_length(span.path, max_bytes)
+        yield span.path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode()
+    elif unit == "line":
+        yield from (line for _, line in _lines(span, max_bytes))
+    else:
+        for blank, group in itertools.groupby(_lines(span, max_bytes), key=lambda line: not line[1].strip()):
+            if not blank:
+                lines, size = [], 0
+                for where, line in group:
+                    lines.append(line)
+                    size += len(line)
+                    if size > max_bytes:
+                        _refuse_length(where, max_bytes)
+                yield "\n".join(lines)
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
+def _parquet(path: Path, source: Source, max_bytes: int) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
+    name = source.text_field.split(".")[0]
+    columns = {"text_field": name, **({"id_field": source.id_field} if source.id_field else {})}
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if text_field not in file.schema_arrow.names:
-            raise ScalerError(
-                f"{path}: no column {text_field!r} (there: {', '.join(file.schema_arrow.names)}); set corpus.text_field"
-            )
-        kind = file.schema_arrow.field(text_field).type
-        characters = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        if characters not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-            raise ScalerError(f"{path}: the column {text_field!r} is {kind}, not text; set corpus.text_field")
-        for batch in file.iter_batches(columns=[text_field]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
+        for key, column in columns.items():
+            if column not in file.schema_arrow.names:
+                raise ScalerError(
+                    f"{path}: no column {column!r} (there: {', '.join(file.schema_arrow.names)}); set the {key}"
+                )
+        kind = file.schema_arrow.field(name).type
+        while not pyarrow.types.is_string(kind) and hasattr(kind, "value_type"):
+            kind = kind.value_type
+        texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
+        if kind not in texts and not pyarrow.types.is_struct(kind):
+            raise ScalerError(f"{path}: the column {name!r} is {kind}, not text; set the text_field")
+        number = 0
+        for batch in file.iter_batches(batch_size=FEW_ROWS, columns=list(columns.values())):
+            for record in batch.to_pylist():
+                number += 1
+                yield from _documents(record, source, f"{path}, row {number}", max_bytes)
     except pyarrow.ArrowInvalid as error:
         reason = " ".join(str(error).split())
         raise ScalerError(f"{path}: not a whole Parquet file ({reason}); fetch it again") from error
 
 
-def hub(settings: Corpus) -> Iterator[str]:
-    """Stream a Hugging Face data set. Raises ScalerError when it cannot be loaded."""
+def _unloadable(source: Source, error: Exception) -> ScalerError:
+    reason = " ".join(str(error).split())[:MAX_ERROR_CHARACTERS]
+    return ScalerError(
+        f"{source.source!r}: no such file or folder, and no Hugging Face data set that can be loaded ({reason})"
+    )
+
+
+def _hub_rows(source: Source) -> Any:
     import datasets
 
     try:
-        rows = datasets.load_dataset(settings.source, settings.hub_config, split=settings.hub_split, streaming=True)
-        for number, record in enumerate(rows):
-            yield _field(record, settings.text_field, f"{settings.source}, row {number}")
-    except ScalerError:
-        raise
+        return datasets.load_dataset(
+            source.source, source.hub_config, split=source.hub_split, revision=source.hub_revision, streaming=True
+        )
     except Exception as error:  # the hub client's errors have no common base
-        reason = " ".join(str(error).split())[:MAX_ERROR_CHARACTERS]
-        raise ScalerError(
-            f"{settings.source!r}: no such file or folder, and no Hugging Face data set that can be loaded ({reason})"
-        ) from error
+        raise _unloadable(source, error) from error
 
 
-def _botocore_version() -> str:
-    try:
-        return metadata.version("botocore")
-    except metadata.PackageNotFoundError as error:
-        raise ScalerError("aws-docs needs the package botocore; install it with `pip install '.[aws-docs]'`") from error
-
-
-def aws_docs() -> Iterator[str]:
-    """The AWS API reference that botocore carries, as plain text, each distinct page once.
-
-    A page is a service, an operation with the parameters that go in and come out, or a data type with its members.
-    Only the newest version of each API is read, for older ones repeat most of it.
-    """
-    _botocore_version()
-    from botocore.loaders import Loader
-
-    loader = Loader()
-    seen: set[str] = set()
-    for service in loader.list_available_services("service-2"):
-        for page in _pages(loader.load_service_model(service, "service-2")):
-            if page and page not in seen:
-                seen.add(page)
-                yield page
-
-
-def _plain(markup: str) -> str:
-    return " ".join(html.unescape(TAG.sub(" ", markup)).split())
-
-
-def _pages(api: dict[str, Any]) -> Iterator[str]:
-    shapes = api["shapes"]
-    in_operations = set()
-
-    def members(shape: dict[str, Any]) -> list[str]:
-        described = shape.get("members", {}).items()
-        return [f"{name}: {_plain(m['documentation'])}" for name, m in described if m.get("documentation")]
-
-    yield _plain(api.get("documentation", ""))
-    for operation in api["operations"].values():
-        lines = [_plain(operation.get("documentation", ""))]
-        for direction in ("input", "output"):
-            if direction in operation:
-                in_operations.add(operation[direction]["shape"])
-                lines += members(shapes[operation[direction]["shape"]])
-        yield "\n".join(filter(None, lines))
-    for name, shape in shapes.items():
-        if name not in in_operations:
-            yield "\n".join(filter(None, [_plain(shape.get("documentation", "")), *members(shape)]))
+def _hub(piece: Piece, max_bytes: int) -> Iterator[Document]:
+    """Stream one share of a Hugging Face data set. Raises ScalerError when it cannot be loaded."""
+    source = piece.source
+    rows = iter(_hub_rows(source).shard(num_shards=piece.of, index=piece.share))
+    for number in itertools.count():
+        try:
+            record = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # likewise
+            raise _unloadable(source, error) from error
+        yield from _documents(record, source, f"{source.source}, share {piece.share}, row {number}", max_bytes)

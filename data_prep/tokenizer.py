@@ -1,4 +1,4 @@
-"""Train a byte-level BPE on a corpus: `python -m data_prep.tokenizer CORPUS --out DIR --vocab_size 50265`.
+"""Train a byte-level BPE on a corpus: `python -m data_prep.tokenizer TEXT --out DIR --vocab_size 50265`.
 
 The folder is a Transformers tokenizer, RoBERTa's special tokens included.
 """
@@ -7,44 +7,86 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import json
+import dataclasses
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import xxhash
 from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
-from transformers import PreTrainedTokenizerFast
 
-from data_prep import folders, sources
-from scaler.errors import EXIT_INTERRUPTED, command
-from scaler.recipe import Corpus, Tokenizer
-from scaler.token_shards import MANIFEST, MANIFEST_FORMAT, checksum, write_json
+from data_prep import folders, texts
+from scaler.errors import EXIT_INTERRUPTED, ScalerError, command
+from scaler.manifests import checksum, read_manifest
+from scaler.recipe import Tokenizer
 
 # RoBERTa's order (Liu et al. 2019; fairseq's dictionary)
 SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 MASK_TOKEN = "<mask>"
 MAX_LENGTH = 512
+SAMPLE_SEED = 1  # another than that of the splits
 
 
-def texts(corpus: Path, split: str) -> Iterator[str]:
-    """The documents of one split of a corpus folder."""
-    for entry in folders.read_manifest(corpus, "corpus")["splits"][split]:
-        yield from sources.read_file(corpus / entry["name"], Corpus(source=""))
+def sample(text: Path, most_bytes: int) -> Iterator[str]:
+    """Training documents of a folder of text: all, or about `most_bytes` of them, chosen by their hash."""
+    files = texts.entries(texts.manifest(text), "train")
+    share = most_bytes / max(1, sum(entry["bytes"] for entry in files))
+    for entry in files:
+        for document in texts.read(text, entry):
+            if share >= 1 or xxhash.xxh3_64_intdigest(document.text.encode(), seed=SAMPLE_SEED) < share * 2**64:
+                yield document.text
 
 
-def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
-    """Train the tokenizer unless the folder already is what this corpus makes; say whether it was trained."""
-    made_from = {"corpus": folders.checksum_of_manifest(corpus, "corpus"), "vocab_size": settings.vocab_size}
+def special_ids(folder: Path) -> dict[str, int]:
+    """The ids that rows are laid out with: begin_id, end_id, pad_id.
+
+    Raises: ScalerError when one is not there, or two are the same: a begin id says where a document begins.
+    """
+    tokenizer = _loaded(folder)
+    ids = {"begin_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
+    for role, value in ids.items():
+        if value is None:
+            raise ScalerError(f"{folder}: the tokenizer has no {role[:-3]} token, which masked-LM rows need")
+    if len(set(ids.values())) < len(ids):
+        raise ScalerError(f"{folder}: its begin, end and pad tokens are not three different ones, as rows need")
+    return ids
+
+
+def every_special_id(folder: Path) -> list[int]:
+    """The ids of all special tokens, which are never masked, ascending."""
+    return sorted(_loaded(folder).all_special_ids)
+
+
+def _loaded(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # seconds, that each worker would spend too
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more narrow
+        reason = " ".join(str(error).split())
+        raise ScalerError(f"{folder}: not a tokenizer that Transformers can load ({reason})") from error
+
+
+def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
+    """Train the tokenizer unless the folder already is what this text makes; say whether it was trained."""
+    made_from = {
+        "text": folders.checksum_of_manifest(text, texts.manifest(text)["kind"]),
+        "vocab_size": settings.vocab_size,
+        "sample_mib": settings.sample_mib,
+    }
     if folders.is_current(folder, "tokenizer", made_from) and (folder / "tokenizer.json").is_file():
         return False
+    from transformers import PreTrainedTokenizerFast
+
     bpe = ByteLevelBPETokenizer()
     mask_token = AddedToken(MASK_TOKEN, lstrip=True, special=True)  # it stands for a word and the space before it
-    with folders.staged(folder, "tokenizer") as partial:
+    with folders.staged(folder, "tokenizer", made_from) as partial:
         _in_background(
             lambda: bpe.train_from_iterator(
-                texts(corpus, "train"),
+                sample(text, settings.sample_mib << 20),
                 vocab_size=settings.vocab_size,
                 min_frequency=2,
                 special_tokens=[*SPECIAL_TOKENS.values(), mask_token],
@@ -65,15 +107,16 @@ def make(corpus: Path, folder: Path, settings: Tokenizer) -> bool:
             model_max_length=MAX_LENGTH,
             **SPECIAL_TOKENS,
         ).save_pretrained(partial)
-        write_json(
-            partial / MANIFEST,
-            {
-                "format": MANIFEST_FORMAT,
-                "kind": "tokenizer",
-                "made_from": made_from,
-                "vocab_size": bpe.get_vocab_size(),
-                "tokenizer_xxh3": checksum(partial / "tokenizer.json"),
-            },
+        folders.write_manifest(
+            partial,
+            "tokenizer",
+            made_from,
+            vocab_size=bpe.get_vocab_size(),
+            history=[
+                *texts.manifest(text)["history"],
+                {"stage": "tokenizer", "settings": dataclasses.asdict(settings)},
+            ],
+            tokenizer_xxh3=checksum(partial / "tokenizer.json"),
         )
     return True
 
@@ -103,12 +146,14 @@ def _in_background(work: Callable[[], None]) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.tokenizer", description=__doc__)
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("text", type=Path, help="folder that corpus, clean or dedup wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vocab_size", type=int, required=True)
+    default = Tokenizer.sample_mib
+    parser.add_argument("--sample_mib", type=int, default=default, help=f"of text to train on ({default})")
     arguments = parser.parse_args()
-    written = make(arguments.corpus, arguments.out, Tokenizer(arguments.vocab_size))
-    entries = json.loads((arguments.out / MANIFEST).read_text(encoding="utf-8"))["vocab_size"]
+    written = make(arguments.text, arguments.out, Tokenizer(arguments.vocab_size, arguments.sample_mib))
+    entries = read_manifest(arguments.out, "tokenizer")["vocab_size"]
     print(f"{arguments.out} {'written' if written else 'is up to date'}: {entries:,} entries")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from scaler.schedule import SHAPES
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
+Section = typing.TypeVar("Section")
 
 
 def _require(holds: bool, where: str, value: object, rule: str) -> None:
@@ -26,24 +28,108 @@ def _require(holds: bool, where: str, value: object, rule: str) -> None:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Where text comes from: "aws-docs", a file or folder, or a Hugging Face dataset id."""
+class Source:
+    """Where text comes from: "aws-docs", a file or folder, or a Hugging Face dataset id; and its part of the mix.
+
+    `weight` is the source's share of all training tokens, relative to the other weights; `epochs` says instead how
+    often each of its tokens is used in one pass. Neither: once.
+    """
 
     source: str
-    text_field: str = "text"  # of JSON lines, Parquet and hub datasets
+    name: str = ""  # in reports and file names; by default the last part of `source`
+    text_field: str = "text"  # of JSON lines, Parquet and hub datasets; "a.b" is the field b of a
+    id_field: str | None = None  # whose values name the documents, each at most once
     text_unit: str = "paragraph"  # what a document is in .txt files: "paragraph" (blank lines between), "line", "file"
     hub_config: str | None = None
     hub_split: str = "train"
-    min_characters: int = 1  # shorter documents are left out
-    heldout_percent: float = 1.0  # share of documents kept apart, by hash
-    part_mib: int = 256  # text in one corpus file, and so in one shard
+    hub_revision: str | None = None  # a commit, so that the source never changes
+    max_mib: float | None = None  # of text, after which no more is read
+    weight: float | None = None
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         units = ("paragraph", "line", "file")
-        _require(self.text_unit in units, "corpus.text_unit", self.text_unit, f"it is one of {', '.join(units)}")
+        _require(self.text_unit in units, "text_unit", self.text_unit, f"it is one of {', '.join(units)}")
+        if not self.name:
+            stem = Path(self.source).name.partition(".")[0]
+            object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9_]+", "_", stem) or "source")
+        _require(re.fullmatch(r"\w+", self.name) is not None, "name", self.name, "it is made of letters, digits and _")
+        for key in ("max_mib", "weight", "epochs"):
+            value = getattr(self, key)
+            _require(value is None or 0 < value < math.inf, key, value, "it is above 0, and finite")
+        _require(self.weight is None or self.epochs is None, "epochs", self.epochs, "a source has a weight or epochs")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The sources of text, how much of them is used, and how documents are kept."""
+
+    sources: tuple[Source, ...]
+    tokens: int | None = None  # of one pass over weighted sources; by default, until one source is used up
+    heldout_percent: float = 1.0  # share of documents kept apart, by hash
+    part_mib: int = 256  # text in one corpus file, and so in one shard
+    max_document_mib: int = 64  # a longer one is taken for a damaged file
+
+    def __post_init__(self) -> None:
         _require(0 < self.heldout_percent < 50, "corpus.heldout_percent", self.heldout_percent, "0 < share < 50")
-        _require(self.part_mib >= 1, "corpus.part_mib", self.part_mib, "it is at least 1")
-        _require(self.min_characters >= 0, "corpus.min_characters", self.min_characters, "it is at least 0")
+        for name in ("part_mib", "max_document_mib"):
+            _require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "it is at least 1")
+        _require(len(self.sources) > 0, "corpus.sources", self.sources, "there is at least one")
+        names = [source.name for source in self.sources]
+        for name in names:
+            _require(names.count(name) == 1, "corpus.sources", name, "each has a name of its own; set `name`")
+        weighted = [source.name for source in self.sources if source.weight is not None]
+        if weighted:
+            without = [source.name for source in self.sources if source.weight is None]
+            _require(not without, "corpus.sources", ", ".join(without), "all have a weight where one has")
+        _require(self.tokens is None or self.tokens >= 1, "corpus.tokens", self.tokens, "it is at least 1")
+        _require(self.tokens is None or bool(weighted), "corpus.tokens", self.tokens, "it goes with sources of weights")
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is done to each document, in this order. All is off by default."""
+
+    unicode_repair: bool = False  # mojibake, control characters: ftfy
+    markup: bool = False  # HTML becomes plain text
+    normalise: str | None = None  # Unicode form: NFC, NFKC, NFD or NFKD
+    languages: tuple[str, ...] = ()  # to keep, ISO 639-1 codes; none given: all
+    language_confidence: float = 0.65  # Penedo et al. 2024 (FineWeb)
+    gopher_repetition: bool = False  # Rae et al. 2021
+    gopher_quality: bool = False  # likewise
+    c4: bool = False  # Raffel et al. 2020; drops lines, too
+    fineweb: bool = False  # Penedo et al. 2024
+    min_characters: int = 1  # shorter documents are left out
+    max_characters: int | None = None  # longer ones, too
+    mask_personal_data: bool = False  # e-mail addresses and public IP addresses
+
+    def __post_init__(self) -> None:
+        forms = (None, "NFC", "NFKC", "NFD", "NFKD")
+        _require(self.normalise in forms, "cleaning.normalise", self.normalise, f"it is one of {forms[1:]}")
+        for code in self.languages:
+            _require(re.fullmatch("[a-z]{2,3}", code) is not None, "cleaning.languages", code, "codes look like en, de")
+        share = self.language_confidence
+        _require(0 <= share <= 1, "cleaning.language_confidence", share, "it is between 0 and 1")
+        _require(self.min_characters >= 1, "cleaning.min_characters", self.min_characters, "it is at least 1")
+        most = self.max_characters
+        rule = "it is at least cleaning.min_characters"
+        _require(most is None or most >= self.min_characters, "cleaning.max_characters", most, rule)
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """Which documents count as repeats of an earlier one; held-out documents are the earliest."""
+
+    exact: bool = True
+    near: bool = True  # by MinHash
+    ngram: int = 5  # words that a shingle has
+    bands: int = 14  # with band_rows of 8, Penedo et al. 2024 (FineWeb): half of the pairs of similarity 0.72 are found
+    band_rows: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("ngram", "bands", "band_rows"):
+            _require(getattr(self, name) >= 1, f"dedup.{name}", getattr(self, name), "it is at least 1")
+        _require(self.bands <= 256, "dedup.bands", self.bands, "it is at most 256")
 
 
 @dataclass(frozen=True)
@@ -51,15 +137,17 @@ class Tokenizer:
     """A byte-level BPE of this many entries, special tokens included."""
 
     vocab_size: int
+    sample_mib: int = 1024  # of text that it is trained on, chosen by hash: its memory grows with it
 
     def __post_init__(self) -> None:
         # 256 bytes and five special tokens are always there
         _require(self.vocab_size >= 300, "tokenizer.vocab_size", self.vocab_size, "a byte-level BPE needs at least 300")
+        _require(self.sample_mib >= 1, "tokenizer.sample_mib", self.sample_mib, "it is at least 1")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Prepared data: `folder` holds corpus/, tokenizer/ and shards/; rows are `seq_len` tokens long."""
+    """Prepared data: `folder` holds corpus/ to rows-N/; rows are `seq_len` tokens long."""
 
     folder: str
     seq_len: int
@@ -152,6 +240,8 @@ class Recipe:
     optimizer: Optimizer
     schedule: Schedule
     training: Training
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    dedup: Dedup = field(default_factory=Dedup)
     objective: Objective = field(default_factory=Objective)
     initialisation: Initialisation = field(default_factory=Initialisation)
     seed: int = 0
@@ -165,9 +255,9 @@ class Recipe:
         return Path(self.data.folder) / "tokenizer"
 
     @property
-    def shards_folder(self) -> Path:
-        """Where the token shards lie."""
-        return Path(self.data.folder) / "shards"
+    def rows_folder(self) -> Path:
+        """Where the rows of tokens lie."""
+        return Path(self.data.folder) / f"rows-{self.data.seq_len}"
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults filled in, as YAML that `load` reads back equal."""
@@ -183,6 +273,8 @@ def _plain(value: Any) -> Any:
 def _convert(value: Any, kind: Any, where: str) -> Any:
     """Check `value` against a type hint and build it; `where` names it in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Source and isinstance(value, str):
+        value = {"source": value}
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, where)
     if origin in (types.UnionType, typing.Union):
@@ -246,6 +338,16 @@ def load(name_or_path: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> R
     if not isinstance(content, dict):
         raise ScalerError(f"{path}: a recipe is a mapping of sections; see {RECIPES / 'quickstart.yaml'}")
     content.setdefault("name", path.stem)
+    return typing.cast(Recipe, _build(Recipe, _overridden(content, overrides), ""))
+
+
+def section(kind: type[Section], name: str, overrides: Sequence[str]) -> Section:
+    """One section of a recipe, out of `key=value` settings alone. Raises ScalerError as `load` does."""
+    return typing.cast(Section, _build(kind, _overridden({}, overrides), name))
+
+
+def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `section.key=value` to a mapping, in place."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -260,4 +362,4 @@ def load(name_or_path: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> R
             inner[last] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ScalerError(f"recipe: {override!r}: the value is not YAML") from error
-    return typing.cast(Recipe, _build(Recipe, content, ""))
+    return content

@@ -1,0 +1,80 @@
+"""The README of a prepared folder: where it came from, with what settings, what was dropped, what is in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+WHAT = {
+    "corpus": "The text of the sources, as it is.",
+    "clean": "The text after cleaning.",
+    "dedup": "The text without repeats.",
+    "tokenizer": "A Transformers tokenizer, trained on the text.",
+    "shards": "The text as token ids in Megatron-LM's .bin/.idx format, a sequence a document, no special tokens.",
+    "rows": "The text as packed rows of token ids with their special tokens, which training reads.",
+}
+
+
+def render(kind: str, content: dict[str, Any]) -> str:
+    """The card of a folder of some kind, as Markdown, out of its manifest."""
+    parts = [f"# {kind}", WHAT[kind], *_sources(content), *_splits(content), *_mix(content)]
+    for step in content.get("history", []):
+        parts.append(f"## {step['stage']}")
+        parts.append(f"```yaml\n{yaml.safe_dump(step['settings'], sort_keys=False, allow_unicode=True).rstrip()}\n```")
+        if step.get("counts"):
+            rows = [[f"`{reason}`", f"{count:,}"] for reason, count in step["counts"].items()]
+            parts.append(_table(["what happened", "documents"], rows))
+    parts.append("Checksums and all figures: `manifest.json`. Check them with `python -m data_prep.verify .`")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _sources(content: dict[str, Any]) -> list[str]:
+    if not content.get("sources"):
+        return []
+    rows = [
+        [
+            str(source.get("name", "")),
+            f"`{source['source']}`",
+            *(f"{source[what]:,}" if what in source else "" for what in ("documents", "characters")),
+        ]
+        for source in content["sources"]
+    ]
+    return ["## Sources", _table(["name", "source", "documents read", "characters read"], rows)]
+
+
+def _splits(content: dict[str, Any]) -> list[str]:
+    if "splits" not in content:
+        return []
+    whats = [
+        what
+        for what in ("documents", "characters", "tokens", "rows")
+        if all(what in entry for entries in content["splits"].values() for entry in entries)
+    ]
+    rows = [
+        [split, *(f"{sum(entry[what] for entry in entries):,}" for what in whats)]
+        for split, entries in content["splits"].items()
+    ]
+    return ["## What is here", _table(["split", *whats], rows)]
+
+
+def _mix(content: dict[str, Any]) -> list[str]:
+    if not content.get("mix"):
+        return []
+    rows = [
+        [
+            source["source"],
+            f"{source['available_tokens']:,}",
+            f"{source['tokens']:,}",
+            f"{source['share']:.2%}",
+            f"{source['epochs']:.4g}",
+        ]
+        for source in content["mix"]
+    ]
+    head = ["source", "tokens there", "tokens in one pass", "share", "times each is used"]
+    return ["## The mix", _table(head, rows), "The held-out split is not mixed: each of its documents is there once."]

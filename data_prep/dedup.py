@@ -1,0 +1,217 @@
+"""Drop documents that repeat an earlier one: `python -m data_prep.dedup CLEAN --out DIR`.
+
+Held-out documents come first, then the sources in the recipe's order: of equal or nearly equal documents the first
+stays. So no training document repeats a held-out one, and more training data never moves the held-out split.
+
+Near-duplicates are found by MinHash (Broder 1997) over runs of `ngram` words, with locality-sensitive hashing: two
+documents of Jaccard similarity s meet with probability 1 - (1 - s**band_rows)**bands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rensa
+import xxhash
+
+from data_prep import folders, repeats, texts
+from data_prep.clean import EXAMPLE_CHARACTERS, EXAMPLES, EXAMPLES_KEPT, summary, total
+from data_prep.team import Task, Team, gathered
+from scaler.errors import command
+from scaler.manifests import write_json
+from scaler.recipe import Dedup, section
+
+WORD = re.compile(r"\w+")
+WORDS_AT_ONCE = 100_000
+SEED = 0
+EXACT = 0  # row of the keys that holds the hash of the whole text; the bands follow
+
+
+def shingles(text: str, ngram: int) -> Iterator[list[str]]:
+    """All runs of `ngram` words of a text, in lower case, some at a time; the whole text where it has fewer words."""
+    words = WORD.findall(text.lower())
+    if len(words) < ngram:
+        yield [" ".join(words) or text]
+    for start in range(0, len(words) - ngram + 1, WORDS_AT_ONCE):
+        stop = min(start + WORDS_AT_ONCE, len(words) - ngram + 1)
+        yield [" ".join(words[place : place + ngram]) for place in range(start, stop)]
+
+
+def signature(text: str, settings: Dedup) -> np.ndarray:
+    """The MinHash signature of a text: uint32 (bands * band_rows,)."""
+    hashed = rensa.RMinHash(num_perm=settings.bands * settings.band_rows, seed=SEED)
+    for some in shingles(text, settings.ngram):
+        hashed.update(some)
+    return np.asarray(hashed.digest(), dtype=np.uint32)
+
+
+def keys_of(text: str, settings: Dedup) -> list[int]:
+    """What two repeats of each other share: the hash of the text, and those of the bands of its signature."""
+    found = [xxhash.xxh3_64_intdigest(text.encode())]
+    if settings.near:
+        bands = signature(text, settings).reshape(settings.bands, settings.band_rows)
+        found += [xxhash.xxh3_64_intdigest(band.tobytes(), seed=1) for band in bands]
+    return found
+
+
+def sign_file(folder: Path, entry: dict[str, Any], settings: Dedup, out: Path) -> dict[str, Any]:
+    """Write the keys of one file's documents to `out`: .npy, uint64 (1 + bands, documents)."""
+    width = 1 + settings.bands * settings.near
+    keys = np.empty((width, entry["documents"]), dtype=np.uint64)
+    for number, document in enumerate(texts.read(folder, entry)):
+        keys[:, number] = keys_of(document.text, settings)
+    np.save(out, keys)
+    return {"documents": keys.shape[1]}
+
+
+def drop_from_file(
+    folder: Path, entry: dict[str, Any], first_number: int, heldout: int, found: Sequence[Path], out: Path
+) -> dict[str, Any]:
+    """Write what stays of one file.
+
+    Args:
+        first_number: of the file's documents, whose numbers count through all files.
+        heldout: how many documents are held out; these have the first numbers.
+        found: what `repeats.find` wrote, those of whole texts first.
+
+    Returns: the entries of what is written (none or one), counts, and examples.
+    """
+    reasons: dict[int, tuple[str, int]] = {}
+    for path in found:
+        pairs = np.load(path, mmap_mode="r")
+        begin, end = np.searchsorted(pairs[0], (first_number, first_number + entry["documents"]))
+        kind = "exact" if path.name.startswith(f"{EXACT:03d}-") else "near"
+        for number, earlier in zip(*pairs[:, begin:end].tolist(), strict=True):
+            of = "of_heldout" if number >= heldout > earlier else "within_split"
+            known = reasons.setdefault(number, (f"dropped.{kind}.{of}", earlier))
+            if known[0] == f"dropped.{kind}.within_split" and of == "of_heldout":
+                reasons[number] = (f"dropped.{kind}.{of}", earlier)
+    writer = texts.Writer(out, entry["name"], entry["source"])
+    counts: Counter[str] = Counter()
+    examples = []
+    for number, document in enumerate(texts.read(folder, entry), start=first_number):
+        if number not in reasons:
+            writer.write(document)
+            continue
+        reason, earlier = reasons[number]
+        counts[reason] += 1
+        if counts[reason] <= EXAMPLES_KEPT:
+            example = {"reason": reason, "file": entry["name"], "id": document.id, "repeats": earlier}
+            examples.append({**example, "text": document.text[:EXAMPLE_CHARACTERS]})
+    writer.close()
+    return {"files": writer.entries, "counts": counts, "examples": examples}
+
+
+def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
+    """Drop repeats unless the folder already is what comes out; say whether it was written.
+
+    Raises: ScalerError when the text is absent or damaged.
+    """
+    content = texts.manifest(text)
+    made_from = {
+        "text": folders.checksum_of_manifest(text, content["kind"]),
+        "settings": dataclasses.asdict(settings),
+        "rensa": metadata.version("rensa"),  # its hashes differ between versions
+    }
+    if folders.is_current(folder, "dedup", made_from):
+        return False
+    files = [(split, entry) for split in ("heldout", "train") for entry in texts.entries(content, split)]
+    documents = [entry["documents"] for _, entry in files]
+    heldout = sum(count for (split, _), count in zip(files, documents, strict=True) if split == "heldout")
+    parts = repeats.parts_for(sum(documents))
+    with folders.staged(folder, "dedup", made_from) as partial:
+        work = partial / folders.TASKS
+        key_files = [work / f"keys-{entry['name']}.npy" for _, entry in files]
+        team.run(
+            [
+                Task(f"keys-{entry['name']}", entry["bytes"], sign_file, (text, entry, settings, keys))
+                for (_, entry), keys in zip(files, key_files, strict=True)
+            ],
+            partial,
+            "hashing",
+        )
+        searches = [
+            (row, part, work / f"{row:03d}-{part:05d}.npy")
+            for row in range(1 + settings.bands * settings.near)
+            if row > EXACT or settings.exact
+            for part in range(parts)
+        ]
+        team.run(
+            [
+                Task(f"repeats-{out.stem}", 1, repeats.find, (key_files, row, part, parts, out))
+                for row, part, out in searches
+            ],
+            partial,
+            "finding repeats",
+            "part",
+        )
+        found = [out for _, _, out in searches]
+        first_numbers = np.cumsum([0, *documents]).tolist()
+        records = team.run(
+            [
+                Task(
+                    f"drop-{entry['name']}",
+                    entry["bytes"],
+                    drop_from_file,
+                    (text, entry, first_number, heldout, found, partial),
+                )
+                for (_, entry), first_number in zip(files, first_numbers, strict=False)
+            ],
+            partial,
+            "dropping repeats",
+        )
+        counts, examples = total(records)
+        for example in examples:
+            example["earlier"] = _document(text, files, first_numbers, example.pop("repeats"))[:EXAMPLE_CHARACTERS]
+        write_json(partial / EXAMPLES, examples)
+        left = [(split, e) for (split, _), record in zip(files, records, strict=True) for e in record["files"]]
+        folders.write_manifest(
+            partial,
+            "dedup",
+            made_from,
+            sources=content["sources"],
+            counts=counts,
+            history=[*content["history"], {"stage": "dedup", "settings": made_from["settings"], "counts": counts}],
+            splits=texts.split_manifest(left, "all of it repeats held-out documents; bring other text"),
+        )
+    return True
+
+
+def _document(text: Path, files: list[tuple[str, dict[str, Any]]], first_numbers: list[int], number: int) -> str:
+    """The document of a number."""
+    place = int(np.searchsorted(first_numbers, number, side="right")) - 1
+    for at, document in enumerate(texts.read(text, files[place][1]), start=first_numbers[place]):
+        if at == number:
+            return document.text
+    raise IndexError(number)
+
+
+@command
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.dedup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--processes", type=int, help="(one a core)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the recipe's section `dedup`")
+    arguments = parser.parse_intermixed_args()
+    settings = section(Dedup, "dedup", arguments.settings)
+    with gathered(arguments.processes) as team:
+        written = make(arguments.text, arguments.out, settings, team)
+    print(texts.describe(arguments.out))
+    print(summary(texts.manifest(arguments.out)["counts"]))
+    print(f"{arguments.out} {'written' if written else 'is up to date'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,16 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data_prep.__main__ import prepare
+from data_prep.team import Team
 from scaler.recipe import Recipe, load
-from scaler.token_shards import TokenDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_RECIPE = """
-corpus: {source: SOURCE, heldout_percent: 10, part_mib: 1}
+corpus: {sources: [{source: SOURCE}], heldout_percent: 10, part_mib: 1}
+dedup: {exact: false, near: false}
 tokenizer: {vocab_size: 400}
 data: {folder: FOLDER, seq_len: 32}
 model: {model_type: roberta, num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 4, intermediate_size: 64,
@@ -46,13 +46,6 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
     return documents
 
 
-def read_span(dataset: TokenDataset, offset: int, length: int) -> np.ndarray:
-    """Tokens of a dataset from `offset` on."""
-    out = np.empty(length, dtype=np.int64)
-    dataset.copy_into(out, *(np.asarray([value], dtype=np.int64) for value in (0, offset, length)))
-    return out
-
-
 @pytest.fixture(scope="session")
 def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over a small local text file, its data prepared."""
@@ -60,7 +53,7 @@ def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("\n\n".join(make_documents(2000)), encoding="utf-8")
     text = TINY_RECIPE.replace("SOURCE", str(folder / "text.txt")).replace("FOLDER", str(folder / "data"))
     (folder / "tiny.yaml").write_text(text, encoding="utf-8")
-    prepare(load(str(folder / "tiny.yaml")), processes=2)
+    prepare(load(str(folder / "tiny.yaml")), Team())
     return folder / "tiny.yaml"
 
 

@@ -1,15 +1,18 @@
-"""Micro-batches from real shards, against a reader that takes one row and one token at a time."""
+"""Micro-batches from rows on disk, against a reader that takes one row and one token at a time."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data_prep.rows import lay_out
 from scaler import masking, order
 from scaler.batches import RowReader, Vocabulary
-from scaler.packing import pack
-from scaler.token_shards import Manifest, TokenDataset, write_shard
+from scaler.errors import ScalerError
+from scaler.packing import RowTable, pack
+from scaler.token_rows import Manifest, TokenRows, dtype_for, write_rows
 
 BEGIN, PAD, END, UNKNOWN, MASK = SPECIAL = (0, 1, 2, 3, 4)
 VOCABULARY = Vocabulary(400, BEGIN, END, PAD, MASK, SPECIAL)
@@ -21,25 +24,41 @@ def make_documents(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
     return [np.where(chance.random(n) < 0.05, UNKNOWN, chance.integers(5, 400, n)) for n in lengths]
 
 
-def make_reader(
-    folder: Path, documents: list[np.ndarray], seq_len: int, masked: int, shards: int = 1, first: int = 0, seed: int = 0
+def pack_documents(documents: list[np.ndarray], seq_len: int, masked: int) -> RowTable:
+    lengths = np.array([len(document) for document in documents])
+    return pack(np.cumsum(lengths) - lengths, lengths, seq_len, masked)
+
+
+def open_rows(
+    folder: Path, files: list[np.ndarray], masked: int, first: int = 0, seed: int = 0, vocab_size: int = 400
 ) -> RowReader:
-    """A reader over documents that were written to so many shards."""
-    parts = np.array_split(np.arange(len(documents)), shards)
-    entries = [
-        write_shard(folder / f"train-{number}", (documents[i] for i in part), np.dtype(np.uint16), VOCABULARY.size)
-        for number, part in enumerate(parts)
-    ]
-    dataset = TokenDataset(Manifest(folder, VOCABULARY.size, "", {"train": entries}, []), "train")
-    table = pack(*dataset.documents(), seq_len, masked)
-    return RowReader(dataset, table, VOCABULARY, masked, first, seed)
+    """A reader of rows of ids, (rows, seq_len), of which each file holds some."""
+    entries = []
+    for number, rows in enumerate(files):
+        write_rows(folder / f"train-{number}.rows", [rows], dtype_for(vocab_size))
+        counts = dict.fromkeys(("tokens", "documents", "dropped_rows"), 0)
+        entries.append({"name": f"train-{number}", "rows": len(rows), **counts})
+    manifest = Manifest(folder, len(files[0][0]), vocab_size, "", 1, "", [], {"train": entries})
+    return RowReader(TokenRows(manifest, "train"), VOCABULARY, masked, first, seed)
 
 
-def naive_row(reader: RowReader, epoch: int, row: int) -> tuple[list[int], ...]:
+def make_reader(
+    folder: Path, documents: list[np.ndarray], seq_len: int, masked: int, files: int = 1, first: int = 0, seed: int = 0
+) -> RowReader:
+    """A reader of documents that were packed and written to so many files."""
+    table = pack_documents(documents, seq_len, masked)
+    special = {"begin_id": BEGIN, "end_id": END, "pad_id": PAD}
+    edges = np.linspace(0, table.n_rows, files + 1, dtype=int).tolist()
+    parts = [lay_out(np.concatenate(documents), table, range(*edge), special) for edge in pairwise(edges)]
+    return open_rows(folder, parts, masked, first, seed)
+
+
+def naive_row(
+    reader: RowReader, documents: list[np.ndarray], table: RowTable, epoch: int, row: int
+) -> tuple[list[int], ...]:
     """One row, token by token: input ids, position ids, segment ids, masked positions, labels."""
-    tokens = np.concatenate([shard.ids for shard in reader.dataset.shards])
+    tokens = np.concatenate(documents)
     ids, positions, segments = [], [], []
-    table = reader.table
     for segment, chunk in enumerate(range(table.row_starts[row], table.row_starts[row + 1]), start=1):
         start, size = table.chunk_offsets[chunk], table.chunk_lengths[chunk]
         for place, token in enumerate([BEGIN, *tokens[start : start + size], END]):
@@ -58,21 +77,24 @@ def naive_row(reader: RowReader, epoch: int, row: int) -> tuple[list[int], ...]:
     return array[0].tolist(), positions, segments, masked_positions[0].tolist(), labels[0].tolist()
 
 
-@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("files", [1, 4])
 @pytest.mark.parametrize("first", [0, 2])
-def test_rows_are_those_of_a_reader_that_goes_token_by_token(shards, first, tmp_path):
-    lengths = np.random.default_rng(1).integers(1, 90, 60).tolist()
-    reader = make_reader(tmp_path, make_documents(lengths), 32, 4, shards, first)
-    epochs, rows = order.rows_at(reader.table.n_rows - 20, 40, reader.table.n_rows, reader.seed)  # across an epoch
-    batch = reader.at(reader.table.n_rows - 20, 40)
+def test_rows_are_those_of_a_reader_that_goes_token_by_token(files, first, tmp_path):
+    documents = make_documents(np.random.default_rng(1).integers(1, 90, 60).tolist())
+    table = pack_documents(documents, 32, 4)
+    reader = make_reader(tmp_path, documents, 32, 4, files, first)
+    assert len(reader.rows) == table.n_rows
+    epochs, rows = order.rows_at(table.n_rows - 20, 40, table.n_rows, reader.seed)  # across an epoch
+    batch = reader.at(table.n_rows - 20, 40)
     for place, (epoch, row) in enumerate(zip(epochs, rows, strict=True)):
-        assert tuple(tensor[place].tolist() for tensor in vars(batch).values()) == naive_row(reader, epoch, row)
+        expected = naive_row(reader, documents, table, epoch, row)
+        assert tuple(tensor[place].tolist() for tensor in vars(batch).values()) == expected
 
 
 def test_all_rows_together_hold_every_document_once(tmp_path):
     documents = make_documents([5, 70, 1, 28, 29, 300, 12], seed=2)
-    reader = make_reader(tmp_path, documents, 32, 1, shards=3)
-    ids, _, segments = reader.assemble(np.arange(reader.table.n_rows))
+    reader = make_reader(tmp_path, documents, 32, 1, files=3)
+    ids, _, segments = reader.assemble(np.arange(len(reader.rows)))
     inside = ids[(segments > 0) & (ids != BEGIN) & (ids != END)]
     assert sorted(inside.tolist()) == sorted(np.concatenate(documents).tolist())
 
@@ -88,11 +110,38 @@ def test_positions_start_anew_at_each_document_and_padding_has_its_own(tmp_path)
         assert ids[0, -11:].tolist() == document + [PAD] * 6
 
 
-def test_tensors_are_integers_of_the_stated_shapes(tmp_path):
-    batch = make_reader(tmp_path, make_documents([50] * 30), 32, 4).at(0, 6)
+def test_a_begin_token_opens_a_document_wherever_it_stands(tmp_path):
+    rows = [[BEGIN, 7, END, BEGIN, BEGIN, 8, END, PAD], [BEGIN, 7, 8, 9, 7, 8, 9, END], [BEGIN, END, *[PAD] * 6]]
+    reader = open_rows(tmp_path, [np.array(rows[:1]), np.array(rows[1:])], 1, first=2)
+    for wanted in ([0, 1, 2], [2, 0], [1]):
+        ids, positions, segments = reader.assemble(np.array(wanted))
+        assert ids.tolist() == [rows[row] for row in wanted]
+        at = [[2, 3, 4, 2, 2, 3, 4, 1], [2, 3, 4, 5, 6, 7, 8, 9], [2, 3, *[1] * 6]]
+        assert positions.tolist() == [at[row] for row in wanted]
+        of = [[1, 1, 1, 2, 3, 3, 3, 0], [1] * 8, [1, 1, *[0] * 6]]
+        assert segments.tolist() == [of[row] for row in wanted]
+
+
+def test_wider_ids_on_disk_change_nothing(tmp_path):
+    rows = np.pad(np.random.default_rng(0).integers(5, 400, (20, 30)), ((0, 0), (1, 1)), constant_values=(BEGIN, END))
+    narrow, wide = (open_rows(tmp_path, [rows], 4, vocab_size=size).at(0, 40) for size in (400, 70_000))
+    assert all(torch.equal(a, b) for a, b in zip(vars(narrow).values(), vars(wide).values(), strict=True))
+
+
+def test_a_row_of_too_few_ordinary_tokens_is_refused(tmp_path):
+    rows = np.array([[BEGIN, 7, 8, 9, 7, 8, 9, END], [BEGIN, 7, UNKNOWN, 8, MASK, END, PAD, PAD]])
+    reader = open_rows(tmp_path, [rows], 3)
+    reader.read(np.array([0]), np.array([0]))
+    with pytest.raises(ScalerError, match=r"a row has fewer than 3 tokens to mask, .*prepare the data without them"):
+        reader.read(np.array([0, 0]), np.array([0, 1]))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 6])
+def test_tensors_are_integers_of_the_stated_shapes(rows, tmp_path):
+    batch = make_reader(tmp_path, make_documents([50] * 30), 32, 4).at(0, rows)
     assert {name: tuple(tensor.shape) for name, tensor in vars(batch).items()} == {
-        **dict.fromkeys(("input_ids", "position_ids", "segment_ids"), (6, 32)),
-        **dict.fromkeys(("masked_positions", "labels"), (6, 4)),
+        **dict.fromkeys(("input_ids", "position_ids", "segment_ids"), (rows, 32)),
+        **dict.fromkeys(("masked_positions", "labels"), (rows, 4)),
     }
     assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
 

@@ -9,6 +9,31 @@ from conftest import ROOT
 
 from scaler import train
 
+COMMANDS: dict[str, tuple[set[str], list[str]]] = {
+    "scaler.train": ({"deepspeed_config", "recipe", "run_dir", "dry_run", "json"}, ["section.key=value"]),
+    "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
+    "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),
+    "data_prep.corpus": (
+        {"out", "processes", "text_field", "id_field", "text_unit", "hub_config", "hub_split", "hub_revision"}
+        | {"max_mib", "heldout_percent", "part_mib", "max_document_mib"},
+        ["source"],
+    ),
+    "data_prep.clean": ({"out", "processes"}, ["corpus", "key=value"]),
+    "data_prep.dedup": ({"out", "processes"}, ["text", "key=value"]),
+    "data_prep.tokenizer": ({"out", "vocab_size", "sample_mib"}, ["text"]),
+    "data_prep.shards": ({"out", "processes"}, ["text", "tokenizer"]),
+    "data_prep.rows": ({"out", "processes", "seq_len", "min_tokens"}, ["shards", "tokenizer"]),
+    "data_prep.adopt": ({"tokenizer", "train", "heldout", "out"}, []),
+    "data_prep.verify": ({"processes"}, ["DIR"]),
+    "data_prep.inspect": ({"samples"}, ["DIR"]),
+}
+
+
+def test_every_command_is_among_these():
+    modules = [path for package in ("scaler", "data_prep") for path in (ROOT / package).glob("*.py")]
+    commands = [path for path in modules if "\ndef main(" in path.read_text(encoding="utf-8")]
+    assert {f"{path.parent.name}.{path.stem}" for path in commands} == set(COMMANDS)
+
 
 def test_the_options_of_training_are_these_and_no_others():
     assert set(vars(train.parse([]))) == {
@@ -18,21 +43,7 @@ def test_the_options_of_training_are_these_and_no_others():
 
 
 @pytest.mark.parametrize(
-    "module, options, positionals",
-    [
-        ("scaler.train", {"deepspeed_config", "recipe", "run_dir", "dry_run", "json"}, ["section.key=value"]),
-        ("scaler.fill_mask", {"top"}, ["model", "sentence"]),
-        ("data_prep.__main__", {"recipe", "processes"}, ["section.key=value"]),
-        (
-            "data_prep.corpus",
-            {"out", "text_field", "text_unit", "hub_config", "hub_split"}
-            | {"min_characters", "heldout_percent", "part_mib"},
-            ["source"],
-        ),
-        ("data_prep.tokenizer", {"out", "vocab_size"}, ["corpus"]),
-        ("data_prep.shards", {"out", "processes"}, ["corpus", "tokenizer"]),
-        ("data_prep.adopt", {"tokenizer", "train", "heldout", "out"}, []),
-    ],
+    ("module", "options", "positionals"), [(module, *expected) for module, expected in COMMANDS.items()]
 )
 def test_help_names_these_options_and_no_others(module, options, positionals, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--help"])

@@ -12,6 +12,8 @@ from conftest import ROOT
 from scaler import train
 from scaler.recipe import Recipe
 
+ROWS = {split: f"{split}-text-00000-0000.rows" for split in ("train", "heldout")}
+
 
 @pytest.fixture
 def dry_run(tiny_recipe_file, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
@@ -98,7 +100,7 @@ def test_without_data_it_says_what_to_run_in_one_line(tiny_recipe_file, run_comm
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {tmp_path}/nowhere/shards: no token shards here")
+    assert done.stderr.startswith(f"error: {tmp_path}/nowhere/rows-32: no rows here")
     assert "python -m data_prep" in done.stderr
 
 
@@ -119,6 +121,15 @@ def cut(path: str) -> Callable[[Path], None]:
     return damage
 
 
+def one_token_for(role: str, other: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "tokenizer" / "tokenizer_config.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**content, f"{role}_token": content[f"{other}_token"]}), encoding="utf-8")
+
+    return damage
+
+
 def remove(path: str) -> Callable[[Path], None]:
     return lambda folder: (folder / path).unlink()
 
@@ -130,18 +141,24 @@ def replace(path: str, content: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     "damage, said",
     [
-        (cut("shards/manifest.json"), "shards/manifest.json: not a shards manifest"),
-        (replace("shards/manifest.json", "[]"), "shards/manifest.json: not a shards manifest"),
-        (replace("shards/manifest.json", "{}"), "shards/manifest.json: not a shards manifest"),
-        (rewrite("shards/manifest.json", b'"kind": "shards"', b'"kind": "corpus"'), "token shards are needed"),
-        (rewrite("shards/manifest.json", b'"format": 1', b'"format": 9'), "format 9; token shards are needed"),
-        (rewrite("shards/manifest.json", b'"train": [', b'"trian": ['), "the split 'train' has no shards"),
-        (rewrite("tokenizer/tokenizer.json", b'"version": "1.0"', b'"version":  "1.0"'), "written with the tokenizer"),
+        (cut("rows-32/manifest.json"), "rows-32: no rows here (no readable manifest.json)"),
+        (remove("rows-32/manifest.json"), "rows-32: no rows here (no readable manifest.json)"),
+        (replace("rows-32/manifest.json", "[]"), "rows-32: its manifest is no mapping"),
+        (replace("rows-32/manifest.json", "{}"), "rows-32: its manifest is None, format None"),
+        (rewrite("rows-32/manifest.json", b'"kind": "rows"', b'"kind": "shards"'), "shards, format 2; rows, format 2,"),
+        (rewrite("rows-32/manifest.json", b'"format": 2', b'"format": 9'), "rows, format 9; rows, format 2, is needed"),
+        (rewrite("rows-32/manifest.json", b'"train": [', b'"trian": ['), "the split 'train' has no rows"),
+        (rewrite("rows-32/manifest.json", b'"xxh3"', b'"xxh4"'), "not a manifest of rows (KeyError('xxh3'))"),
+        (rewrite("rows-32/manifest.json", b'"seq_len": 32,\n  "v', b'"seq_len": 16,\n  "v'), "rows of 16 tokens, but"),
+        (rewrite("tokenizer/tokenizer.json", b'"version": "1.0"', b'"version":  "1.0"'), "made with the tokenizer"),
         (cut("tokenizer/tokenizer.json"), "tokenizer: the tokenizer cannot be read"),
         (remove("tokenizer/tokenizer.json"), "tokenizer: no tokenizer here"),
-        (cut("shards/train-00000.idx"), "train-00000.idx"),
-        (cut("shards/train-00000.bin"), "train-00000.bin"),
-        (remove("shards/heldout-00000.bin"), "heldout-00000.bin: missing"),
+        *((one_token_for("cls", other), "cls, sep and pad tokens are not three") for other in ("sep", "pad")),
+        (one_token_for("pad", "sep"), "cls, sep and pad tokens are not three"),
+        (cut(f"rows-32/{ROWS['train']}"), f"{ROWS['train']}: 44928 bytes where 89856 belong"),
+        (remove(f"rows-32/{ROWS['heldout']}"), f"{ROWS['heldout']}: missing"),
+        (cut("rows-32/unigram.npy"), "unigram.npy: its checksum is not the manifest's"),
+        (remove("rows-32/unigram.npy"), "unigram.npy: missing"),
     ],
 )
 def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Recipe, tmp_path):
@@ -156,10 +173,12 @@ def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Rec
         (["training.stepz=5"], "unknown key training.stepz; did you mean 'steps'"),
         (["model.hidden_size=30"], "hidden size (30) is not a multiple"),
         (["model.hidden_act=gelluh"], "Transformers refuses this model section"),
-        (["data.seq_len=64"], "max_position_embeddings=40, but data.seq_len=64 needs 66"),
+        (["model.max_position_embeddings=33"], "max_position_embeddings=33, but data.seq_len=32 needs 34"),
+        (["data.seq_len=64"], "data/rows-64: no rows here (no readable manifest.json); run `make data`"),
         (["tokenizer.vocab_size=300"], "the tokenizer has 400 entries, tokenizer.vocab_size is 300"),
-        (["objective.mask_probability=0.01"], "mask_probability=0.01 masks 0 of 32"),
-        (["data.seq_len=1000000", "model.max_position_embeddings=2000000"], "not enough for one row"),
+        (["objective.mask_probability=0.01"], "objective.mask_probability=0.01 masks 0 of 32"),
+        (["objective.mask_probability=0.9"], "but objective.mask_probability=0.9 masks 29; run `python -m data_prep`"),
+        (["objective.heldout_mask_probability=0.9"], "but objective.heldout_mask_probability=0.9 masks 29"),
         (["--recipe", "tinny"], "no recipe and no file 'tinny'"),
         (["--deepspeed_config", "zero9.json"], "zero9.json: no such file"),
     ],

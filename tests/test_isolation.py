@@ -46,7 +46,7 @@ def logits(network, ids, positions, mask) -> torch.Tensor:
 
 def test_packed_documents_score_as_they_do_alone(network, tmp_path):
     reader = packed(network, tmp_path)
-    arrays = reader.assemble(np.arange(reader.table.n_rows))
+    arrays = reader.assemble(np.arange(len(reader.rows)))
     ids, positions, segments = map(torch.from_numpy, arrays)
     together = logits(network, ids, positions, model.attention_mask(network.config, segments))
     seen = 0
@@ -77,8 +77,9 @@ def test_with_a_plain_padding_mask_it_would_move_them(network, tmp_path):
 
 def row_of_several(reader: RowReader) -> list[torch.Tensor]:
     """The row that holds the most documents."""
-    row = np.argmax(np.diff(reader.table.row_starts))
-    return [torch.from_numpy(array) for array in reader.assemble(np.array([row]))]
+    _, _, segments = arrays = reader.assemble(np.arange(len(reader.rows)))
+    row = segments.max(axis=1).argmax()
+    return [torch.from_numpy(array[row : row + 1]) for array in arrays]
 
 
 def moved(network, ids, positions, segments, mask) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from scaler.errors import ScalerError
-from scaler.recipe import RECIPES, Recipe, load
+from scaler.recipe import RECIPES, Cleaning, Dedup, Recipe, Source, load, section
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -50,6 +50,18 @@ def test_a_number_is_read_as_people_write_it(written, meant):
         ("optimizer.betas=[0.9, high]", "optimizer.betas='high', but float"),
         ("initialisation.neighbour_heads=1", "initialisation.neighbour_heads=1, but a list"),
         ("model=roberta", "model='roberta', but dict"),
+        ("corpus.sources=my/texts", "corpus.sources='my/texts', but a list"),
+        ("corpus.sources=[5]", "corpus.sources is 5, but a mapping"),
+        ("corpus.sources=[{sauce: a}]", "unknown key corpus.sources.sauce; did you mean 'source'"),
+        ("corpus.sources=[{weight: 1}]", "corpus.sources.source is missing"),
+        ("corpus.sources=[{source: a, weight: heavy}]", "corpus.sources.weight='heavy', but float"),
+        ("corpus.sources=[{source: a, text_field: 5}]", "corpus.sources.text_field=5, but str"),
+        ("corpus.source=my/texts", "unknown key corpus.source; did you mean 'sources'"),
+        ("corpus.sources.weight=2", "sources is a value, not a section"),
+        ("cleaning.languages=en", "cleaning.languages='en', but a list"),
+        ("cleaning.languages=[en, no]", "cleaning.languages=False, but str"),
+        ("cleaning.c4=1", "cleaning.c4=1, but bool"),
+        ("dedup.exact=often", "dedup.exact='often', but bool"),
         ("training.steps", "'training.steps' is no option"),
         ("training.steps.more=5", "steps is a value, not a section"),
         ("training.steps=[5", "the value is not YAML"),
@@ -63,8 +75,14 @@ def test_a_malformed_value_is_refused(override, said):
     "key, value",
     [
         *(("seed", value) for value in (-1, 1 << 63)),
-        *(("corpus.text_unit", "page"), ("corpus.heldout_percent", 0), ("corpus.heldout_percent", 50)),
-        *(("corpus.part_mib", 0), ("corpus.min_characters", -1), ("tokenizer.vocab_size", 260), ("data.seq_len", 4)),
+        *(("corpus.heldout_percent", 0), ("corpus.heldout_percent", 50)),
+        *(("corpus.part_mib", 0), ("corpus.max_document_mib", 0), ("corpus.sources", []), ("corpus.tokens", 0)),
+        *(("cleaning.normalise", form) for form in ("nfc", "NFX", "''")),
+        *(("cleaning.languages", codes) for codes in (["english"], ["EN"], ["en", "e"], ["en-GB"])),
+        *(("cleaning.language_confidence", share) for share in (-0.1, 1.1, ".nan")),
+        *(("cleaning.min_characters", 0), ("cleaning.min_characters", -1), ("cleaning.max_characters", 99)),
+        *((f"dedup.{name}", 0) for name in ("ngram", "bands", "band_rows")),
+        *(("dedup.bands", 257), ("tokenizer.vocab_size", 260), ("tokenizer.sample_mib", 0), ("data.seq_len", 4)),
         *(
             (f"objective.{name}", value)
             for name in ("mask_probability", "heldout_mask_probability")
@@ -82,13 +100,106 @@ def test_a_value_out_of_range_is_refused(key, value):
     assert f"recipe: {key}=" in refusal("quickstart", f"{key}={value}")
 
 
-@pytest.mark.parametrize("section", ["corpus", "optimizer.learning_rate"])
-def test_a_missing_section_or_key_is_named(section, tmp_path):
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        ("[{source: a, text_unit: page}]", "text_unit='page', but it is one of paragraph, line, file"),
+        *(
+            (f"[{{source: a, name: {name}}}]", f"name='{name}', but it is made of letters, digits and _")
+            for name in ("a-b", "a b", "a/b", "a.b")
+        ),
+        *(
+            (f"[{{source: a, {key}: {written}}}]", f"{key}={meant}, but it is above 0, and finite")
+            for key in ("weight", "epochs", "max_mib")
+            for written, meant in (("0", 0.0), ("-1", -1.0), (".inf", "inf"), (".nan", "nan"))
+        ),
+        ("[{source: a, weight: 1, epochs: 2}]", "epochs=2.0, but a source has a weight or epochs"),
+        ("[a, b, x/a.txt]", "corpus.sources='a', but each has a name of its own; set `name`"),
+        ("[a, {source: b, name: a}]", "corpus.sources='a', but each has a name of its own"),
+        ("[{source: a, weight: 1}, b, c]", "corpus.sources='b, c', but all have a weight where one has"),
+        ("[{source: a, weight: 1}, {source: b, epochs: 2}]", "corpus.sources='b', but all have a weight"),
+    ],
+)
+def test_sources_that_make_no_mix_are_refused(sources, said):
+    assert f"recipe: {said}" in refusal("quickstart", f"corpus.sources={sources}")
+
+
+def test_tokens_in_all_are_refused_without_weights():
+    for sources in ("[a, b]", "[{source: a, epochs: 2}]"):
+        said = refusal("quickstart", f"corpus.sources={sources}", "corpus.tokens=1000")
+        assert said == "recipe: corpus.tokens=1000, but it goes with sources of weights"
+    weighted = load("quickstart", ["corpus.sources=[{source: a, weight: 1}]", "corpus.tokens=1000"])
+    assert weighted.corpus.tokens == 1000
+
+
+@pytest.mark.parametrize(
+    "written", ["my/texts", "{source: my/texts}", "{source: my/texts, name: texts}", "{source: my/texts, weight: null}"]
+)
+def test_a_plain_string_is_a_source(written):
+    assert load("quickstart", [f"corpus.sources=[{written}]"]).corpus.sources == (Source("my/texts", name="texts"),)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        *(("aws-docs", "aws_docs"), ("allenai/c4", "c4"), ("/a/b/part-01.jsonl.gz", "part_01"), ("texts/", "texts")),
+        *((".", "source"), ("..", "source"), ("/", "source"), ("my.d/.hidden", "source")),
+    ],
+)
+def test_a_source_is_named_after_the_last_part_of_where_it_lies(source, name):
+    assert Source(source).name == name
+
+
+def test_a_mix_survives_being_written_and_read(tmp_path):
+    mixed = "[{source: a/b.txt, weight: 2}, {source: c, name: other, weight: 1, id_field: meta.id}]"
+    recipe = load("quickstart", [f"corpus.sources={mixed}", "cleaning.languages=[en, de]", "dedup.near=false"])
+    assert [source.weight for source in recipe.corpus.sources] == [2.0, 1.0]
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load(str(tmp_path / "again.yaml"), ["name=quickstart"]) == recipe
+
+
+def test_cleaning_is_off_and_deduplication_on_unless_the_recipe_says_otherwise(tmp_path):
     content = yaml.safe_load((RECIPES / "quickstart.yaml").read_text(encoding="utf-8"))
-    *outer, last = section.split(".")
+    content = {name: part for name, part in content.items() if name not in ("cleaning", "dedup")}
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    recipe = load(str(tmp_path / "plain.yaml"))
+    assert recipe.cleaning == Cleaning()
+    assert not any(value for value in vars(recipe.cleaning).values() if value is True)
+    assert (recipe.dedup.exact, recipe.dedup.near) == (True, True)
+
+
+@pytest.mark.parametrize("most", [100, 101])
+def test_the_longest_document_may_be_as_long_as_the_shortest(most):
+    assert load("quickstart", [f"cleaning.max_characters={most}"]).cleaning.min_characters == 100
+
+
+def test_a_section_alone_is_made_of_its_settings():
+    assert section(Dedup, "dedup", []) == Dedup()
+    assert section(Cleaning, "cleaning", ["languages=[en, de]", "c4=true"]) == Cleaning(languages=("en", "de"), c4=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("language=[en]", "recipe: unknown key cleaning.language; did you mean 'languages'"),
+        ("c4=7", "recipe: cleaning.c4=7, but bool"),
+        ("normalise=NFX", "recipe: cleaning.normalise='NFX', but it is one of"),
+        ("c4", "'c4' is no option"),
+    ],
+)
+def test_a_section_alone_is_as_strict_as_a_recipe(setting, said):
+    with pytest.raises(ScalerError) as refused:
+        section(Cleaning, "cleaning", [setting])
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("where", ["corpus", "corpus.sources", "optimizer.learning_rate"])
+def test_a_missing_section_or_key_is_named(where, tmp_path):
+    content = yaml.safe_load((RECIPES / "quickstart.yaml").read_text(encoding="utf-8"))
+    *outer, last = where.split(".")
     del (content[outer[0]] if outer else content)[last]
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    assert f"{section} is missing" in refusal(str(tmp_path / "short.yaml"))
+    assert f"{where} is missing" in refusal(str(tmp_path / "short.yaml"))
 
 
 @pytest.mark.parametrize("content", [b"a: [1", b"- 1\n- 2\n", b"", b"\xff\xfe\x00"])
@@ -108,8 +219,8 @@ def test_a_recipe_cannot_be_changed():
 
 
 def test_folders_follow_from_the_data_folder():
-    recipe: Recipe = load("quickstart", ["data.folder=/x"])
-    assert (str(recipe.tokenizer_folder), str(recipe.shards_folder)) == ("/x/tokenizer", "/x/shards")
+    recipe: Recipe = load("quickstart", ["data.folder=/x", "data.seq_len=64"])
+    assert (str(recipe.tokenizer_folder), str(recipe.rows_folder)) == ("/x/tokenizer", "/x/rows-64")
 
 
 def refusal(name: str, *overrides: str) -> str:

@@ -11,16 +11,16 @@ import time
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, make_documents, read_span
+from conftest import ROOT, make_documents
 from tokenizers import Tokenizer
 
-from data_prep import corpus, folders, shards, tokenizer
-from data_prep.tokenizer import texts
-from scaler import token_shards
+from data_prep import corpus, folders, shards, texts, tokenizer
+from data_prep.team import Team, gathered
+from data_prep.token_shards import Shard
 from scaler.errors import ScalerError
-from scaler.recipe import Corpus
+from scaler.manifests import check_file, checksum, read_manifest, write_json
+from scaler.recipe import Corpus, Source
 from scaler.recipe import Tokenizer as TokenizerSettings
-from scaler.token_shards import TokenDataset, checksum, read_manifest
 
 PATIENCE = 60  # seconds that a command may take to get where a test waits for it
 
@@ -31,9 +31,11 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     odd = ["<s> is <mask> spelled </s> <pad>", "Größe 大 🙂", "  spaces  "] * 20
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in make_documents(18_000) + odd))
-    corpus.make(Corpus(str(folder / "a.jsonl"), heldout_percent=10, part_mib=1), folder / "corpus")
+    (folder / "b.txt").write_text("\n\n".join(make_documents(300, seed=1)))
+    sources = (Source(str(folder / "a.jsonl")), Source(str(folder / "b.txt")))
+    corpus.make(Corpus(sources, heldout_percent=10.0, part_mib=1), folder / "corpus", Team())
     tokenizer.make(folder / "corpus", folder / "tokenizer", TokenizerSettings(400))
-    shards.make(folder / "corpus", folder / "tokenizer", folder / "shards", processes=1)
+    shards.make(folder / "corpus", folder / "tokenizer", folder / "shards", Team())
     return folder
 
 
@@ -53,67 +55,107 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_two_processes_make_the_bytes_that_one_makes(data, tmp_path):
-    shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", processes=2)
-    assert len(read_manifest(data / "shards").splits["train"]) > 1
+def read(folder):
+    return read_manifest(folder, "shards")
+
+
+def entries(manifest, split=None):
+    return [entry for name, found in manifest["splits"].items() if split in (None, name) for entry in found]
+
+
+def texts_of(folder, entry):
+    return [document.text for document in texts.read(folder, entry)]
+
+
+def ids_of(folder, split=None):
+    return np.concatenate([Shard(folder / entry["name"]).ids for entry in entries(read(folder), split)])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_makes_the_bytes_that_one_makes(data, tmp_path, processes):
+    with gathered(processes) as team:
+        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", team)
+    assert len(entries(read(data / "shards"), "train")) > 2
     assert content(tmp_path / "shards") == content(data / "shards")
 
 
-@pytest.mark.parametrize("split", ["train", "heldout"])
-def test_tokens_decode_to_the_documents_in_order(data, split):
-    dataset = TokenDataset(read_manifest(data / "shards"), split)
+def test_each_shard_holds_the_documents_of_one_file_of_text_in_order(data):
     decode = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json")).decode
-    found = [
-        decode(read_span(dataset, start, length), skip_special_tokens=False)
-        for start, length in zip(*dataset.documents(), strict=True)
-    ]
-    assert found == list(texts(data / "corpus", split))
+    of_text = texts.manifest(data / "corpus")["splits"]
+    for split, found in read(data / "shards")["splits"].items():
+        for entry, file in zip(found, of_text[split], strict=True):
+            assert (entry["name"], entry["source"]) == (file["name"], file["source"])
+            shard = Shard(data / "shards" / entry["name"])
+            spans = zip(*shard.documents(), strict=True)
+            decoded = [decode(shard.ids[at : at + size], skip_special_tokens=False) for at, size in spans]
+            assert decoded == texts_of(data / "corpus", file)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 100_000])
+def test_the_bytes_are_the_same_however_many_documents_are_tokenised_at_once(data, tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(shards, "DOCUMENTS_AT_ONCE", at_once)
+    shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", Team())
+    assert content(tmp_path / "shards") == content(data / "shards")
 
 
 def test_no_special_token_is_in_the_shards_even_where_a_text_spells_one(data):
-    manifest = read_manifest(data / "shards")
-    assert any("<mask>" in text for text in texts(data / "corpus", "train"))
-    assert not manifest.unigram_counts()[:5].any()
+    found = [
+        text for entry in texts.entries(texts.manifest(data / "corpus")) for text in texts_of(data / "corpus", entry)
+    ]
+    assert any("<mask>" in text for text in found)
+    assert ids_of(data / "shards").min() >= 5
 
 
 def test_the_manifest_tells_the_truth(data):
-    manifest = read_manifest(data / "shards")
-    token_shards.verify(manifest)
+    manifest = read(data / "shards")
+    of_text = texts.manifest(data / "corpus")
     for split in ("train", "heldout"):
-        dataset = TokenDataset(manifest, split)
-        assert manifest.count(split, "tokens") == sum(len(shard.ids) for shard in dataset.shards)
-        assert manifest.count(split, "documents") == sum(1 for _ in texts(data / "corpus", split))
-        for entry, shard in zip(manifest.splits[split], dataset.shards, strict=True):
+        assert sum(entry["documents"] for entry in entries(manifest, split)) == sum(
+            entry["documents"] for entry in texts.entries(of_text, split)
+        )
+        for entry in entries(manifest, split):
+            shard = Shard(data / "shards" / entry["name"])
             assert (entry["documents"], entry["tokens"]) == (len(shard.document_ends), len(shard.ids))
-            assert entry["bin_xxh3"] == checksum(data / "shards" / f"{entry['name']}.bin")
-            assert entry["idx_xxh3"] == checksum(data / "shards" / f"{entry['name']}.idx")
-    train = TokenDataset(manifest, "train")
-    counts = np.bincount(np.concatenate([shard.ids for shard in train.shards]), minlength=400)
-    assert np.array_equal(manifest.unigram_counts(), counts)
-    assert manifest.tokenizer_xxh3 == checksum(data / "tokenizer" / "tokenizer.json")
-    assert manifest.vocab_size == 400
-    assert manifest.sources == folders.read_manifest(data / "corpus", "corpus")["sources"]
-    assert manifest.strip_ids == ()
+            assert shard.ids.dtype == np.uint16
+            for extension in ("bin", "idx"):
+                check_file(data / "shards" / f"{entry['name']}.{extension}", entry[f"{extension}_xxh3"])
+    assert {entry["source"] for entry in entries(manifest)} == {"a", "b"}
+    assert manifest["tokenizer_xxh3"] == checksum(data / "tokenizer" / "tokenizer.json")
+    assert manifest["vocab_size"] == 400
+    assert manifest["sources"] == of_text["sources"]
+    assert manifest["strip_ids"] == []
 
 
 def test_made_twice_they_are_up_to_date_and_left_alone(data):
     before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (data / "shards").iterdir()}
-    assert not shards.make(data / "corpus", data / "tokenizer", data / "shards", processes=1)
+    assert not shards.make(data / "corpus", data / "tokenizer", data / "shards", Team())
     assert {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (data / "shards").iterdir()} == before
 
 
 def test_another_tokenizer_has_them_made_anew(data, inputs):
     shutil.copytree(data / "shards", inputs[2])
     tokenizer.make(inputs[0], inputs[1], TokenizerSettings(350))
-    assert shards.make(*inputs, processes=1)
-    manifest = read_manifest(inputs[2])
-    assert manifest.vocab_size == len(manifest.unigram_counts()) == 350
+    assert shards.make(*inputs, Team())
+    assert read(inputs[2])["vocab_size"] == 350
+    assert ids_of(inputs[2]).max() < 350
 
 
-def test_a_shard_that_is_missing_or_cut_short_has_them_made_anew(data, inputs):
+def test_other_text_has_them_made_anew(data, inputs):
     shutil.copytree(data / "shards", inputs[2])
-    os.truncate(inputs[2] / "train-00000.bin", 100)
-    assert shards.make(*inputs, processes=1)
+    manifest = read_manifest(inputs[0], "corpus")
+    manifest["splits"]["train"].pop()
+    write_json(inputs[0] / "manifest.json", manifest)
+    assert shards.make(*inputs, Team())
+    assert len(entries(read(inputs[2]))) == len(entries(read(data / "shards"))) - 1
+    assert len(content(inputs[2])) == len(content(data / "shards")) - 2
+
+
+@pytest.mark.parametrize("damage", [os.unlink, lambda path: os.truncate(path, 100)])
+@pytest.mark.parametrize("name", ["train-a-00000-0000.bin", "heldout-b-00000-0000.idx"])
+def test_a_shard_that_is_missing_or_cut_short_has_them_made_anew(data, inputs, name, damage):
+    shutil.copytree(data / "shards", inputs[2])
+    damage(inputs[2] / name)
+    assert shards.make(*inputs, Team())
     assert content(inputs[2]) == content(data / "shards")
 
 
@@ -124,27 +166,75 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, os.unlink, lambda path: os.truncate(path, 1000)])
-@pytest.mark.parametrize("name", ["corpus/train-00001.jsonl.zst", "tokenizer/tokenizer.json"])
-def test_damaged_input_is_named_with_a_remedy(inputs, tmp_path, name, damage):
+@pytest.mark.parametrize("name", ["corpus/train-a-00001-0000.jsonl.zst", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_damaged_input_is_named_with_a_remedy(inputs, tmp_path, name, damage, processes):
     damage(tmp_path / name)
-    with pytest.raises(ScalerError) as raised:
-        shards.make(*inputs, processes=1)
-    folder = (tmp_path / name).parent
-    assert str(raised.value).startswith(f"{tmp_path / name}: missing or damaged")
-    assert f"delete {folder} and make it again" in str(raised.value)
-    assert names(tmp_path) == ["corpus", "tokenizer"]
+    with gathered(processes) as team, pytest.raises(ScalerError) as raised:
+        shards.make(*inputs, team)
+    said = "missing" if damage is os.unlink else "its checksum is not the manifest's, the file is damaged"
+    assert str(raised.value) == f"{tmp_path / name}: {said}; delete its folder and prepare the data again"
+    assert not inputs[2].exists()
+    if "tokenizer" in name:
+        assert names(tmp_path) == ["corpus", "tokenizer"]
+
+
+def test_what_was_made_before_the_damage_is_kept_and_the_next_run_goes_on(data, inputs, tmp_path):
+    path = inputs[0] / "train-a-00001-0000.jsonl.zst"
+    good = path.read_bytes()
+    flip_a_bit(path)
+    with pytest.raises(ScalerError, match="damaged"):
+        shards.make(*inputs, Team())
+    assert [path.stem for path in (tmp_path / "shards.partial" / folders.TASKS).iterdir()] == ["train-a-00000-0000"]
+    kept = tmp_path / "shards.partial" / "train-a-00000-0000.bin"
+    before = kept.stat().st_mtime_ns
+    path.write_bytes(good)
+    assert shards.make(*inputs, Team())
+    assert (inputs[2] / kept.name).stat().st_mtime_ns == before
+    assert content(inputs[2]) == content(data / "shards")
+    assert names(tmp_path) == ["corpus", "shards", "tokenizer"]
+
+
+def test_what_another_tokenizer_began_is_made_anew(data, inputs, tmp_path):
+    path = inputs[0] / "train-a-00001-0000.jsonl.zst"
+    good = path.read_bytes()
+    flip_a_bit(path)
+    with pytest.raises(ScalerError, match="damaged"):
+        shards.make(*inputs, Team())
+    path.write_bytes(good)
+    tokenizer.make(inputs[0], inputs[1], TokenizerSettings(350))
+    assert shards.make(*inputs, Team())
+    shards.make(*inputs[:2], tmp_path / "whole", Team())
+    assert content(inputs[2]) == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["corpus", "tokenizer"])
 def test_missing_input_is_named_with_a_remedy(inputs, tmp_path, name):
     shutil.rmtree(tmp_path / name)
     with pytest.raises(ScalerError, match=rf"{name}: no {name} here .*prepare it first"):
-        shards.make(*inputs, processes=1)
+        shards.make(*inputs, Team())
 
 
-def test_no_process_is_too_few(data, tmp_path):
-    with pytest.raises(ScalerError, match="processes=0, but at least 1"):
-        shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", processes=0)
+def test_no_process_is_too_few(data, tmp_path, run_command):
+    arguments = (data / "corpus", data / "tokenizer", "--out", "shards", "--processes", 0)
+    result = run_command(sys.executable, "-m", "data_prep.shards", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (result.returncode, result.stderr) == (2, "error: processes=0, but at least 1 has to work\n")
+    assert names(tmp_path) == []
+
+
+def test_a_second_run_on_the_same_folder_is_one_line_and_the_first_goes_on(running, data, tmp_path, run_command):
+    process, _ = running
+    arguments = (data / "corpus", data / "tokenizer", "--out", "shards", "--processes", 1)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        result = run_command(sys.executable, "-m", "data_prep.shards", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    said = "error: shards.partial: another run is writing here; wait for it to end, or name another folder\n"
+    assert (result.returncode, result.stderr) == (2, said)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert content(tmp_path / "shards") == content(data / "shards")
 
 
 @pytest.fixture
@@ -200,15 +290,27 @@ def _is_alive(process):
         return False
 
 
+def only_finished_shards_are_left(folder):
+    """Nothing, or where shards are finished, NAME.partial with these."""
+    assert names(folder) in ([], ["shards.partial"])
+    if names(folder):
+        records = [json.loads(path.read_text()) for path in (folder / "shards.partial" / folders.TASKS).glob("*.json")]
+        assert records
+        for record in records:
+            for extension in ("bin", "idx"):
+                path = folder / "shards.partial" / f"{record['name']}.{extension}"
+                check_file(path, record[f"{extension}_xxh3"])
+
+
 @pytest.mark.parametrize(
     "send", [os.kill, os.killpg]
 )  # to the command alone, and as a terminal does, to its workers too
-def test_ctrl_c_leaves_neither_files_nor_processes(running, tmp_path, send):
+def test_ctrl_c_leaves_nothing_but_finished_shards_and_no_processes(running, tmp_path, send):
     process, _ = running
     send(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
-    assert names(tmp_path) == []
+    only_finished_shards_are_left(tmp_path)
     assert nobody_is_left(process)
 
 
@@ -218,17 +320,41 @@ def test_a_killed_command_leaves_no_processes_and_nothing_that_the_next_trusts(r
     process.communicate(timeout=PATIENCE)
     assert nobody_is_left(process)
     assert names(tmp_path) == ["shards.partial"]
-    assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", processes=2)
+    with gathered(2) as team:
+        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", team)
     assert content(tmp_path / "shards") == content(data / "shards")
     assert names(tmp_path) == ["shards"]
 
 
-def test_a_killed_worker_is_one_clear_line_and_no_hang(running, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_after_a_kill_the_next_run_keeps_the_shards_that_were_done(running, data, tmp_path, processes):
+    process, _ = running
+    deadline = time.monotonic() + PATIENCE
+    while not list(tmp_path.glob("shards.partial/tasks/*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    assert nobody_is_left(process)
+    done = [path.stem for path in (tmp_path / "shards.partial" / folders.TASKS).glob("*.json")]
+    before = {name: (tmp_path / "shards.partial" / f"{name}.bin").stat().st_mtime_ns for name in done}
+    with gathered(processes) as team:
+        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", team)
+    assert {name: (tmp_path / "shards" / f"{name}.bin").stat().st_mtime_ns for name in done} == before
+    assert content(tmp_path / "shards") == content(data / "shards")
+    assert names(tmp_path) == ["shards"]
+
+
+def test_a_killed_worker_is_one_clear_line_and_no_hang_and_the_next_run_goes_on(running, data, tmp_path):
     process, workers = running
     workers[0].kill()
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
-    assert said.startswith("error: shards: a tokenising process died")
+    assert said.startswith("error: shards.partial: a process died while tokenising (out of memory?); run again")
     assert said.count("\n") == 1
-    assert names(tmp_path) == []
+    only_finished_shards_are_left(tmp_path)
     assert nobody_is_left(process)
+    assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", Team())
+    assert content(tmp_path / "shards") == content(data / "shards")
+    assert names(tmp_path) == ["shards"]

@@ -1,9 +1,12 @@
-"""Where documents come from, and what is said of input that cannot be read."""
+"""Where documents come from, how a source is cut, and what is said of input that cannot be read."""
 
 import gzip
+import itertools
 import json
+import os
 import re
 import sys
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 
@@ -12,18 +15,28 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from conftest import ROOT, make_documents
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data_prep import sources
+from data_prep import aws_docs, sources
 from scaler.errors import ScalerError
-from scaler.recipe import Corpus
+from scaler.recipe import Source
 
+MIB = 1 << 20
+MARK = b"\xef\xbb\xbf"
 DOCUMENTS = ["one", "two\nlines", "Größe 大 🙂", " spaces  kept "]
 MARKUP = re.compile(r"</|<(p|a|ul|li|code|i|b|note)\b|&(lt|gt|amp|quot|nbsp|#\d+);")
 JSON_LINES = "".join(json.dumps({"text": text, "id": 1}) + "\n" for text in DOCUMENTS).encode()
+LINES = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}
 
 
-def read(path, **settings):
-    return list(sources.documents(Corpus(source=str(path), **settings)))
+def documents(path, piece_bytes=MIB, max_bytes=MIB, **settings):
+    cut = sources.pieces(Source(str(path), **settings), piece_bytes)
+    return [document for piece in cut for document in sources.read(piece, max_bytes)]
+
+
+def read(path, *arguments, **settings):
+    return [document.text for document in documents(path, *arguments, **settings)]
 
 
 def parquet(path, columns):
@@ -44,27 +57,34 @@ def written(path, content):
         ("file", ["\nfirst\nparagraph\n\n  \n\nsecond\n"]),
     ],
 )
-def test_text_is_cut_into_the_unit_asked_for(tmp_path, unit, expected):
-    path = written(tmp_path / "a.txt", b"\nfirst\nparagraph\n\n  \n\nsecond\n")
+@pytest.mark.parametrize("mark", [b"", MARK])
+def test_text_is_cut_into_the_unit_asked_for(tmp_path, mark, unit, expected):
+    path = written(tmp_path / "a.txt", mark + b"\nfirst\nparagraph\n\n  \n\nsecond\n")
     assert read(path, text_unit=unit) == expected
 
 
-def test_windows_line_ends_part_paragraphs_too(tmp_path):
-    assert read(written(tmp_path / "a.txt", b"first\r\nparagraph\r\n\r\nsecond\r\n")) == ["first\nparagraph", "second"]
+@pytest.mark.parametrize("piece_bytes", [MIB, 3])
+def test_windows_line_ends_part_paragraphs_too(tmp_path, piece_bytes):
+    path = written(tmp_path / "a.txt", b"first\r\nparagraph\r\n\r\nsecond\r\n")
+    assert read(path, piece_bytes) == ["first\nparagraph", "second"]
 
 
 @pytest.mark.parametrize(
     ("name", "compress"),
     [
-        ("a.jsonl", bytes),
-        ("a.jsonl.gz", gzip.compress),
-        ("a.jsonl.zst", zstandard.compress),
+        *((f"a{extension}", compress) for extension, compress in LINES.items()),
         ("a.jsonl.zst", lambda data: zstandard.compress(data[:9]) + zstandard.compress(data[9:])),  # several frames
         ("a.jsonl.gz", lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:])),
     ],
 )
-def test_json_lines_are_read_plain_and_compressed(tmp_path, name, compress):
-    assert read(written(tmp_path / name, compress(JSON_LINES))) == DOCUMENTS
+@pytest.mark.parametrize("mark", [b"", MARK])
+def test_json_lines_are_read_plain_and_compressed(tmp_path, name, compress, mark):
+    assert read(written(tmp_path / name, compress(mark + JSON_LINES))) == DOCUMENTS
+
+
+@pytest.mark.parametrize("unit", ["paragraph", "line", "file"])
+def test_a_byte_order_mark_elsewhere_than_at_the_start_is_text(tmp_path, unit):
+    assert read(written(tmp_path / "a.txt", MARK + MARK + b"a" + MARK), text_unit=unit) == ["\ufeffa\ufeff"]
 
 
 def test_blank_json_lines_are_no_documents(tmp_path):
@@ -77,10 +97,61 @@ def test_parquet_columns_of_text_are_read(tmp_path, kind):
     assert read(path) == DOCUMENTS
 
 
+def test_rows_of_a_parquet_file_without_text_are_no_documents(tmp_path):
+    texts = [None, *DOCUMENTS, None] * 1000  # several batches
+    assert read(parquet(tmp_path / "a.parquet", {"text": texts})) == DOCUMENTS * 1000
+
+
 def test_another_field_can_hold_the_text(tmp_path):
     written(tmp_path / "a.jsonl", b'{"text": "no", "body": "json"}')
     parquet(tmp_path / "b.parquet", {"text": ["no"], "body": ["parquet"]})
     assert read(tmp_path, text_field="body") == ["json", "parquet"]
+
+
+def test_a_field_within_a_field_can_hold_the_text_or_a_list_of_texts(tmp_path):
+    written(tmp_path / "a.jsonl", b'{"a": {"b": {"c": "json"}}}\n{"a": {"b": {"c": ["of", "several"]}}}\n')
+    parquet(tmp_path / "b.parquet", {"a": [{"b": {"c": ["parquet"]}, "d": 1}, None, {"b": {"c": []}, "d": 2}]})
+    assert read(tmp_path, text_field="a.b.c") == ["json", "of", "several", "parquet"]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_texts_of_a_list_are_documents_with_ids_of_their_own(tmp_path, kind):
+    texts, ids = [["a", "b"], ["alone"], []], ["x", "y", "z"]
+    lines = "".join(json.dumps({"text": text, "id": id}) + "\n" for text, id in zip(texts, ids, strict=True))
+    written(tmp_path / "a.jsonl", lines.encode())
+    parquet(tmp_path / "b.parquet", {"id": ids, "text": pyarrow.array(texts, pyarrow.list_(kind))})
+    assert documents(tmp_path, id_field="id") == [("a", "x.0"), ("b", "x.1"), ("alone", "y")] * 2
+    assert documents(tmp_path) == [("a", None), ("b", None), ("alone", None)] * 2
+
+
+def test_the_values_of_the_id_field_name_the_documents(tmp_path):
+    written(tmp_path / "a.jsonl", b'{"text": "a", "key": "one"}\n{"text": "b", "key": 2}\n{"text": "c", "key": 0}')
+    parquet(tmp_path / "b.parquet", {"text": ["d"], "key": [3]})
+    assert documents(tmp_path, id_field="key") == [("a", "one"), ("b", "2"), ("c", "0"), ("d", "3")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "b"}', "line 2: no field 'id' .there: text.; set the id_field"),
+        (b'{"text": "b", "id": null}', "line 2: no field 'id' .there: text, id.; set the id_field"),
+        (b"[1]", "line 2: no field 'id' .there: list"),
+        (b"1", "line 2: no field 'id' .there: int"),
+        (b'{"text": "b", "id": "\\udc00"}', "line 2: not Unicode text"),
+    ],
+)
+def test_a_document_without_an_id_is_refused_where_there_is_an_id_field(tmp_path, line, said):
+    path = written(tmp_path / "a.jsonl", b'{"text": "a", "id": 1}\n' + line)
+    with pytest.raises(ScalerError, match=said):
+        read(path, id_field="id")
+
+
+def test_a_parquet_file_without_an_id_is_refused_where_there_is_an_id_field(tmp_path):
+    path = parquet(tmp_path / "a.parquet", {"text": ["a", "b"], "id": [1, None]})
+    with pytest.raises(ScalerError, match=r"a\.parquet, row 2: no field 'id' .*set the id_field"):
+        read(path, id_field="id")
+    with pytest.raises(ScalerError, match=r"a\.parquet: no column 'key' .there: text, id.; set the id_field"):
+        read(path, id_field="key")
 
 
 def test_a_folder_is_read_in_sorted_order_below_it_too_and_other_files_are_left_alone(tmp_path):
@@ -91,13 +162,127 @@ def test_a_folder_is_read_in_sorted_order_below_it_too_and_other_files_are_left_
 
 
 def test_a_change_of_a_file_changes_the_identity_of_the_source(tmp_path):
-    settings = Corpus(source=str(tmp_path))
-    written(tmp_path / "a.txt", b"one")
-    before = sources.identity(settings)
-    assert sources.identity(settings) == before
-    written(tmp_path / "b.txt", b"two")
-    assert sources.identity(settings) != before
+    source = Source(str(tmp_path))
 
+    def identity(piece_bytes=MIB):
+        return sources.identity(source, sources.pieces(source, piece_bytes))
+
+    path = written(tmp_path / "a.txt", b"one")
+    before = identity()
+    assert identity() == identity(1) == before
+    os.utime(path, (1, 1))
+    touched = identity()
+    assert touched != before
+    written(tmp_path / "b.txt", b"two")
+    assert identity() not in (before, touched)
+
+
+# How a source is cut.
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=12)
+TEXTS = st.lists(st.tuples(TEXT, st.sampled_from(["\n", "\r\n"])), max_size=12)
+
+
+@settings(deadline=None, max_examples=300)
+@given(lines=TEXTS, last=TEXT, mark=st.booleans(), piece_bytes=st.integers(1, 60))
+def test_however_a_file_of_lines_is_cut_each_line_comes_once_and_in_order(
+    tmp_path_factory, lines, last, mark, piece_bytes
+):
+    content = "".join(text + end for text, end in lines) + last
+    path = written(tmp_path_factory.mktemp("cut") / "a.txt", MARK * mark + content.encode())
+    expected = [text for text, _ in lines] + [last] * bool(last)
+    if not mark and expected:
+        expected[0] = expected[0].removeprefix("\ufeff")
+    if mark and not content:
+        expected = [""]
+    assert read(path, piece_bytes, text_unit="line") == expected
+    cut = sources.pieces(Source(str(path), text_unit="line"), piece_bytes)
+    assert len(cut) == max(1, -(-path.stat().st_size // piece_bytes))
+    assert sum(piece.size for piece in cut) == path.stat().st_size
+
+
+RECORD = st.one_of(TEXT.map(lambda text: (text, json.dumps({"text": text}, ensure_ascii=False))), st.just((None, "")))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    records=st.lists(st.tuples(RECORD, st.sampled_from(["\n", "\r\n", " \n"])), min_size=1, max_size=12),
+    ended=st.booleans(),
+    piece_bytes=st.integers(1, 100),
+    bad=st.integers(0, 12),
+)
+def test_however_json_lines_are_cut_the_documents_are_the_same_and_errors_name_their_line(
+    tmp_path_factory, records, ended, piece_bytes, bad
+):
+    folder = tmp_path_factory.mktemp("cut")
+    lines = [line + end for (_, line), end in records]
+    if not ended:
+        lines[-1] = lines[-1].strip()
+    good = written(folder / "good.jsonl", "".join(lines).encode())
+    assert read(good, piece_bytes) == [text for (text, _), _ in records if text is not None]
+    bad %= len(lines)
+    lines[bad] = '{"text": Größe}\n'
+    path = written(folder / "bad.jsonl", "".join(lines).encode())
+    said, found = [], []
+    for piece in sources.pieces(Source(str(path)), piece_bytes):
+        try:
+            found += [document.text for document in sources.read(piece, MIB)]
+        except ScalerError as error:
+            said.append(str(error))
+    (message,) = said
+    assert message.startswith(f"{path}, line {bad + 1}: not JSON")
+
+
+def test_any_piece_can_be_read_alone_and_again(tmp_path):
+    path = written(tmp_path / "a.jsonl", "".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(500)).encode())
+    cut = sources.pieces(Source(str(path)), 1000)
+    assert len(cut) > 5
+    backwards = [[document.text for document in sources.read(piece, MIB)] for piece in reversed(cut)]
+    assert list(itertools.chain.from_iterable(reversed(backwards))) == [f"{n}" for n in range(500)]
+
+
+def test_small_files_share_a_piece(tmp_path):
+    for number in range(10):
+        written(tmp_path / f"{number}.txt", b"x" * 99 + b"%d" % number)
+    cut = sources.pieces(Source(str(tmp_path)), 350)
+    assert [[span.path.name for span in piece.spans] for piece in cut] == [
+        ["0.txt", "1.txt", "2.txt", "3.txt"],
+        ["4.txt", "5.txt", "6.txt", "7.txt"],
+        ["8.txt", "9.txt"],
+    ]
+    assert [piece.size for piece in cut] == [400, 400, 200]
+    assert [text[-1] for text in read(tmp_path, 350)] == [str(number) for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "pieces"),
+    [
+        ("a.jsonl", "paragraph", 10),
+        ("a.txt", "line", 10),
+        ("a.txt", "paragraph", 1),
+        ("a.txt", "file", 1),
+        ("a.jsonl.gz", "line", 1),
+        ("a.parquet", "line", 1),
+    ],
+)
+def test_only_files_whose_documents_are_lines_are_cut(tmp_path, name, unit, pieces):
+    path = written(tmp_path / name, b"\n" * 1000)
+    cut = sources.pieces(Source(str(path), text_unit=unit), 100)
+    assert len(cut) == pieces
+    assert sum(piece.size for piece in cut) == 1000
+
+
+def test_large_and_small_files_share_pieces_without_loss(tmp_path):
+    expected = []
+    for number, lines in enumerate((3, 40, 1, 1, 90, 2)):
+        texts = [f"{number} {line}" for line in range(lines)]
+        written(tmp_path / f"{number}.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+        expected += texts
+    for piece_bytes in (1, 50, 99, 300, 1000, MIB):
+        assert read(tmp_path, piece_bytes) == expected
+
+
+# What is said of input that cannot be read.
 
 BAD_FILES = {
     "latin-1 text": ("a.txt", "Größe".encode("latin1"), ["not UTF-8", "0xf6", "iconv"]),
@@ -109,13 +294,11 @@ BAD_FILES = {
     "zstd cut short": ("a.jsonl.zst", zstandard.compress(JSON_LINES)[:-1], ["cut short", "fetch it again"]),
     "no zstd": ("a.jsonl.zst", JSON_LINES, ["damaged", "fetch it again"]),
     "no JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', ["line 3", "not JSON", "remove that line"]),
-    "other field": (
-        "a.jsonl",
-        b'{"text": "a"}\n{"body": "b"}',
-        ["line 2", "'text'", "there: body", "corpus.text_field"],
-    ),
-    "no text": ("a.jsonl", b'{"text": 7}', ["line 1", "'text'", "corpus.text_field"]),
-    "no object": ("a.jsonl", b"[1]", ["line 1", "there: list", "corpus.text_field"]),
+    "endless JSON": ("a.jsonl", b"[" * 200_000, ["line 1", "not JSON", "remove that line"]),
+    "other field": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}', ["line 2", "'text'", "there: body", "text_field"]),
+    "no text": ("a.jsonl", b'{"text": 7}', ["line 1", "'text'", "set the text_field"]),
+    "no texts": ("a.jsonl", b'{"text": ["a", 7]}', ["line 1", "'text'", "set the text_field"]),
+    "no object": ("a.jsonl", b"[1]", ["line 1", "there: list", "set the text_field"]),
     "no Parquet": ("a.parquet", b"PAR1 and no more", ["not a whole Parquet file", "fetch it again"]),
     "empty Parquet": ("a.parquet", b"", ["not a whole Parquet file", "fetch it again"]),
 }
@@ -148,16 +331,118 @@ def test_a_parquet_file_cut_short_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "field", "said"),
     [
-        ({"body": ["a"]}, r"a\.parquet: no column 'text' .there: body.*corpus.text_field"),
-        ({"text": [1]}, r"a\.parquet: the column 'text' is int64.*corpus.text_field"),
-        ({"text": [["a"]]}, r"a\.parquet: the column 'text' is list.*corpus.text_field"),
+        ({"body": ["a"]}, "text", r"a\.parquet: no column 'text' .there: body.*set the text_field"),
+        ({"text": [1]}, "text", r"a\.parquet: the column 'text' is int64.*set the text_field"),
+        ({"text": [[1]]}, "text", r"a\.parquet: the column 'text' is int64.*set the text_field"),
+        ({"text": [{"a": "b"}]}, "text", r"a\.parquet, row 1: no text in the field 'text' .*set the text_field"),
+        ({"a": [{"c": "d"}]}, "a.b", r"a\.parquet, row 1: no text in the field 'a.b' .there: a.; set the text_field"),
     ],
 )
-def test_a_parquet_file_without_a_column_of_text_is_named(tmp_path, columns, said):
+def test_a_parquet_file_without_a_column_of_text_is_named(tmp_path, columns, field, said):
     with pytest.raises(ScalerError, match=said):
-        read(parquet(tmp_path / "a.parquet", columns))
+        read(parquet(tmp_path / "a.parquet", columns), text_field=field)
+
+
+@pytest.mark.parametrize("field", ["a.c", "a.b.c", "a", "b"])
+def test_a_field_within_a_field_that_is_not_there_is_named(tmp_path, field):
+    path = written(tmp_path / "a.jsonl", b'{"a": {"b": "c"}}')
+    with pytest.raises(ScalerError, match=rf"line 1: no text in the field '{field}' .there: a.; set the text_field"):
+        read(path, text_field=field)
+
+
+LONG = 32 * MIB
+
+
+@pytest.mark.parametrize(
+    ("name", "compress", "unit"),
+    [
+        *((f"a{extension}", compress, "line") for extension, compress in LINES.items()),
+        ("a.txt", bytes, "line"),
+        ("a.txt", bytes, "paragraph"),
+    ],
+)
+def test_a_long_line_is_refused_before_it_is_read_to_its_end(tmp_path, name, compress, unit):
+    path = written(tmp_path / name, compress(b'\n{"text": "a"}\n\n' + b"x" * LONG))
+    (piece,) = sources.pieces(Source(str(path), text_unit=unit), 2 * LONG)
+    list(islice(sources.read(piece, MIB), 1))  # what a first time imports
+    tracemalloc.start()
+    try:
+        with pytest.raises(ScalerError) as raised:
+            list(sources.read(piece, MIB))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert str(raised.value) == (
+        f"{path}, line 4: a document of more than 1 MiB; cut it, or raise corpus.max_document_mib"
+    )
+    assert peak < LONG / 4
+
+
+def test_every_piece_of_a_long_line_names_it(tmp_path):
+    path = written(tmp_path / "a.jsonl", b'{"text": "a"}\n\n' + b"x" * 5000)
+    *cut, last = sources.pieces(Source(str(path)), 1000)
+    for piece in cut:
+        with pytest.raises(ScalerError, match=r"a\.jsonl, line 3: a document of more than"):
+            list(sources.read(piece, 500))
+    assert list(sources.read(last, 500)) == []
+
+
+def test_a_file_or_paragraph_that_is_too_long_is_refused(tmp_path):
+    path = written(tmp_path / "a.txt", b"short\n\n" + b"a line\n" * 100)
+    assert len(read(path, MIB, 1000)) == 2
+    with pytest.raises(ScalerError, match=r"a\.txt, line \d+: a document of more than .* corpus\.max_document_mib"):
+        read(path, MIB, 500)
+    with pytest.raises(ScalerError, match=r"a\.txt: a document of more than .* corpus\.max_document_mib"):
+        read(path, MIB, 500, text_unit="file")
+
+
+@pytest.fixture(params=["a.txt", *(f"a{extension}" for extension in LINES), "a.parquet"])
+def file_of_text(request, tmp_path):
+    path = tmp_path / request.param
+    if path.suffix == ".parquet":
+        return parquet(path, {"text": DOCUMENTS})
+    return written(path, LINES.get("".join(path.suffixes), bytes)(JSON_LINES))
+
+
+def test_a_file_that_has_vanished_since_the_source_was_cut_is_named(file_of_text):
+    (piece,) = sources.pieces(Source(str(file_of_text)), MIB)
+    file_of_text.unlink()
+    with pytest.raises(ScalerError) as raised:
+        list(sources.read(piece, MIB))
+    assert str(raised.value).startswith(f"{file_of_text}: has vanished while the corpus was read; bring it back")
+
+
+def appended(path):
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def touched(path):
+    os.utime(path, ns=(0, 0))
+
+
+def garbled(path):
+    path.write_bytes(b"no longer what it was")
+
+
+@pytest.mark.parametrize("change", [appended, touched, garbled])
+def test_a_file_that_has_changed_since_the_source_was_cut_is_named(file_of_text, change):
+    (piece,) = sources.pieces(Source(str(file_of_text)), MIB)
+    change(file_of_text)
+    with pytest.raises(ScalerError) as raised:
+        list(sources.read(piece, MIB))
+    assert str(raised.value).startswith(f"{file_of_text}: has changed while it was read; let it be written to the end")
+
+
+@pytest.mark.parametrize("change", [appended, touched])
+def test_a_file_that_changes_while_it_is_read_is_named(file_of_text, change):
+    (piece,) = sources.pieces(Source(str(file_of_text), text_unit="line"), MIB)
+    reading = sources.read(piece, MIB)
+    next(reading)
+    change(file_of_text)
+    with pytest.raises(ScalerError, match="has changed while it was read"):
+        list(reading)
 
 
 def test_a_folder_without_text_is_named_with_what_can_be_read(tmp_path):
@@ -168,12 +453,27 @@ def test_a_folder_without_text_is_named_with_what_can_be_read(tmp_path):
     assert ".jsonl.zst" in str(raised.value)
 
 
-def test_aws_docs_are_distinct_pages_of_plain_text():
-    pages = list(islice(sources.aws_docs(), 3000))
-    assert len(pages) == len(set(pages)) == 3000
+# The AWS documentation.
+
+
+def test_aws_docs_are_pages_of_plain_text():
+    pages = list(islice(aws_docs.documents(), 3000))
+    assert len(pages) == 3000
+    assert len(set(pages)) > 2900  # those of equal types in several services are dedup's to drop
     for page in pages:
         assert page.strip()
         assert not MARKUP.search(page)
+
+
+@pytest.mark.parametrize("services", [1, 3, 20])
+def test_the_pieces_of_aws_docs_hold_each_page_once(monkeypatch, services):
+    from botocore.loaders import Loader
+
+    some = Loader().list_available_services("service-2")[:services]
+    monkeypatch.setattr(Loader, "list_available_services", lambda self, kind: some)
+    cut = sources.pieces(Source(sources.AWS_DOCS), MIB)
+    assert len(cut) == sources.AWS_PIECES
+    assert sorted(d.text for piece in cut for d in sources.read(piece, MIB)) == sorted(aws_docs.documents())
 
 
 def test_aws_docs_without_botocore_say_what_to_install(tmp_path, run_command):
@@ -188,17 +488,28 @@ def test_aws_docs_without_botocore_say_what_to_install(tmp_path, run_command):
     assert result.stderr == "error: aws-docs needs the package botocore; install it with `pip install '.[aws-docs]'`\n"
 
 
+# Hugging Face data sets.
+
+
 @pytest.fixture
-def hub_dataset(tmp_path):
+def hub_dataset(tmp_path, monkeypatch):
     """A data set that the datasets library loads as it loads one of the hub: a card's configurations, two splits."""
+    import datasets
+
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: small\n  data_files:\n  - {split: train, path: a.jsonl}\n"
-        "  - {split: test, path: b.jsonl}\n- config_name: other\n  data_files: c.jsonl\n---\n"
+        "  - {split: test, path: b.jsonl}\n- config_name: other\n  data_files: c.jsonl\n"
+        "- config_name: several\n  data_files: [d-0.jsonl, d-1.jsonl, d-2.jsonl]\n---\n"
     )
     written(tmp_path / "a.jsonl", JSON_LINES)
     written(tmp_path / "b.jsonl", b'{"text": "of the test split"}\n')
     written(tmp_path / "c.jsonl", b'{"text": "of the other configuration"}\n')
-    return str(tmp_path)
+    for file in range(3):
+        lines = (json.dumps({"text": f"{file} {line}", "id": f"{file}-{line}"}) + "\n" for line in range(file + 2))
+        written(tmp_path / f"d-{file}.jsonl", "".join(lines).encode())
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *a, **k: load({"me/data": str(tmp_path)}[name], *a, **k))
+    return "me/data"
 
 
 @pytest.mark.parametrize(
@@ -210,20 +521,37 @@ def hub_dataset(tmp_path):
     ],
 )
 def test_a_hub_data_set_is_streamed_from_its_configuration_and_split(hub_dataset, settings, expected):
-    assert list(sources.hub(Corpus(source=hub_dataset, **settings))) == expected
+    assert read(hub_dataset, **settings) == expected
+
+
+def test_a_hub_data_set_of_several_files_is_read_share_by_share(hub_dataset):
+    source = Source(hub_dataset, hub_config="several", id_field="id")
+    cut = sources.pieces(source, MIB)
+    shares = [list(sources.read(piece, MIB)) for piece in reversed(cut)][::-1]
+    assert shares == [[(f"{file} {line}", f"{file}-{line}") for line in range(file + 2)] for file in range(3)]
+
+
+def test_the_revision_and_the_shares_are_a_hub_data_sets_identity(hub_dataset):
+    def identity(**settings):
+        source = Source(hub_dataset, hub_config="several", **settings)
+        return sources.identity(source, sources.pieces(source, MIB))
+
+    assert identity() == {"hub": "me/data", "revision": None, "shares": 3}
+    assert identity(hub_revision="v2") == {"hub": "me/data", "revision": "v2", "shares": 3}
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"hub_config": "small", "text_field": "body"}, "row 0: no text in the field 'body' .there: text, id"),
+        ({"hub_config": "other", "id_field": "id"}, "row 0: no field 'id' .there: text"),
         ({"hub_config": "none"}, "can be loaded .*none"),
         ({"hub_config": "small", "hub_split": "none"}, "can be loaded .*none"),
     ],
 )
 def test_a_wrong_choice_within_a_hub_data_set_is_one_line(hub_dataset, settings, said):
     with pytest.raises(ScalerError, match=said) as raised:
-        list(sources.hub(Corpus(source=hub_dataset, **settings)))
+        read(hub_dataset, **settings)
     assert "\n" not in str(raised.value)
 
 

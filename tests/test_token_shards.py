@@ -1,55 +1,34 @@
 """Token shards: Megatron-LM's bytes on disk, read back unchanged, and damage is noticed and named."""
 
-import json
 import os
-import re
 import struct
+import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import read_span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep import token_shards
+from data_prep.token_shards import Shard, count_tokens, write_shard
 from scaler.errors import ScalerError
-from scaler.token_shards import (
-    Shard,
-    TokenDataset,
-    checksum,
-    dtype_for,
-    read_manifest,
-    verify,
-    write_json,
-    write_shard,
-)
+from scaler.manifests import checksum
+from scaler.token_rows import dtype_for
 
 VOCABULARY = {np.uint8: 200, np.uint16: 60_000, np.int32: 100_000, np.int64: 1 << 40}
-MANIFEST = {"format": 1, "kind": "shards", "vocab_size": 100, "tokenizer_xxh3": "0", "sources": []}
 DOCUMENTS = [[5, 6, 7], [8], [9, 10]]
 
 
-def arrays(documents):
-    return [np.asarray(ids, dtype=np.int64) for ids in documents]
+def batches(*groups):
+    """Each group of documents as write_shard takes it: ids end to end, and lengths."""
+    for documents in groups:
+        ids = np.array([token for document in documents for token in document], dtype=np.int64)
+        yield ids, np.array([len(document) for document in documents], dtype=np.int64)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A dataset of two training shards and one that is held out."""
-    shards = {"train": ["train-00000", "train-00001"], "heldout": ["heldout-00000"]}
-    splits = {
-        split: [write_shard(tmp_path / name, arrays(DOCUMENTS), np.uint16, 100) for name in names]
-        for split, names in shards.items()
-    }
-    np.save(tmp_path / "unigram.npy", np.arange(100))
-    write_json(
-        tmp_path / "manifest.json", {**MANIFEST, "splits": splits, "unigram_xxh3": checksum(tmp_path / "unigram.npy")}
-    )
-    return tmp_path
-
-
-def change_manifest(folder, **changes):
-    content = json.loads((folder / "manifest.json").read_text())
-    write_json(folder / "manifest.json", {**content, **changes})
+def documents_of(shard, strip_ids=()):
+    return [shard.ids[start : start + size].tolist() for start, size in zip(*shard.documents(strip_ids), strict=True)]
 
 
 @pytest.mark.parametrize("dtype", VOCABULARY)
@@ -57,19 +36,23 @@ def change_manifest(folder, **changes):
 @given(data=st.data())
 def test_documents_are_read_back_as_written(tmp_path_factory, dtype, data):
     ids = st.integers(0, VOCABULARY[dtype] - 1)
-    documents = data.draw(st.lists(st.lists(ids, max_size=20), max_size=10))
+    groups = data.draw(st.lists(st.lists(st.lists(ids, max_size=20), max_size=5), max_size=4))
     prefix = tmp_path_factory.mktemp("shard") / "a"
-    entry = write_shard(prefix, arrays(documents), dtype, VOCABULARY[dtype])
+    entry = write_shard(prefix, batches(*groups), dtype, VOCABULARY[dtype])
     shard = Shard(prefix)
-    found = [part.tolist() for part in np.split(shard.ids, shard.document_ends[:-1])] if entry["documents"] else []
+    documents = [document for group in groups for document in group]
+    found = documents_of(shard)
     assert found == [document for document in documents if document]  # empty ones are left out
     assert shard.ids.dtype == dtype
     assert (entry["documents"], entry["tokens"]) == (len(found), sum(map(len, documents)))
     assert shard.document_lengths.tolist() == [len(document) for document in found]
+    assert shard.document_ends.tolist() == np.cumsum([len(document) for document in found]).tolist()
+    assert entry["bin_xxh3"] == checksum(prefix.with_suffix(".bin"))
+    assert entry["idx_xxh3"] == checksum(prefix.with_suffix(".idx"))
 
 
 def test_the_bytes_are_megatrons(tmp_path):
-    write_shard(tmp_path / "a", arrays(DOCUMENTS), np.uint16, 100)
+    write_shard(tmp_path / "a", batches(DOCUMENTS), np.uint16, 100)
     assert (tmp_path / "a.bin").read_bytes() == struct.pack("<6H", 5, 6, 7, 8, 9, 10)
     assert (tmp_path / "a.idx").read_bytes() == (
         b"MMIDIDX\x00\x00"
@@ -83,9 +66,22 @@ def test_the_bytes_are_megatrons(tmp_path):
     )
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.integers(0, 99), max_size=9), max_size=9), st.lists(st.integers(0, 9), max_size=4))
+def test_the_bytes_are_the_same_however_documents_come_in_batches(tmp_path_factory, documents, cuts):
+    folder = tmp_path_factory.mktemp("shard")
+    edges = sorted({0, len(documents), *(cut for cut in cuts if cut <= len(documents))})
+    groups = [documents[begin:end] for begin, end in pairwise(edges)]
+    entries = [
+        write_shard(folder / name, found, np.uint16, 100)
+        for name, found in (("a", batches(documents)), ("b", batches(*groups)))
+    ]
+    assert {**entries[0], "name": "b"} == entries[1]
+
+
 @pytest.mark.parametrize(("dtype", "code"), [(np.uint8, 1), (np.int32, 4), (np.int64, 5), (np.uint16, 8)])
 def test_the_dtype_has_megatrons_code(tmp_path, dtype, code):
-    write_shard(tmp_path / "a", arrays(DOCUMENTS), dtype, 100)
+    write_shard(tmp_path / "a", batches(DOCUMENTS), dtype, 100)
     assert (tmp_path / "a.idx").read_bytes()[17] == code
 
 
@@ -127,7 +123,7 @@ def test_an_index_that_makes_no_sense_is_refused(tmp_path, lengths, starts, firs
 @pytest.mark.parametrize("size", [0, 10, 33, 34, 60, -1])
 @pytest.mark.parametrize("extension", [".bin", ".idx"])
 def test_a_shard_cut_short_is_named(tmp_path, extension, size):
-    write_shard(tmp_path / "a", arrays([range(20)] * 5), np.uint16, 100)
+    write_shard(tmp_path / "a", batches([range(20)] * 5), np.uint16, 100)
     path = tmp_path / f"a{extension}"
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
     with pytest.raises(ScalerError, match=rf"a\{extension}: .* bytes.*prepare the shards again"):
@@ -136,7 +132,7 @@ def test_a_shard_cut_short_is_named(tmp_path, extension, size):
 
 @pytest.mark.parametrize("extension", [".bin", ".idx"])
 def test_a_missing_half_of_a_shard_is_named(tmp_path, extension):
-    write_shard(tmp_path / "a", arrays(DOCUMENTS), np.uint16, 100)
+    write_shard(tmp_path / "a", batches(DOCUMENTS), np.uint16, 100)
     (tmp_path / f"a{extension}").unlink()
     with pytest.raises(ScalerError, match=rf"a\{extension}: missing; prepare the shards again"):
         Shard(tmp_path / "a")
@@ -144,7 +140,7 @@ def test_a_missing_half_of_a_shard_is_named(tmp_path, extension):
 
 @pytest.mark.parametrize("place", [0, 9, 17])  # magic, version, dtype
 def test_an_index_of_another_kind_is_refused(tmp_path, place):
-    write_shard(tmp_path / "a", arrays(DOCUMENTS), np.uint16, 100)
+    write_shard(tmp_path / "a", batches(DOCUMENTS), np.uint16, 100)
     index = bytearray((tmp_path / "a.idx").read_bytes())
     index[place] ^= 64
     (tmp_path / "a.idx").write_bytes(index)
@@ -160,140 +156,85 @@ def test_a_vocabulary_gets_a_dtype_that_holds_it(vocab_size, dtype):
 
 def test_a_vocabulary_larger_than_the_dtype_is_refused(tmp_path):
     with pytest.raises(ScalerError, match=r"70,000 vocabulary entries do not fit in uint16 .*use int32"):
-        write_shard(tmp_path / "a", arrays(DOCUMENTS), np.uint16, 70_000)
+        write_shard(tmp_path / "a", batches(DOCUMENTS), np.uint16, 70_000)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("outside", [100, 65_536, -1])
 def test_an_id_outside_the_vocabulary_is_named_and_leaves_nothing(tmp_path, outside):
-    with pytest.raises(ScalerError, match=rf"document 1 holds the id {outside}, but the vocabulary has 100 entries"):
-        write_shard(tmp_path / "a", arrays([[1, 2], [99, outside, 0]]), np.uint16, 100)
+    said = rf"a: holds the id {outside}, but the tokenizer has 100 entries; name the tokenizer"
+    with pytest.raises(ScalerError, match=said):
+        write_shard(tmp_path / "a", batches([[1, 2]], [[99, outside, 0]]), np.uint16, 100)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_shard_that_was_there(tmp_path):
+    write_shard(tmp_path / "a", batches(DOCUMENTS), np.uint16, 100)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ScalerError):
+        write_shard(tmp_path / "a", batches([[1]], [[100]]), np.uint16, 100)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_error_among_the_documents_leaves_nothing(tmp_path):
-    def documents():
-        yield from arrays(DOCUMENTS)
+    def failing():
+        yield from batches(DOCUMENTS)
         raise RuntimeError("of the reader")
 
     with pytest.raises(RuntimeError, match="of the reader"):
-        write_shard(tmp_path / "a", documents(), np.uint16, 100)
+        write_shard(tmp_path / "a", failing(), np.uint16, 100)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["train-00000.bin", "train-00001.idx", "heldout-00000.bin"])
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_one_flipped_bit_is_found_by_whoever_checks_that_shard(folder, name, parts):
-    manifest = read_manifest(folder)
-    for part in range(parts):
-        verify(manifest, part, parts)
-    damaged = bytearray((folder / name).read_bytes())
-    damaged[-1] ^= 1
-    (folder / name).write_bytes(damaged)
-    said = []
-    for part in range(parts):
-        try:
-            verify(manifest, part, parts)
-        except ScalerError as error:
-            said.append(str(error))
-    assert len(said) == 1
-    assert re.match(rf"{folder}/{re.escape(name)}: its checksum is not the manifest's.*delete its folder", said[0])
+@pytest.mark.parametrize("at_once", [1, 4, 5, 1000])
+def test_tokens_are_counted_whatever_is_counted_at_once(monkeypatch, tmp_path, at_once):
+    monkeypatch.setattr(token_shards, "TOKENS_AT_ONCE", at_once)
+    ids = np.array([3, 0, 3, 7, 3, 0], dtype=np.uint16)
+    assert count_tokens(ids, 8, tmp_path / "a").tolist() == [2, 0, 0, 3, 0, 0, 0, 1]
+    assert count_tokens(ids[:0], 3, tmp_path / "a").tolist() == [0, 0, 0]
+    with pytest.raises(ScalerError, match="a: holds the id 7, but the tokenizer has 7 entries"):
+        count_tokens(ids, 7, tmp_path / "a")
 
 
-def test_a_missing_shard_is_found(folder):
-    (folder / "train-00001.bin").unlink()
-    with pytest.raises(ScalerError, match=r"train-00001\.bin: missing"):
-        verify(read_manifest(folder))
-
-
-def test_the_manifest_is_read_and_counts_by_split(folder):
-    manifest = read_manifest(folder)
-    assert (manifest.vocab_size, manifest.strip_ids) == (100, ())
-    assert [manifest.count(split, "tokens") for split in ("train", "heldout", "none")] == [12, 6, 0]
-    assert [manifest.count(split, "documents") for split in ("train", "heldout")] == [6, 3]
-
-
-def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
-    with pytest.raises(ScalerError, match=r"no token shards here .*make data"):
-        read_manifest(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"kind": "corpus"}, "kind 'corpus'"), ({"format": 2}, "format 2"), ({"format": None}, "format None")],
-)
-def test_a_manifest_of_another_kind_or_format_is_refused(folder, changes, said):
-    change_manifest(folder, **changes)
-    with pytest.raises(ScalerError, match=rf"manifest\.json: .*{said}.*token shards are needed"):
-        read_manifest(folder)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"format": 1, "kind": "shards"}'])
-def test_garbage_is_no_manifest(folder, content):
-    (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(ScalerError, match=r"manifest\.json: not a shards manifest"):
-        read_manifest(folder)
-
-
-def test_token_counts_are_read_and_their_damage_is_noticed(folder):
-    assert read_manifest(folder).unigram_counts().tolist() == list(range(100))
-    np.save(folder / "unigram.npy", np.ones(100))
-    with pytest.raises(ScalerError, match=r"unigram\.npy: missing or damaged"):
-        read_manifest(folder).unigram_counts()
-
-
-def dataset_of(folder, shards, strip_ids=()):
-    entries = [
-        write_shard(folder / f"train-{number:05d}", arrays(documents), np.uint16, 100)
-        for number, documents in enumerate(shards)
-    ]
-    content = {**MANIFEST, "splits": {"train": entries}, "strip_ids": list(strip_ids)}
-    write_json(folder / "manifest.json", content)
-    return TokenDataset(read_manifest(folder), "train")
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    shards=st.lists(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), max_size=4), min_size=1, max_size=4)
-)
-def test_several_shards_read_as_their_concatenation(tmp_path_factory, shards):
-    dataset = dataset_of(tmp_path_factory.mktemp("shards"), shards)
-    documents = [ids for shard in shards for ids in shard]
-    starts, lengths = dataset.documents()
-    whole = np.array([token for ids in documents for token in ids], dtype=np.int64)
-    assert dataset.bases[-1] == len(whole)
-    assert lengths.tolist() == [len(ids) for ids in documents]
-    found = [read_span(dataset, start, size).tolist() for start, size in zip(starts, lengths, strict=True)]
-    assert found == documents
-    out = np.zeros(len(whole), dtype=np.int64)
-    dataset.copy_into(out, starts, starts, lengths)
-    assert np.array_equal(out, whole)
-
-
-def test_no_id_is_lost_when_the_shards_have_several_dtypes(tmp_path):
-    entries = [
-        write_shard(tmp_path / "a", arrays([[1, 65_535]]), np.uint16, 65_536),
-        write_shard(tmp_path / "b", arrays([[70_000, 2]]), np.int32, 100_000),
-    ]
-    write_json(tmp_path / "manifest.json", {**MANIFEST, "splits": {"train": entries}})
-    dataset = TokenDataset(read_manifest(tmp_path), "train")
-    assert [*read_span(dataset, 0, 2), *read_span(dataset, 2, 2)] == [1, 65_535, 70_000, 2]
+def test_counting_does_not_load_the_shard(monkeypatch, tmp_path):
+    monkeypatch.setattr(token_shards, "TOKENS_AT_ONCE", 1 << 12)
+    np.zeros(1 << 22, np.uint16).tofile(tmp_path / "a.bin")
+    ids = np.asarray(np.memmap(tmp_path / "a.bin", np.uint16, "r"))
+    tracemalloc.start()
+    try:
+        assert count_tokens(ids, 8, tmp_path / "a")[0] == 1 << 22
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_ids_that_others_put_around_documents_are_left_out(tmp_path):
-    dataset = dataset_of(tmp_path, [[[5, 2], [2], [2, 6, 0, 7]], [[0, 7, 2, 2], [0, 2, 0]]], strip_ids=(0, 2))
-    starts, lengths = dataset.documents()
-    found = [read_span(dataset, start, size).tolist() for start, size in zip(starts, lengths, strict=True)]
-    assert found == [[5], [], [6, 0, 7], [7], []]
+    documents = [[5, 2], [2], [2, 6, 0, 7], [0, 7, 2, 2], [0, 2, 0]]
+    write_shard(tmp_path / "a", batches(documents), np.uint16, 100)
+    shard = Shard(tmp_path / "a")
+    assert documents_of(shard, (0, 2)) == [[5], [], [6, 0, 7], [7], []]
+    assert documents_of(shard, (2,)) == [[5], [], [6, 0, 7], [0, 7], [0, 2, 0]]
+    assert documents_of(shard) == documents
 
 
-def test_a_split_without_shards_is_refused(folder):
-    with pytest.raises(ScalerError, match=r"the split 'test' has no shards; prepare the data again"):
-        TokenDataset(read_manifest(folder), "test")
+@settings(deadline=None, max_examples=100)
+@given(
+    documents=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), max_size=6),
+    strip=st.sets(st.integers(0, 4)),
+)
+def test_only_the_ends_of_documents_are_stripped(tmp_path_factory, documents, strip):
+    prefix = tmp_path_factory.mktemp("shard") / "a"
+    write_shard(prefix, batches(documents), np.uint16, 5)
+    marks = "".join(map(str, strip))
+    expected = [
+        "".join(map(str, document)).strip(marks) if marks else "".join(map(str, document)) for document in documents
+    ]
+    assert ["".join(map(str, found)) for found in documents_of(Shard(prefix), sorted(strip))] == expected
 
 
-def test_a_file_of_json_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    write_json(tmp_path / "a.json", {"old": "Größe"})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", {"new": object()})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"old": "Größe"}
+@pytest.mark.parametrize("strip_ids", [(), (0,)])
+def test_a_shard_without_documents_can_be_read(tmp_path, strip_ids):
+    entry = write_shard(tmp_path / "a", batches([[], []]), np.uint16, 100)
+    assert (entry["documents"], entry["tokens"]) == (0, 0)
+    assert documents_of(Shard(tmp_path / "a"), strip_ids) == []

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_prep import corpus as corpus_stage
-from data_prep import folders, tokenizer
+from data_prep import texts, tokenizer
+from data_prep.team import Team
 from scaler.errors import ScalerError
-from scaler.recipe import Corpus, Tokenizer
-from scaler.token_shards import checksum
+from scaler.manifests import checksum, read_manifest
+from scaler.recipe import Corpus, Source, Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +66,7 @@ def test_frequent_words_become_one_token(loaded):
 def test_the_vocabulary_has_the_size_asked_for(corpus, tmp_path, vocab_size):
     tokenizer.make(corpus, tmp_path / "tokenizer", Tokenizer(vocab_size))
     assert len(AutoTokenizer.from_pretrained(tmp_path / "tokenizer")) == vocab_size
-    assert folders.read_manifest(tmp_path / "tokenizer", "tokenizer")["vocab_size"] == vocab_size
+    assert read_manifest(tmp_path / "tokenizer", "tokenizer")["vocab_size"] == vocab_size
 
 
 def test_trained_twice_it_has_the_same_bytes(corpus, tmp_path):
@@ -86,9 +87,61 @@ def test_it_is_trained_anew_only_when_corpus_or_size_change(corpus, tmp_path):
     assert tokenizer.make(tmp_path / "corpus", folder, Tokenizer(340))
 
 
+def test_a_changed_sample_trains_it_anew(corpus, tmp_path):
+    assert tokenizer.make(corpus, tmp_path / "tokenizer", Tokenizer(350))
+    assert tokenizer.make(corpus, tmp_path / "tokenizer", Tokenizer(350, sample_mib=2))
+    assert not tokenizer.make(corpus, tmp_path / "tokenizer", Tokenizer(350, sample_mib=2))
+
+
+def test_the_ids_that_rows_need_are_found(tiny_recipe):
+    assert tokenizer.special_ids(tiny_recipe.tokenizer_folder) == {"begin_id": 0, "end_id": 2, "pad_id": 1}
+
+
+def test_a_tokenizer_without_the_tokens_that_rows_need_is_refused(tiny_recipe, tmp_path):
+    loaded = AutoTokenizer.from_pretrained(tiny_recipe.tokenizer_folder, local_files_only=True)
+    loaded.sep_token = None
+    loaded.save_pretrained(tmp_path)
+    with pytest.raises(ScalerError, match="the tokenizer has no end token, which masked-LM rows need"):
+        tokenizer.special_ids(tmp_path)
+    with pytest.raises(ScalerError, match=r"nowhere: not a tokenizer that Transformers can load") as raised:
+        tokenizer.special_ids(tmp_path / "nowhere")
+    assert "\n" not in str(raised.value)
+
+
 def test_its_manifest_holds_its_checksum(tiny_recipe):
-    manifest = folders.read_manifest(tiny_recipe.tokenizer_folder, "tokenizer")
+    manifest = read_manifest(tiny_recipe.tokenizer_folder, "tokenizer")
     assert manifest["tokenizer_xxh3"] == checksum(tiny_recipe.tokenizer_folder / "tokenizer.json")
+
+
+def training_documents(corpus):
+    entries = texts.entries(texts.manifest(corpus), "train")
+    return [document.text for entry in entries for document in texts.read(corpus, entry)]
+
+
+def test_a_sample_is_the_same_each_time_and_about_as_large_as_asked_for(corpus):
+    documents = training_documents(corpus)
+    size = sum(len(text.encode()) for text in documents)
+    assert list(tokenizer.sample(corpus, size)) == documents
+    half, again, tenth = (list(tokenizer.sample(corpus, most)) for most in (size // 2, size // 2, size // 10))
+    assert half == again
+    assert set(tenth) < set(half) < set(documents)
+    assert half == [text for text in documents if text in set(half)]  # in order
+    assert sum(len(text.encode()) for text in half) == pytest.approx(size / 2, rel=0.15)
+    assert sum(len(text.encode()) for text in tenth) == pytest.approx(size / 10, rel=0.3)
+
+
+def test_a_document_stays_in_the_sample_whatever_stands_around_it(tmp_path):
+    documents = list(dict.fromkeys(make_documents(2000)))
+
+    def sampled(texts):
+        (tmp_path / "a.txt").write_text("\n\n".join(texts))
+        corpus_stage.make(Corpus(sources=(Source(str(tmp_path / "a.txt")),)), tmp_path / "corpus", Team())
+        entries = read_manifest(tmp_path / "corpus", "corpus")["splits"]["train"]
+        return set(tokenizer.sample(tmp_path / "corpus", sum(entry["bytes"] for entry in entries) // 2))
+
+    few, many = sampled(documents[:500]), sampled(documents)
+    # the share differs in its last digits, so a document at its edge may come or go
+    assert len((many & set(documents[:500])) ^ few) <= 2
 
 
 def test_only_the_training_split_is_trained_on(corpus, tmp_path):
@@ -102,15 +155,15 @@ def test_a_missing_corpus_or_part_of_it_is_named(corpus, tmp_path):
     with pytest.raises(ScalerError, match=r"no corpus here .*prepare it first"):
         tokenizer.make(tmp_path / "corpus", tmp_path / "tokenizer", Tokenizer(300))
     shutil.copytree(corpus, tmp_path / "corpus")
-    (tmp_path / "corpus" / "train-00000.jsonl.zst").unlink()
-    with pytest.raises(ScalerError, match=r"train-00000\.jsonl\.zst: cannot be read .No such file"):
+    (tmp_path / "corpus" / "train-text-00000-0000.jsonl.zst").unlink()
+    with pytest.raises(ScalerError, match=r"train-text-00000-0000\.jsonl\.zst: missing; .*prepare the data again"):
         tokenizer.make(tmp_path / "corpus", tmp_path / "tokenizer", Tokenizer(300))
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(make_documents(60_000)), encoding="utf-8")
-    corpus_stage.make(Corpus(source=str(tmp_path / "text.txt"), heldout_percent=1), tmp_path / "corpus")
+    corpus_stage.make(Corpus(sources=(Source(str(tmp_path / "text.txt")),)), tmp_path / "corpus", Team())
     process = subprocess.Popen(
         [sys.executable, "-m", "data_prep.tokenizer", "corpus", "--out", "out", "--vocab_size", "20000"],
         cwd=tmp_path,

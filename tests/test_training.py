@@ -159,7 +159,7 @@ def test_unigram_entropy_is_the_cross_entropy_under_the_training_frequencies(tin
     data = prepared.open_prepared(tiny_recipe)
     reader = data.rows("heldout", tiny_recipe, 2)
     counts = data.manifest.unigram_counts()
-    rows = np.arange(reader.table.n_rows)
+    rows = np.arange(len(reader.rows))
     labels = evaluate.read_fixed(reader, rows).labels.flatten()
     expected = torch.nn.functional.cross_entropy(
         torch.log(torch.from_numpy(counts + 1.0)).expand(len(labels), -1), labels
@@ -177,16 +177,15 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_a_damaged_shard_is_named_and_refused_by_all_ranks(tiny_recipe, tiny_recipe_file, run_command, tmp_path):
-    shards = tiny_recipe.shards_folder
-    path = shards / "train-00000.bin"
+def test_damaged_rows_are_named_and_refused_by_all_ranks(tiny_recipe, tiny_recipe_file, run_command, tmp_path):
+    path = next(tiny_recipe.rows_folder.glob("train-*.rows"))
     whole = path.read_bytes()
     path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     try:
         done = run_command(*launch(2), "--recipe", tiny_recipe_file, cwd=tmp_path)
     finally:
         path.write_bytes(whole)
-    assert "train-00000.bin" in refusal(done) and "damaged" in refusal(done)
+    assert str(path) in refusal(done) and "damaged" in refusal(done)
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,0 +1,140 @@
+"""Under MPI the same command makes the same bytes at any number of ranks, and ends as a whole."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, TINY_RECIPE, make_documents
+
+from data_prep.__main__ import prepare
+from data_prep.team import Team, gathered
+from scaler.recipe import load
+
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+PATIENCE = 30  # seconds in which a job with a dead rank has to end
+pytestmark = [
+    pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec here: load an MPI module, or `pip install mpich`"),
+    pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="no mpi4py here: `pip install mpi4py`"),
+]
+
+
+def folders_of(data):
+    return {path.relative_to(data): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
+def command(recipe, data, ranks):
+    return [MPIEXEC, "-n", ranks, sys.executable, "-m", "data_prep", "--recipe", recipe, f"data.folder={data}"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe over four sources, cleaning and dedup on."""
+    folder = tmp_path_factory.mktemp("mpi")
+    for number in range(4):
+        documents = make_documents(400) + make_documents(800, seed=number) + ["<p>caf\u00c3\u00a9 &amp; bar</p> " * 9]
+        (folder / f"source{number}.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    sources = "}, {source: ".join(str(folder / f"source{number}.txt") for number in range(4))
+    cleaning = "cleaning: {unicode_repair: true, markup: true, normalise: NFC, min_characters: 20}"
+    text = TINY_RECIPE.replace("SOURCE", sources).replace("dedup: {exact: false, near: false}", cleaning)
+    (folder / "tiny.yaml").write_text(text, encoding="utf-8")
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def reference(recipe):
+    """What two processes make without MPI: the bytes of all files by path."""
+    data = recipe.parent / "reference"
+    with gathered(2) as team:
+        prepare(load(str(recipe), [f"data.folder={data}"]), team)
+    content = folders_of(data)
+    names = {"corpus", "clean", "dedup", "tokenizer", "shards", "rows-32"}
+    assert {path.parts[0] for path in content} == names
+    assert sum(path.suffix == ".rows" for path in content) == 8
+    return content
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_any_number_of_ranks_makes_the_bytes_that_processes_make(recipe, reference, tmp_path, run_command, ranks):
+    done = run_command(*command(recipe, tmp_path / "data", ranks), cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("data/corpus: written") == 1
+    assert folders_of(tmp_path / "data") == reference
+
+
+@pytest.mark.parametrize(("rank", "stage"), [(0, "dedup"), (1, "clean")])
+def test_a_killed_rank_ends_the_job_and_the_next_run_makes_the_same_bytes(recipe, reference, tmp_path, rank, stage):
+    data = tmp_path / "data"
+    job = subprocess.Popen(
+        list(map(str, command(recipe, data, 2))), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        ranks = ranks_of(job)
+        others = psutil.Process(job.pid).children(recursive=True)
+        wait_until(lambda: list(data.glob(f"{stage}.partial/tasks/*.json")), job)
+        ranks[rank].send_signal(signal.SIGKILL)
+        assert job.wait(PATIENCE) != 0
+        assert psutil.wait_procs(others, PATIENCE)[1] == []
+    finally:
+        job.kill()
+        job.wait()
+    assert not (data / "rows-32").exists()
+    assert list(data.glob("*.partial"))
+    whole = {path: content for path, content in folders_of(data).items() if not path.parts[0].endswith(".partial")}
+    assert all(reference[path] == content for path, content in whole.items())
+    begun = {path.parts[0] for path in whole}
+    assert set(whole) == {path for path in reference if path.parts[0] in begun}
+    prepare(load(str(recipe), [f"data.folder={data}"]), Team())
+    assert folders_of(data) == reference
+
+
+def wait_until(holds, job):
+    deadline = time.monotonic() + 2 * PATIENCE
+    while not (found := holds()):
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return found
+
+
+def ranks_of(job):
+    """The processes of the ranks, by rank."""
+
+    def found():
+        ranks = {}
+        for process in psutil.Process(job.pid).children(recursive=True):
+            try:
+                environ = process.environ()
+            except psutil.Error:  # it is about to begin or to end
+                continue
+            if "data_prep" in process.cmdline():
+                ranks[int(environ.get("PMI_RANK", environ.get("OMPI_COMM_WORLD_RANK", -1)))] = process
+        return ranks if {0, 1} <= ranks.keys() else None
+
+    return wait_until(found, job)
+
+
+def test_bad_input_under_mpi_is_one_line_and_a_non_zero_exit(recipe, tmp_path, run_command):
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
+    text = recipe.read_text().replace(str(recipe.parent / "source2.txt"), str(tmp_path / "bad.txt"))
+    (tmp_path / "bad.yaml").write_text(text)
+    done = run_command(*command(tmp_path / "bad.yaml", tmp_path / "data", 2), cwd=ROOT)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line]
+    assert [line for line in errors if "error" in line.lower()] == errors[:1]
+    assert errors[0].startswith(f"error: {tmp_path / 'bad.txt'}: not UTF-8")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data" / "corpus").exists()
+
+
+def test_ranks_that_do_not_see_each_other_are_refused(tmp_path, run_command):
+    code = "from data_prep.team import gathered\nwith gathered(): pass"
+    done = run_command(sys.executable, "-c", code, cwd=ROOT, OMPI_COMM_WORLD_SIZE="2")  # another MPI's
+    assert done.returncode != 0
+    assert "MPI sees one rank where several were started" in done.stderr

@@ -1,0 +1,316 @@
+"""A team does each task once, tells of errors in one line, and two runs never write one folder."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep import folders
+from data_prep.team import MPI_VARIABLES, PARALLELISM, Task, Team, gathered
+from scaler.errors import ScalerError
+
+PATIENCE = 60  # seconds that another process may take to get where a test waits for it
+
+
+@pytest.fixture(autouse=True)
+def _no_mpi(monkeypatch):
+    for name in (*MPI_VARIABLES, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def partial(tmp_path):
+    (tmp_path / folders.TASKS).mkdir()
+    return tmp_path
+
+
+def double(number: int, journal: str) -> dict:
+    """Write down that it ran, and where."""
+    with Path(journal).open("a") as file:
+        file.write(f"{number} {os.getpid()}\n")
+    return {"double": 2 * number}
+
+
+def wait_and_double(number: int, seconds: float) -> dict:
+    time.sleep(seconds)
+    return {"double": 2 * number}
+
+
+def fail(kind: type, message: str) -> dict:
+    raise kind(message)
+
+
+def fail_after(paths: list[str], message: str) -> dict:
+    deadline = time.monotonic() + PATIENCE
+    while not all(Path(path).exists() for path in paths):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    raise ScalerError(message)
+
+
+def kill_itself() -> dict:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def say_parallelism() -> dict:
+    return {"parallelism": os.environ.get(PARALLELISM)}
+
+
+def doubles(folder, numbers):
+    return [Task(f"task-{number}", number + 1, double, (number, str(folder / "journal"))) for number in numbers]
+
+
+def journal(folder):
+    return [tuple(map(int, line.split())) for line in (folder / "journal").read_text().splitlines()]
+
+
+def records(folder):
+    return sorted(path.stem for path in (folder / folders.TASKS).glob("*.json"))
+
+
+@pytest.fixture(params=[1, 2])
+def team(request):
+    """One that works here, and one of two processes."""
+    if request.param == 1:
+        yield Team()
+    else:
+        with gathered(2) as team:
+            yield team
+
+
+def test_records_come_back_in_the_order_of_the_tasks_whichever_ends_first(partial, team):
+    waits = [0.2, 0.0, 0.1, 0.0, 0.05]
+    tasks = [Task(f"task-{n}", n, wait_and_double, (n, wait)) for n, wait in enumerate(waits)]
+    assert team.run(tasks, partial, "doubling") == [{"double": 2 * n} for n in range(5)]
+    assert team.run(tasks[::-1], partial, "doubling") == [{"double": 2 * n} for n in reversed(range(5))]
+
+
+def test_a_task_with_a_record_is_not_done_again(partial, team):
+    team.run(doubles(partial, [3, 1]), partial, "doubling")
+    (partial / folders.TASKS / "task-1.json").write_text('{"double": "as it was recorded"}')
+    again = team.run(doubles(partial, [1, 2, 3]), partial, "doubling")
+    assert again == [{"double": "as it was recorded"}, {"double": 4}, {"double": 6}]
+    assert sorted(number for number, _ in journal(partial)) == [1, 2, 3]
+
+
+def test_no_tasks_give_no_records(partial, team):
+    assert team.run([], partial, "doing nothing") == []
+
+
+def test_work_is_done_here_or_in_other_processes(partial, team):
+    team.run(doubles(partial, range(6)), partial, "doubling")
+    workers = {pid for _, pid in journal(partial)}
+    assert workers == {os.getpid()} if team.executor is None else os.getpid() not in workers
+
+
+def test_an_error_keeps_the_records_of_the_tasks_that_are_done(partial):
+    with pytest.raises(ScalerError, match="the disk of task 2"):
+        Team().run(
+            [
+                *doubles(partial, [0, 1]),
+                Task("bad", 1, fail, (ScalerError, "the disk of task 2")),
+                *doubles(partial, [3]),
+            ],
+            partial,
+            "doubling",
+        )
+    assert records(partial) == ["task-0", "task-1"]
+    assert Team().run(doubles(partial, [0, 1, 3]), partial, "doubling") == [{"double": 2 * n} for n in (0, 1, 3)]
+    assert [number for number, _ in journal(partial)] == [0, 1, 3]
+
+
+def test_an_error_in_a_worker_keeps_the_records_of_the_tasks_that_are_done(partial):
+    first = [str(partial / folders.TASKS / f"task-{n}.json") for n in (0, 1)]
+    with gathered(2) as team, pytest.raises(ScalerError, match="too late"):
+        bad = Task("bad", 100, fail_after, (first, "too late"))
+        team.run([bad, *doubles(partial, [0, 1])], partial, "doubling")
+    assert records(partial) == ["task-0", "task-1"]
+
+
+@pytest.mark.parametrize("kind", [ScalerError, ValueError])
+def test_an_error_in_a_worker_is_the_same_error_here(partial, kind):
+    with gathered(2) as team, pytest.raises(kind, match=r"^b\.txt: not UTF-8$"):
+        team.run([Task("bad", 1, fail, (kind, "b.txt: not UTF-8"))], partial, "reading")
+    assert records(partial) == []
+
+
+def test_after_an_error_no_worker_is_left_that_could_write_on(partial):
+    others = set(multiprocessing.active_children())
+    start = time.monotonic()
+    with gathered(2) as team:
+        with pytest.raises(ScalerError, match="stop"):
+            slow = Task("slow", 9, wait_and_double, (1, PATIENCE))
+            team.run([slow, Task("bad", 1, fail, (ScalerError, "stop"))], partial, "doubling")
+        assert set(multiprocessing.active_children()) <= others
+    assert time.monotonic() - start < PATIENCE / 2
+    assert records(partial) == []
+
+
+@pytest.mark.parametrize("_again", range(4))  # whether the pool watches over a worker was once a matter of chance
+def test_a_killed_worker_is_one_clear_line_and_no_hang(partial, _again):
+    start = time.monotonic()
+    with gathered(2) as team:
+        team.run(doubles(partial, [0]), partial, "doubling")
+        with pytest.raises(ScalerError) as raised:
+            slow = Task("slow", 9, wait_and_double, (1, PATIENCE))
+            team.run([slow, Task("killed", 1, kill_itself, ())], partial, "counting words")
+    assert time.monotonic() - start < PATIENCE / 2
+    said = str(raised.value)
+    assert said.startswith(f"{partial}: a process died while counting words (out of memory?); run again")
+    assert "\n" not in said
+    assert records(partial) == ["task-0"]
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+def test_the_parallelism_of_tokenizers_is_off_in_tasks_and_restored_after(partial, monkeypatch, before):
+    monkeypatch.delenv(PARALLELISM, raising=False)
+    if before is not None:
+        monkeypatch.setenv(PARALLELISM, before)
+    tasks = [Task("say", 1, say_parallelism, ()), Task("bad", 1, fail, (ScalerError, "stop"))]
+    with pytest.raises(ScalerError, match="stop"):
+        Team().run(tasks, partial, "asking")
+    assert json.loads((partial / folders.TASKS / "say.json").read_text()) == {"parallelism": "false"}
+    assert os.environ.get(PARALLELISM) == before
+
+
+@pytest.mark.parametrize("processes", [0, -2])
+def test_fewer_than_one_process_is_refused(processes):
+    with pytest.raises(ScalerError, match=rf"processes={processes}, but at least 1"), gathered(processes):
+        raise AssertionError
+
+
+def test_tasks_of_srun_that_know_nothing_of_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(ScalerError, match=r"srun started 4 tasks .* `srun --mpi=pmi2`"), gathered(1):
+        raise AssertionError
+
+
+def test_one_task_of_srun_works_alone(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    with gathered(1) as team:
+        assert team.executor is None
+
+
+@pytest.mark.parametrize("name", MPI_VARIABLES)
+def test_mpi_without_mpi4py_is_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ScalerError, match=r"mpi4py cannot be loaded .*MPI module"), gathered():
+        raise AssertionError
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from data_prep.folders import staged, write_manifest
+with staged(Path(sys.argv[1]), "corpus", {"number": 1}) as partial:
+    (partial / "tasks" / "a.json").write_text("{}")
+    print("writing", flush=True)
+    sys.stdin.readline()
+    write_manifest(partial, "corpus", {"number": 1})
+"""
+
+
+@pytest.fixture
+def another_run(tmp_path):
+    """Another process that writes tmp_path/out until it reads a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_second_run_on_a_folder_is_refused_while_the_first_writes(tmp_path, another_run, number):
+    with (
+        pytest.raises(ScalerError, match=r"out\.partial: another run is writing here; wait"),
+        folders.staged(tmp_path / "out", "corpus", {"number": number}),
+    ):
+        raise AssertionError
+    another_run.communicate("go on\n", timeout=PATIENCE)
+    assert another_run.returncode == 0
+    assert folders.is_current(tmp_path / "out", "corpus", {"number": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / folders.LOCK).exists()
+
+
+def test_no_other_run_can_begin_while_the_folder_takes_its_place(tmp_path, monkeypatch):
+    rename, refused = Path.rename, []
+
+    def rename_while_another_run_begins(path, target):
+        with pytest.raises(ScalerError, match="another run is"), folders.staged(tmp_path / "out", "corpus", {}):
+            raise AssertionError
+        refused.append(path.name)
+        return rename(path, target)
+
+    with folders.staged(tmp_path / "out", "corpus", {"number": 1}) as partial:
+        folders.write_manifest(partial, "corpus", {"number": 1})
+        monkeypatch.setattr(Path, "rename", rename_while_another_run_begins)
+    assert refused == ["out.partial"]
+    assert folders.is_current(tmp_path / "out", "corpus", {"number": 1})
+
+
+def test_the_lock_of_a_killed_run_is_free_and_its_work_goes_on(tmp_path, another_run):
+    another_run.kill()
+    another_run.wait()
+    with folders.staged(tmp_path / "out", "corpus", {"number": 1}) as partial:
+        assert records(partial) == ["a"]
+
+
+def begin(folder, made_from, kind="corpus"):
+    """Begin to write `folder`, do one task, and fail."""
+    with pytest.raises(ScalerError, match="half-way"), folders.staged(folder, kind, made_from) as partial:
+        (partial / "file.jsonl.zst").write_text("half of it")
+        (partial / "folder").mkdir(exist_ok=True)
+        (partial / folders.TASKS / "a.json").write_text("{}")
+        raise ScalerError("half-way")
+
+
+def test_the_same_settings_go_on_where_a_failed_run_was(tmp_path):
+    begin(tmp_path / "out", {"share": (1, 2)})
+    assert not (tmp_path / "out").exists()
+    with folders.staged(tmp_path / "out", "corpus", {"share": (1, 2)}) as partial:
+        assert records(partial) == ["a"]
+        assert (partial / "file.jsonl.zst").read_text() == "half of it"
+        folders.write_manifest(partial, "corpus", {"share": (1, 2)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert not {folders.TASKS, folders.STARTED_FROM, folders.LOCK} & {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert folders.is_current(tmp_path / "out", "corpus", {"share": (1, 2)})
+
+
+@pytest.mark.parametrize(("kind", "made_from"), [("corpus", {"share": (1, 3)}), ("clean", {"share": (1, 2)})])
+def test_what_a_run_of_other_settings_began_is_emptied(tmp_path, kind, made_from):
+    begin(tmp_path / "out", {"share": (1, 2)})
+    with folders.staged(tmp_path / "out", kind, made_from) as partial:
+        assert sorted(path.name for path in partial.iterdir()) == ["lock", "made_from.json", "tasks"]
+        assert records(partial) == []
+
+
+def test_a_failure_before_the_first_task_is_done_leaves_nothing(tmp_path):
+    with pytest.raises(ScalerError, match="at once"), folders.staged(tmp_path / "out", "corpus", {}) as partial:
+        (partial / "file.jsonl.zst").write_text("half of it")
+        raise ScalerError("at once")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_what_was_there_before(tmp_path):
+    with folders.staged(tmp_path / "out", "corpus", {"number": 1}) as partial:
+        folders.write_manifest(partial, "corpus", {"number": 1})
+    begin(tmp_path / "out", {"number": 2})
+    assert folders.is_current(tmp_path / "out", "corpus", {"number": 1})

@@ -2,7 +2,7 @@
 
 Both are measured in turn, several times, on one core: `make bench`, or
 `python benchmarks/data_path.py --recipe quickstart`. The collator gets its rows ready made, as lists; ours reads,
-orders, packs and masks them.
+orders and masks them.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def main() -> None:
 
     works = {
         "Transformers' collator": lambda turn: collator(rows),
-        "assemble alone": lambda turn: reader.assemble(
-            np.arange(turn * count, (turn + 1) * count) % reader.table.n_rows
-        ),
+        "assemble alone": lambda turn: reader.assemble(np.arange(turn * count, (turn + 1) * count) % len(reader.rows)),
         "map to masked tensors": lambda turn: reader.at(turn * count, count),
     }
     rates: dict[str, list[float]] = {name: [] for name in works}
@@ -67,8 +65,10 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for name, work in works.items():
             rates[name].append(rate(work, TOKENS_A_BATCH))
-    shards = len(reader.dataset.shards)
-    print(f"{count} rows of {arguments.seq_len}, {shards} shards, {reader.table.real_share:.2%} real tokens, one core")
+    print(
+        f"{count} rows of {arguments.seq_len}, {len(reader.rows.files)} files, "
+        f"{reader.rows.real_share:.2%} real tokens, one core"
+    )
     base = statistics.median(rates["Transformers' collator"])
     for name, measured in rates.items():
         median = statistics.median(measured)

@@ -21,7 +21,7 @@ from scaler.recipe import RECIPES
 
 STAGES = {
     "corpus": "text.jsonl --out corpus --part_mib 16",
-    "clean": "corpus --out clean unicode_repair=true normalise=NFC gopher_repetition=true min_characters=100",
+    "clean": "corpus --out clean unicode_repair=true normalise=NFC min_characters=100",
     "dedup": "clean --out dedup",
     "tokenizer": "dedup --out tokenizer --vocab_size 8192 --sample_mib 16",
     "shards": "dedup tokenizer --out shards",

@@ -195,7 +195,8 @@ def main() -> None:
             for problem in found:
                 print("error:", problem, file=sys.stderr, flush=True)
             wrong += len(found)
-            print(f"{folder}: {f'{len(found)} problem{"s" * (len(found) > 1)}' if found else 'whole'}", flush=True)
+            count = f"{len(found)} problem{'s' * (len(found) > 1)}"
+            print(f"{folder}: {count if found else 'whole'}", flush=True)
     if wrong:
         sys.exit(EXIT_BAD_INPUT)
 

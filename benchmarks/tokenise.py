@@ -113,7 +113,7 @@ def main() -> None:
                 "--workers": processes,
                 "--log-interval": 1_000_000,
             }
-            path = {**environ, "PYTHONPATH": str(arguments.megatron)}
+            path = {**environ, "PYTHONPATH": f"{arguments.megatron}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
             return run([sys.executable, str(script), *(str(o) for pair in options.items() for o in pair)], path)
 
         def arrow() -> tuple[float, float]:

@@ -74,9 +74,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="that share the work (one a core)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
     arguments = parser.parse_intermixed_args()
-    recipe = load(arguments.recipe, arguments.overrides)
     with gathered(arguments.processes) as team:
-        prepare(recipe, team)
+        prepare(load(arguments.recipe, arguments.overrides), team)
 
 
 if __name__ == "__main__":

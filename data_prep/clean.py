@@ -233,8 +233,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="(one a core)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the recipe's section `cleaning`")
     arguments = parser.parse_intermixed_args()
-    settings = section(Cleaning, "cleaning", arguments.settings)
     with gathered(arguments.processes) as team:
+        settings = section(Cleaning, "cleaning", arguments.settings)
         written = make(arguments.corpus, arguments.out, settings, team)
     print(texts.describe(arguments.out))
     print(summary(texts.manifest(arguments.out)["counts"]))

@@ -205,8 +205,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="(one a core)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the recipe's section `dedup`")
     arguments = parser.parse_intermixed_args()
-    settings = section(Dedup, "dedup", arguments.settings)
     with gathered(arguments.processes) as team:
+        settings = section(Dedup, "dedup", arguments.settings)
         written = make(arguments.text, arguments.out, settings, team)
     print(texts.describe(arguments.out))
     print(summary(texts.manifest(arguments.out)["counts"]))

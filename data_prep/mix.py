@@ -34,17 +34,19 @@ def tokens_of_each(corpus: Corpus, available: dict[str, int]) -> dict[str, int]:
     Args:
         available: training tokens by name of source.
 
-    Raises: ScalerError for a source that has no tokens left.
+    Raises: ScalerError for a source with a weight or epochs that has no tokens left.
     """
     for source in corpus.sources:
-        if not available.get(source.name):
-            part = f"weight {source.weight}" if source.weight is not None else f"epochs {source.epochs or 1}"
+        if not available.get(source.name) and (source.weight or source.epochs):
+            part = f"weight {source.weight}" if source.weight is not None else f"epochs {source.epochs}"
             raise ScalerError(
                 f"the source {source.name} has {part} in the mix, but no training tokens: all its documents were "
                 "dropped or held out; take it out of corpus.sources, or drop less"
             )
     if corpus.sources[0].weight is None:
-        return {s.name: int(available[s.name] * _exact(s.epochs or 1.0) + Fraction(1, 2)) for s in corpus.sources}
+        return {
+            s.name: int(available.get(s.name, 0) * _exact(s.epochs or 1.0) + Fraction(1, 2)) for s in corpus.sources
+        }
     weights = [_exact(source.weight or 0.0) for source in corpus.sources]
     shares = [weight / sum(weights) for weight in weights]
     most = min(int(available[source.name] / share) for source, share in zip(corpus.sources, shares, strict=True))

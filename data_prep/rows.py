@@ -235,7 +235,7 @@ def _mix(corpus: Corpus, train: list[dict[str, Any]]) -> tuple[dict[str, int], l
             "available_tokens": available[name],
             "tokens": wanted[name],
             "share": wanted[name] / max(1, total),
-            "epochs": wanted[name] / available[name],
+            "epochs": wanted[name] / max(1, available[name]),
         }
         for name in wanted
     ]

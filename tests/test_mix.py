@@ -94,6 +94,11 @@ def test_a_source_without_tokens_is_named(available, settings, said):
         mix.tokens_of_each(corpus(**settings), available)
 
 
+@pytest.mark.parametrize("available", [{"s0": 10, "s1": 0}, {"s0": 10}])
+def test_a_source_of_which_nothing_is_left_and_nothing_was_asked_gives_nothing(available):
+    assert mix.tokens_of_each(corpus(epochs=(None, None)), available) == {"s0": 10, "s1": 0}
+
+
 LENGTHS = st.lists(st.integers(0, 50), min_size=1, max_size=40).filter(any)
 
 

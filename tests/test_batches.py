@@ -38,7 +38,7 @@ def open_rows(
         write_rows(folder / f"train-{number}.rows", [rows], dtype_for(vocab_size))
         counts = dict.fromkeys(("tokens", "documents", "dropped_rows"), 0)
         entries.append({"name": f"train-{number}", "rows": len(rows), **counts})
-    manifest = Manifest(folder, len(files[0][0]), vocab_size, "", 1, "", [], {"train": entries})
+    manifest = Manifest(folder, len(files[0][0]), vocab_size, "", "", [], {"train": entries})
     return RowReader(TokenRows(manifest, "train"), VOCABULARY, masked, first, seed)
 
 

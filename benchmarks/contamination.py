@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("exports", type=Path, nargs="+")
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument(
-        "--bands", type=int, default=20, help="with --band_rows 5, half of the pairs of similarity 0.55"
+        "--bands", type=int, default=20, help="with --band_rows 5, half of the pairs of similarity 0.51"
     )
     parser.add_argument("--band_rows", type=int, default=5)
     arguments = parser.parse_args()

@@ -93,7 +93,7 @@ def main() -> None:
         with (work / "text.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": document}) + "\n" for document in documents)
         part = max(1, round(megabytes / 2**20 * 1e6 / processes / 4))
-        settings = Corpus((Source(str(work / "text.jsonl")),), part_mib=part, heldout_percent=0.001)
+        settings = Corpus((Source(str(work / "text.jsonl")),), part_mib=part, heldout_percent=2.0)
         corpus.make(settings, work / "corpus", Team())
         environ = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         share = [documents[number::processes] for number in range(processes)]

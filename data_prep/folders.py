@@ -132,10 +132,11 @@ def _locked(partial: Path) -> int:
         if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             print(f"{partial}: this file system has no locks; see to it that no other run writes here", file=sys.stderr)
             return lock
-        os.close(lock)
         if error.errno not in (errno.EAGAIN, errno.EACCES):
+            os.close(lock)
             raise
         same = False
     if not same:  # taken by another run, or that run just ended and moved the folder on
+        os.close(lock)
         raise ScalerError(f"{partial}: another run is writing here; wait for it to end, or name another folder")
     return lock

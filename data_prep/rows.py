@@ -27,7 +27,7 @@ from scaler.token_rows import EXTENSION, UNIGRAM, dtype_for, write_rows
 
 BLOCK_TOKENS = 1 << 26  # packed at once: about 2 GB of memory with documents of ten tokens, less with longer ones
 FILE_TOKENS = 1 << 22  # small shards share a file of rows until it has so many: each file may end in a row half empty
-ROWS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 1 << 21  # laid out at once: about 100 MB
 LONGEST_ROW = 1 << 15
 
 
@@ -86,8 +86,9 @@ def pack_shards(
         for some in _blocks_of(lengths):
             table = packing.pack(offsets[some], lengths[some], seq_len, min_tokens)
             total["dropped_rows"] += table.dropped_rows
-            for start in range(0, table.n_rows, ROWS_AT_ONCE):
-                rows = lay_out(ids, table, range(start, min(start + ROWS_AT_ONCE, table.n_rows)), special)
+            step = max(1, TOKENS_AT_ONCE // seq_len)
+            for start in range(0, table.n_rows, step):
+                rows = lay_out(ids, table, range(start, min(start + step, table.n_rows)), special)
                 ordinary = ~np.isin(rows, every_special)
                 maskable = ordinary.sum(axis=1)
                 enough = maskable >= min_tokens  # documents of others may hold special tokens

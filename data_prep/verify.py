@@ -26,7 +26,7 @@ from scaler.errors import EXIT_BAD_INPUT, ScalerError, command
 from scaler.manifests import MANIFEST, check_file, checksum, read_manifest
 
 KINDS = (*texts.KINDS, "tokenizer", "shards", "rows")
-ROWS_AT_ONCE = 8192
+TOKENS_AT_ONCE = 1 << 21
 
 
 def check_text(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +65,9 @@ def check_rows(
     file = token_rows.open_file(path, entry["rows"], content["seq_len"], content["vocab_size"])
     tokens = 0
     counts = np.zeros(content["vocab_size"], dtype=np.int64)
-    for start in range(0, len(file), ROWS_AT_ONCE):
-        some = file[start : start + ROWS_AT_ONCE]
+    step = max(1, TOKENS_AT_ONCE // content["seq_len"])
+    for start in range(0, len(file), step):
+        some = file[start : start + step]
         counts += count_tokens(some.ravel(), content["vocab_size"], path)
         begins, ends, pads = (some == special[name] for name in ("begin_id", "end_id", "pad_id"))
         last = (~pads).sum(axis=1) - 1  # the last token before the padding

@@ -1,1 +1,1 @@
-"""Data preparation: text -> corpus/ -> tokenizer/ -> shards/, each folder whole or absent."""
+"""Data preparation: text -> corpus -> clean -> dedup -> tokenizer -> shards -> rows, each folder whole or absent."""

@@ -51,6 +51,21 @@ class Batch:
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 
+def digest(batch: Batch, consumed_rows: int) -> int:
+    """A 64-bit hash of a batch that begins at `consumed_rows`: of every masked row, its masks, and when it comes.
+
+    Digests of a run's batches add up, modulo 2**64, to the same sum at every world size.
+    """
+    rows = len(batch.input_ids)
+    parts = [batch.input_ids.numpy(), batch.masked_positions.numpy(), batch.labels.numpy()]
+    content = np.concatenate(parts, axis=1).astype(np.uint64)  # (rows, seq_len + 2 * masked)
+    with np.errstate(over="ignore"):
+        places = order.mix64(np.arange(content.shape[1]) + 1)
+        of_row = (content + np.uint64(1)) * places
+        when = order.key(np.arange(consumed_rows, consumed_rows + rows))
+        return int(order.mix64(of_row.sum(axis=1) ^ when).sum())
+
+
 class RowReader:
     """Reads packed rows of one split and masks them.
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from scaler import ds_config
+from scaler.checkpoint import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
 from scaler.recipe import Optimizer
@@ -25,6 +27,13 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of DeepSpeed's own calls
+
+
+# The state that an optimizer keeps for each weight, by its own names.
+STATE_KINDS: dict[type, tuple[str, ...]] = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
 
 
 def join(world: World) -> None:
@@ -40,6 +49,12 @@ def join(world: World) -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
     )
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """A collective failed because another rank is no longer there."""
+    words = ("connection", "gloo", "nccl", "peer", "socket")
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in words)
 
 
 def leave() -> None:
@@ -69,10 +84,15 @@ def check(resolved: dict[str, Any], path: Path) -> None:
 
 
 class Engine:
-    """A DeepSpeed engine that shows the training loop the same face for every ZeRO stage and precision."""
+    """A DeepSpeed engine that shows the training loop the same face for every ZeRO stage and precision.
+
+    Attributes:
+        watch: is told what the engine is about to do.
+    """
 
     def __init__(self, model: nn.Module, settings: Optimizer, resolved: dict[str, Any]) -> None:
-        optimizer = make_optimizer(model, settings)
+        self.watch: Callable[[str], None] = lambda doing: None
+        self.optimizer = optimizer = make_optimizer(model, settings)
         self.stage = ds_config.zero_stage(resolved)
         self.bf16 = bool(resolved["bf16"].get("enabled"))
         self.clipping = float(resolved.get("gradient_clipping", 0.0))
@@ -101,10 +121,12 @@ class Engine:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the model forward."""
+        self.watch("the forward pass")
         return self.deepspeed(*arguments)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this micro-batch's gradient; DeepSpeed divides by the accumulation."""
+        self.watch("the backward pass")
         self.deepspeed.backward(loss)
 
     def step(self, learning_rate: float) -> float:
@@ -113,6 +135,7 @@ class Engine:
         Returns: at the end of a batch the global gradient norm before clipping, else 0. If it is not finite, the
         weights are as they were: DeepSpeed skips such a step in silence at stages 1 to 3, and here stage 0 does too.
         """
+        self.watch("the optimizer step")
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
         if not self.deepspeed.is_gradient_accumulation_boundary():
@@ -124,6 +147,9 @@ class Engine:
         norm = self._norm_of_replicated_gradients()
         if math.isfinite(norm):
             self.deepspeed.step()
+        else:
+            self.deepspeed.zero_grad()
+            self.deepspeed.micro_steps += 1  # as its own step would
         return norm
 
     def _norm_of_replicated_gradients(self) -> float:
@@ -131,18 +157,97 @@ class Engine:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
+    # ---- what a checkpoint holds
+
+    def pieces(self, updates: int) -> list[Piece]:
+        """The stretches of parameters and optimizer state that this rank holds, as views: reading and writing alike.
+
+        Args:
+            updates: optimizer steps that moved the weights; before the first there is no optimizer state.
+        """
+        rank = torch.distributed.get_rank()
+        masters = self._masters()
+        pieces = []
+        for long_name, parameter in self.module.named_parameters():
+            name = long_name.removeprefix("model.")
+            if self.stage == 3:
+                length = parameter.ds_tensor.ds_numel  # a rank's share, padding included
+                start, whole = rank * length, int(parameter.ds_numel)
+                length = max(0, min(length, whole - start))
+                if parameter.requires_grad:
+                    zero = parameter._z3_optimizer
+                    group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+                    tensors = self._state(zero.fp32_partitioned_groups_flat[group], offset, length, updates)
+                else:
+                    tensors = {FROZEN: parameter.ds_tensor.data[:length]}
+                pieces.append(Piece(name, min(start, whole), whole, tensors))
+            elif not parameter.requires_grad:
+                tensors = {FROZEN: parameter.data.view(-1)}
+                pieces.append(Piece(name, 0, parameter.numel(), tensors, everywhere=True))
+            elif self.stage == 0:
+                tensors = self._state(masters.get(id(parameter), parameter), 0, parameter.numel(), updates)
+                pieces.append(Piece(name, 0, parameter.numel(), tensors, everywhere=True))
+            elif (held := parameter._hp_mapping) is not None:
+                (flat,) = self.optimizer.param_groups[held.param_group_index]["params"]
+                where, start = held.hp_fragment_address, held.lp_fragment_address.start
+                tensors = self._state(flat, where.start, where.numel, updates)
+                pieces.append(Piece(name, start, parameter.numel(), tensors))
+            else:
+                empty = {WEIGHT: torch.empty(0)}
+                pieces.append(Piece(name, 0, parameter.numel(), empty))
+        return pieces
+
+    def _masters(self) -> dict[int, torch.Tensor]:
+        # at stage 0 in bf16 DeepSpeed's wrapper holds fp32 copies of the parameters
+        if self.stage or not self.bf16:
+            return {}
+        wrapped = self.deepspeed.optimizer
+        pairs = zip(wrapped.fp16_groups, wrapped.fp32_groups, strict=True)
+        return {id(half): master for group in pairs for half, master in zip(*group, strict=True)}
+
+    def _state(self, holder: torch.Tensor, offset: int, length: int, updates: int) -> dict[str, torch.Tensor]:
+        # made here when the optimizer has none yet; its own lazy one would be the same, at step 0
+        tensors = {WEIGHT: holder}
+        if updates:
+            state = self.optimizer.state[holder]
+            for kind in STATE_KINDS[type(self.optimizer)]:
+                if state.get(kind) is None:
+                    state[kind] = torch.zeros_like(holder)
+                tensors[kind] = state[kind]
+        return {kind: tensor.detach().view(-1)[offset : offset + length] for kind, tensor in tensors.items()}
+
+    def take_over(self, updates: int) -> None:
+        """Go on from pieces that were written to, after so many updates; every rank must call it.
+
+        The weights of the forward pass follow the fp32 ones, and Adam's bias correction the number of updates.
+        """
+        if isinstance(self.optimizer, torch.optim.AdamW):
+            for state in self.optimizer.state.values():
+                state["step"] = torch.tensor(float(updates), device=state["exp_avg"].device)
+        if not updates:
+            self.optimizer.state.clear()
+        wrapped = self.deepspeed.optimizer
+        if self.stage == 3:
+            wrapped.checkpoint_event_prologue()
+            for group in range(len(wrapped.fp32_partitioned_groups_flat)):
+                wrapped._reassign_or_swap_out_partitioned_parameters(group)
+            wrapped.checkpoint_event_epilogue()
+        elif self.stage:
+            wrapped.update_lp_params()
+        else:
+            masters = self._masters()
+            for parameter in self.module.parameters():
+                if id(parameter) in masters:
+                    parameter.data.copy_(masters[id(parameter)].data)
+
     def full_state(self) -> dict[str, torch.Tensor]:
         """The model's whole state in fp32 on the CPU, from the master weights; every rank must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        of_stage_0 = {}
-        if self.stage == 0 and self.bf16:
-            wrapped = self.deepspeed.optimizer
-            for halves, masters in zip(wrapped.fp16_groups, wrapped.fp32_groups, strict=True):
-                of_stage_0.update({id(half): master for half, master in zip(halves, masters, strict=True)})
+        masters = self._masters()
         state = {}
         for name, parameter in self.module.named_parameters():
-            full = of_stage_0.get(id(parameter))
+            full = masters.get(id(parameter))
             if full is None and self.stage:
                 full = safe_get_full_fp32_param(parameter)
             if full is None:  # frozen, or stage 0 in fp32

@@ -11,11 +11,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 EXIT_BAD_INPUT = 2
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where the run was
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 
 class ScalerError(Exception):
     """Something the user gave cannot be used. The message is one line: the value, the rule, the remedy."""
+
+    status = EXIT_BAD_INPUT
+
+
+class TryAgain(ScalerError):
+    """The run ended through no fault of its input, and the same command goes on with it."""
+
+    status = EXIT_TRY_AGAIN
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -56,7 +65,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except ScalerError as error:
             # libraries whose words we pass on like to use several lines
             print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-            sys.exit(EXIT_BAD_INPUT)
+            sys.exit(error.status)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C; nothing half-done counts as done", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)

@@ -29,7 +29,7 @@ def export(
         model: a model of the same configuration, which takes the state.
         tokenizer: goes along.
         card: README.md of the folder.
-        folder: must not exist yet.
+        folder: one that is there already is replaced.
 
     Returns: the model that was read back.
 
@@ -55,6 +55,7 @@ def export(
             difference = float((model(input_ids=ids).logits - again(input_ids=ids).logits).abs().max())
         if difference > 0:
             raise ScalerError(f"{folder}: the logits of what was written differ by {difference:.1e}; not exported")
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except SafetensorError as error:  # a full disk among others, and no OSError
         raise ScalerError(f"{folder}: the weights cannot be written ({error}); the metrics are kept") from error

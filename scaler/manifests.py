@@ -36,6 +36,17 @@ def write_json(path: Path, content: Any) -> None:
     beside.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file. Raises ScalerError when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ScalerError(f"{path}: not readable as JSON ({error}); put it back, or delete it") from error
+    if not isinstance(content, dict):
+        raise ScalerError(f"{path}: a JSON object is needed; put it back, or delete it")
+    return content
+
+
 def read_manifest(folder: Path, kind: str, remedy: str = "prepare it first") -> dict[str, Any]:
     """The manifest of a folder of some kind ("corpus", "tokenizer", "shards", "rows" ...).
 

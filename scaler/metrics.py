@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from scaler.errors import naming_full_disk
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+FAULTS = "faults.jsonl"
 CEILING_SIZE = 1024  # rows and columns of the matrices that measure the ceiling
 
 
@@ -55,14 +58,86 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-class RunLog:
-    """Writes the metrics of one run; only the first rank has one."""
+def _whole(line: str) -> dict[str, Any] | None:
+    """A record, or None for a line that a power cut left half-written."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
-    def __init__(self, run_dir: Path) -> None:
+
+class Meter:
+    """Loss and speed between two log lines, and the time that is left.
+
+    Args:
+        rows: of a step.
+        seq_len: tokens in a row.
+        share_per_row: of the machine's matrix-multiply ceiling, that one row a second takes.
+    """
+
+    def __init__(self, rows: int, seq_len: int, share_per_row: float) -> None:
+        self.rows, self.seq_len, self.share_per_row = rows, seq_len, share_per_row
+        self.evaluations: list[float] = []  # seconds
+        self._losses: list[float] = []
+        self._seconds: list[float] = []
+
+    def add(self, loss: float, seconds: float) -> None:
+        """Count a step."""
+        self._losses.append(loss)
+        self._seconds.append(seconds)
+
+    def read(self, steps_left: int, evaluate_every: int) -> dict[str, float]:
+        """Means since the last reading; losses that are not finite belong to skipped steps, and do not count."""
+        losses = [loss for loss in self._losses if math.isfinite(loss)]
+        rows_per_second = len(self._seconds) * self.rows / sum(self._seconds)
+        evaluation = sum(self.evaluations) / max(1, len(self.evaluations))
+        self._losses, self._seconds = [], []
+        return {
+            "train_loss": sum(losses) / len(losses) if losses else math.nan,
+            "speed_tokens_per_second": rows_per_second * self.seq_len,
+            "speed_share_of_matmul_ceiling": rows_per_second * self.share_per_row,
+            "speed_seconds_left": steps_left * self.rows / rows_per_second + steps_left // evaluate_every * evaluation,
+        }
+
+    @staticmethod
+    def said(values: Mapping[str, float]) -> str:
+        """The speed as a part of a line."""
+        return (
+            f"{values['speed_tokens_per_second']:,.0f} tokens/s | "
+            f"{values['speed_share_of_matmul_ceiling']:.0%} of ceiling | "
+            f"{duration(values['speed_seconds_left'])} left"
+        )
+
+
+class RunLog:
+    """Writes the metrics of one run; only the first rank has one.
+
+    Args:
+        run_dir: of the run.
+        step: that it goes on from; what an earlier start logged of later steps goes, for they are done again. None:
+            it begins, and all goes.
+    """
+
+    def __init__(self, run_dir: Path, step: int | None) -> None:
         self.run_dir = run_dir
-        self.records: list[dict[str, Any]] = []
-        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"))
+        self._open(step)
+
+    def _open(self, step: int | None) -> None:
+        path, beside = self.run_dir / "metrics.jsonl", self.run_dir / "metrics.jsonl.partial"
+        with naming_full_disk(self.run_dir):
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            last = -1 if step is None else step
+            self.records = [record for record in map(_whole, lines) if record is not None and record["step"] <= last]
+            beside.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+            beside.replace(path)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=last + 1)
+
+    def go_back(self, step: int) -> None:
+        """Forget what was logged of steps after this one, for the run has gone back to it."""
+        self.close()
+        self._open(step)
 
     def write(self, step: int, **values: float) -> None:
         """Record named values at an optimizer step; "train_loss" becomes TensorBoard's "train/loss"."""
@@ -72,6 +147,11 @@ class RunLog:
             self._file.write(json.dumps(record) + "\n")
             for name, value in values.items():
                 self._board.add_scalar(name.replace("_", "/", 1), value, step)
+
+    def fault(self, **facts: Any) -> None:
+        """Record a fault; records of faults stay when the run goes back."""
+        with naming_full_disk(self.run_dir), (self.run_dir / FAULTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Show text in TensorBoard."""

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
 from scaler import ds_config, initialisation, model
-from scaler.batches import RowReader
-from scaler.ds_config import SolvedBatch
-from scaler.recipe import Recipe
+from scaler.job import Job
 
 FP32_BYTES = 4
 
 
-def plan(
-    recipe: Recipe,
-    resolved: dict[str, Any],
-    batch: SolvedBatch,
-    config: Any,
-    rows: dict[str, RowReader],
-    run_dir: Path,
-) -> dict[str, Any]:
+def plan(job: Job) -> dict[str, Any]:
     """Describe a run, from its resolved settings and opened data, without building it."""
+    recipe, resolved, batch, config, rows = job.recipe, job.resolved, job.batch, job.config, job.rows
     with torch.device("meta"):
         empty = model.build(config, recipe.seed)
     # on the meta device this computes nothing, but it refuses what it cannot do
@@ -39,9 +30,12 @@ def plan(
     memory = ds_config.memory_per_rank(resolved, parameters, trainable)
     # the largest single activation, forward and backward: the masked positions' scores, in fp32 for the loss
     memory["logits"] = 2 * batch.micro_rows * train.masked * config.vocab_size * FP32_BYTES
+    # fp32 weights, and AdamW's two moments or SGD's momentum
+    states = {"adamw": 2, "sgd": 1}[recipe.optimizer.name]
+    checkpoint_bytes = FP32_BYTES * (parameters + states * trainable)
     seen = recipe.training.steps * recipe.training.rows
     return {
-        "recipe": yaml.safe_load(recipe.to_yaml()),
+        "recipe": recipe.to_plain(),
         "ds_config": resolved,
         "batch": asdict(batch),
         "parameters": parameters,
@@ -62,13 +56,15 @@ def plan(
         "bytes_per_weight": bytes_each,
         "memory_per_rank_bytes": memory,
         "writes": {
-            str(run_dir / name): what
+            str(job.run_dir / name): what
             for name, what in {
                 "recipe.yaml": "the resolved recipe",
-                "ds_config.json": "the resolved DeepSpeed configuration",
+                "ds_config.json": "the DeepSpeed configuration as given",
+                "environment.json": "of each start: versions, commit, hosts, the resolved DeepSpeed configuration",
                 "metrics.jsonl": "one line a measurement",
                 "tensorboard/": "the same for TensorBoard",
                 "loss.png": "the loss curves",
+                "checkpoints/": f"every {recipe.checkpoint.every} steps, {checkpoint_bytes / 1e6:,.0f} MB each",
                 "export/": f"Transformers folder, {parameters * FP32_BYTES / 1e6:.0f} MB",
             }.items()
         },

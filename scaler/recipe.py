@@ -222,10 +222,46 @@ class Training:
     max_micro_rows: int = 64  # rows that one rank's memory takes at once
     log_every: int = 50  # optimizer steps
     evaluate_every: int = 500  # optimizer steps
+    patience: int | None = None  # evaluations without a lower held-out loss, after which the run stops early
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            _require(value >= 1, f"training.{name}", value, "it is at least 1")
+            _require(value is None or value >= 1, f"training.{name}", value, "it is at least 1")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How often the whole state of a run is saved, and which of these checkpoints stay beside the best one."""
+
+    every: int = 500  # optimizer steps; so many at most are lost with the run's machines
+    keep_last: int = 2
+    keep_every: int | None = None  # optimizer steps, whose multiples stay for ever
+    asynchronous: bool = True  # training goes on while they are written, for a copy of the state in the host's memory
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"checkpoint.{name}", value, "it is at least 1")
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What a run bears before it goes back to a checkpoint, and before it stops."""
+
+    skips: int = 3  # batches in a row of non-finite loss or gradient that are left out; one more, and the run goes back
+    rollbacks: int = 2  # without a new checkpoint in between; each goes one checkpoint further back; then the run stops
+    spike_deviations: float | None = 10.0  # robust standard deviations above the last losses' median; null: no look-out
+    spike_rollback: bool = False  # go back from a spike, too
+    failed_saves: int = 3  # in a row; then the run stops
+    hang_seconds: int = 600  # without progress, after which a rank ends the job
+
+    def __post_init__(self) -> None:
+        for name in ("skips", "rollbacks"):
+            _require(getattr(self, name) >= 0, f"faults.{name}", getattr(self, name), "it is at least 0")
+        for name in ("failed_saves", "hang_seconds"):
+            _require(getattr(self, name) >= 1, f"faults.{name}", getattr(self, name), "it is at least 1")
+        spike = self.spike_deviations
+        _require(spike is None or 0 < spike < math.inf, "faults.spike_deviations", spike, "it is above 0, and finite")
 
 
 @dataclass(frozen=True)
@@ -244,6 +280,8 @@ class Recipe:
     dedup: Dedup = field(default_factory=Dedup)
     objective: Objective = field(default_factory=Objective)
     initialisation: Initialisation = field(default_factory=Initialisation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    faults: Faults = field(default_factory=Faults)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -259,9 +297,13 @@ class Recipe:
         """Where the rows of tokens lie."""
         return Path(self.data.folder) / f"rows-{self.data.seq_len}"
 
+    def to_plain(self) -> dict[str, Any]:
+        """The whole recipe, defaults filled in, as lists and mappings."""
+        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+
     def to_yaml(self) -> str:
-        """The whole recipe, defaults filled in, as YAML that `load` reads back equal."""
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True)
+        """The same as YAML that `load` reads back equal."""
+        return yaml.safe_dump(self.to_plain(), sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:
@@ -313,6 +355,18 @@ def _build(kind: type, content: Any, where: str) -> Any:
         if no_default and member.name not in content:
             raise ScalerError(f"recipe: {prefix}{member.name} is missing")
     return kind(**{name: _convert(value, hints[name], prefix + name) for name, value in content.items()})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Where two plain recipes differ: "section.key" -> (old value, new value)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found |= differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found[prefix + name] = before, after
+    return found
 
 
 def find(name_or_path: str) -> Path:

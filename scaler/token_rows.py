@@ -86,6 +86,10 @@ class Manifest:
         """Share of all positions that are not padding (special tokens count as real)."""
         return self.count(split, "tokens") / max(1, self.count(split, "rows") * self.seq_len)
 
+    def xxh3(self, split: str) -> str:
+        """XXH3-128 of the checksums of a split's files: the same rows in the same order."""
+        return xxhash.xxh3_128_hexdigest(" ".join(entry["xxh3"] for entry in self.splits.get(split, [])).encode())
+
     def unigram_counts(self) -> np.ndarray:
         """(vocab_size,) int64, how often each ordinary token occurs in the training rows."""
         path = self.folder / UNIGRAM

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from scaler.errors import EXIT_BAD_INPUT, ScalerError
 
+Result = TypeVar("Result")
 # (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks.
 LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -113,15 +115,31 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def gathered(value: Any, world: World) -> list[Any]:
+    """Every rank's value, by rank; every rank must call it."""
+    values = [value]
+    if dist.is_initialized() and world.size > 1:
+        values = [None] * world.size
+        dist.all_gather_object(values, value)
+    return values
+
+
 def agree_or_raise(problem: str | None, world: World) -> None:
     """End every rank when one has a `problem`, so that none waits for one that has given up.
 
     Raises: ScalerError with the first problem on rank 0, which says it; SystemExit on the others.
     """
-    problems: list[str | None] = [problem]
-    if dist.is_initialized() and world.size > 1:
-        problems = [None] * world.size
-        dist.all_gather_object(problems, problem)
-    for found in problems:
+    for found in gathered(problem, world):
         if found is not None:
             raise ScalerError(found) if world.is_first else SystemExit(EXIT_BAD_INPUT)
+
+
+def attempt(work: Callable[[], Result], world: World) -> Result:
+    """Do something that may fail on one rank alone, and let all ranks fail together. `work` is no collective."""
+    problem, result = None, None
+    try:
+        result = work()
+    except ScalerError as error:
+        problem = str(error)
+    agree_or_raise(problem, world)
+    return cast(Result, result)

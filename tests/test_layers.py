@@ -14,8 +14,11 @@ from conftest import ROOT
 LAYERS = {
     "facts": ["errors", "world"],
     "pure": ["manifests", "token_rows", "order", "packing", "masking", "schedule"],
-    "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared"],
-    "engine": ["engine", "metrics", "export", "evaluate"],
+    "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder", "job"],
+    "engine": [
+        *("faults", "stop", "watchdog", "checkpoint", "engine", "resume"),
+        *("metrics", "export", "evaluate"),
+    ],
     "verbs": ["plan", "train", "fill_mask"],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]

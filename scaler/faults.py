@@ -1,0 +1,64 @@
+"""What a step's loss and gradient norm call for: nothing, a skip, a look, a step back, or the end."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from enum import Enum
+
+from scaler.recipe import Faults
+
+WINDOW = 100  # losses that a spike is measured against
+LEAST = 20  # of them, before there is a look-out
+NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
+
+
+class Verdict(Enum):
+    """Of one step."""
+
+    FINE = "fine"
+    SKIPPED = "batch skipped"
+    SPIKE = "spike"
+    GO_BACK = "back to a checkpoint"
+    STOP = "run stopped"
+
+
+class Judge:
+    """Judges each step by its loss and gradient norm; the same on every rank, for both are sums over ranks.
+
+    Args:
+        settings: of the recipe.
+        recent: losses of the last steps, in place; a checkpoint keeps them.
+    """
+
+    def __init__(self, settings: Faults, recent: list[float]) -> None:
+        self.settings, self.recent = settings, recent
+        self.skipped = 0  # batches in a row
+        self.rollbacks = 0  # since the last checkpoint
+
+    def judge(self, loss: float, norm: float) -> Verdict:
+        """Judge a step by the mean loss over its rows and the gradient norm."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.skipped += 1
+            return Verdict.SKIPPED if self.skipped <= self.settings.skips else self._back()
+        self.skipped = 0
+        if self._is_spike(loss):
+            return self._back() if self.settings.spike_rollback else Verdict.SPIKE
+        self.recent.append(loss)
+        del self.recent[:-WINDOW]
+        return Verdict.FINE
+
+    def went_back(self, recent: list[float]) -> None:
+        """Forget what is no more: the losses since the checkpoint."""
+        self.recent, self.skipped = recent, 0
+
+    def _is_spike(self, loss: float) -> bool:
+        if self.settings.spike_deviations is None or len(self.recent) < LEAST:
+            return False
+        middle = statistics.median(self.recent)
+        deviation = NORMAL_DEVIATION * statistics.median(abs(other - middle) for other in self.recent)
+        return loss > middle + self.settings.spike_deviations * deviation
+
+    def _back(self) -> Verdict:
+        self.rollbacks += 1
+        return Verdict.GO_BACK if self.rollbacks <= self.settings.rollbacks else Verdict.STOP

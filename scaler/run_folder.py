@@ -1,0 +1,143 @@
+"""The folder of a run: who may work in it, what it began with, what ran when, and how it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import torch
+
+from scaler.errors import ScalerError, naming_full_disk
+from scaler.manifests import read_json, write_json
+from scaler.world import World, gathered
+
+RECIPE, DS_CONFIG, ENVIRONMENT, STATE = "recipe.yaml", "ds_config.json", "environment.json", "state.json"
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "safetensors", "scaler")
+_SOURCE = Path(__file__).resolve().parent
+
+
+def choose(asked: Path | None, name: str) -> Path:
+    """The folder to work in: the one asked for, new or a run's, or the first free of runs/NAME, runs/NAME-2 ...
+
+    Raises: ScalerError where it can be no run folder.
+    """
+    if asked is not None:
+        in_the_way = next((above for above in asked.parents if above.exists()), Path())
+        if not in_the_way.is_dir():
+            raise ScalerError(f"--run_dir {asked}: {in_the_way} is a file; name another folder")
+        if asked.exists() and not is_run(asked) and (not asked.is_dir() or any(asked.iterdir())):
+            raise ScalerError(f"--run_dir {asked}: is neither new nor a run (no {RECIPE}); name another")
+        return asked
+    candidate, number = Path("runs") / name, 1
+    while candidate.exists():
+        number += 1
+        candidate = Path("runs") / f"{name}-{number}"
+    return candidate
+
+
+def is_run(folder: Path | None) -> bool:
+    """A run has begun here."""
+    return folder is not None and (folder / RECIPE).is_file()
+
+
+def lock(folder: Path) -> IO[str]:
+    """Make the folder and hold it for this process, until the returned file is closed.
+
+    Raises: ScalerError when another run is at work in it.
+    """
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ScalerError(
+            f"{folder}: another run is at work in it; stop that one, or name another --run_dir"
+        ) from error
+    return file
+
+
+def facts(world: World) -> dict[str, Any]:
+    """What a result may hang on and no recipe says: versions, commit, hosts. Every rank must call it."""
+    hosts = gathered(platform.node(), world)
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "ranks": world.size,
+        "launcher": world.launcher,
+        "hosts": {host: hosts.count(host) for host in sorted(set(hosts))},
+        "system": platform.platform(),
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_bytes": psutil.virtual_memory().total,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads_a_rank": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _commit() -> str | None:
+    """The commit of this program's source, "+changes" behind it where the files are others; None without git."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+            cwd=_SOURCE,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
+
+
+def add_attempt(folder: Path, attempt: dict[str, Any]) -> None:
+    """Write a start of the run into environment.json, behind the earlier ones."""
+    path = folder / ENVIRONMENT
+    attempts = read_json(path)["attempts"] if path.is_file() else []
+    write_json(path, {"attempts": [*attempts, attempt]})
+
+
+def set_state(folder: Path, state: str, **more: Any) -> None:
+    """Say how the run stands: "running", "stopped" (goes on when started again), "finished" or "failed"."""
+    write_json(folder / STATE, {"state": state, **more, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+@contextlib.contextmanager
+def telling_failure(folder: Path | None) -> Iterator[None]:
+    """Write down that the run failed, and why, when it does. None: another rank writes."""
+    try:
+        yield
+    except ScalerError as error:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                set_state(folder, "failed", why=str(error))
+        raise
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """How the run stands; empty before its first word."""
+    path = folder / STATE
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,62 @@
+"""Asking a run to stop: SIGTERM, SIGUSR1, Ctrl-C or a file STOP; it then saves, and ends with status 0."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+STOP_FILE = "STOP"
+SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGINT: "Ctrl-C"}
+REASONS = (*SIGNALS.values(), f"a file {STOP_FILE}")
+_FILE_SECONDS = 1.0  # between looks for the file, which on a shared disk cost more than a step
+
+
+class StopRequests:
+    """Notes, while it is entered, that somebody asked this rank to stop. A second Ctrl-C interrupts at once.
+
+    Args:
+        folder: where the file STOP is looked for, on the first rank; None on the others.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = folder / STOP_FILE if folder is not None else None
+        self._asked: str | None = None
+        self._looked = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        reason = SIGNALS[signal.Signals(number)]
+        if reason == self._asked == "Ctrl-C":
+            raise KeyboardInterrupt
+        self._asked = self._asked or reason
+
+    def flags(self) -> list[float]:
+        """1.0 for each of REASONS that this rank knows of, else 0.0; summed over ranks, they are an agreement."""
+        now = time.monotonic()
+        if self._asked is None and self._file is not None and now - self._looked > _FILE_SECONDS:
+            self._looked = now
+            if self._file.exists():
+                self._asked = REASONS[-1]
+        return [float(reason == self._asked) for reason in REASONS]
+
+    def honoured(self) -> None:
+        """Remove the file, so that it does not stop the next start."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def reason(flags: list[float]) -> str | None:
+    """What the ranks' summed flags say: the first reason that any of them has."""
+    return next((name for name, flag in zip(REASONS, flags, strict=True) if flag), None)

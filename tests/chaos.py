@@ -1,0 +1,225 @@
+"""Interrupt a training at random moments, at another world size each time, and compare it with one left alone.
+
+`make chaos` runs it at length; tests/test_chaos.py a short form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ranks import ROOT, ended, forked, kill
+
+from scaler import checkpoint, train
+
+RANKS, CONFIGS = (2, 3, 4), ("zero1", "zero2", "zero3")
+WAYS = ("kill one", "kill all", "power cut in a save", "SIGTERM", "SIGUSR1", "STOP file")
+POLITE = ("SIGTERM", "SIGUSR1", "STOP file")  # the run saves, and loses nothing
+STEP_SECONDS, WRITE_SECONDS = 0.02, 0.15
+START_SECONDS = 180.0
+
+
+@dataclass
+class Interruption:
+    """One of them: how, at which step, and where the run went on."""
+
+    way: str
+    ranks: int
+    config: str
+    reached: int
+    saved: int  # step of the newest whole checkpoint
+    resumed: int = -1
+
+    @property
+    def lost(self) -> int:
+        """Steps that had to be done again."""
+        return self.reached - self.resumed
+
+
+class Job:
+    """All ranks of one start."""
+
+    def __init__(self, ranks: int, config: str, step_file: Path, arguments: list[object]) -> None:
+        self.step_file, self.log = step_file, step_file.with_name("log.txt")
+        step_file.unlink(missing_ok=True)
+        arguments = [*arguments, "--deepspeed_config", ROOT / "ds_configs" / f"{config}.json"]
+        self.ranks = forked(ranks, arguments, self.log, lambda: slow(step_file))
+
+    def step(self) -> int:
+        """Steps that are done, or -1 before the first."""
+        return int(self.step_file.read_text()) if self.step_file.exists() else -1
+
+    def wait_for(self, step: int) -> bool:
+        """Wait until so many steps are done. False: the run ended before."""
+        end = time.monotonic() + START_SECONDS
+        while self.step() < step:
+            if not any(rank.is_alive() for rank in self.ranks):
+                return False
+            assert time.monotonic() < end, f"step {step} not reached; see {self.log}"
+            time.sleep(0.002)
+        return True
+
+    def wait(self) -> list[int | None]:
+        """The exit statuses of all ranks."""
+        return ended(self.ranks)
+
+
+def slow(step_file: Path) -> None:
+    """Have steps and writes take long enough for a kill to hit either, and the first rank tell its step."""
+    write, train_batch = checkpoint._write, train.train_batch
+
+    def slow_write(path: Path, content: dict) -> dict:
+        path.write_bytes(b"half of a file")  # what a power cut would leave
+        time.sleep(WRITE_SECONDS)
+        return write(path, content)
+
+    def told_batch(engine, this, progress, here):
+        if here.is_first:
+            beside = step_file.with_name("step.partial")
+            beside.write_text(str(progress.step))
+            beside.replace(step_file)
+        time.sleep(STEP_SECONDS)
+        return train_batch(engine, this, progress, here)
+
+    checkpoint._write, train.train_batch = slow_write, told_batch
+
+
+def interrupt(job: Job, way: str, run: Path, chance: random.Random) -> None:
+    """Do it, at a moment within the step that is drawn."""
+    time.sleep(chance.uniform(0, 0.05))
+    if way == "kill one":
+        chance.choice(job.ranks).kill()
+    elif way == "kill all":
+        kill(job.ranks)
+    elif way == "power cut in a save":
+        while not list((run / "checkpoints").glob("*.partial")) and any(rank.is_alive() for rank in job.ranks):
+            time.sleep(0.002)
+        kill(job.ranks)
+    elif way == "STOP file":
+        (run / "STOP").touch()
+    else:
+        os.kill(chance.choice(job.ranks).pid, getattr(signal, way))
+    statuses = job.wait()
+    if way in POLITE:
+        assert statuses == [0] * len(job.ranks), f"{way}: {statuses}; see {job.log}"
+    else:
+        assert 0 not in statuses or way == "power cut in a save", f"{way}: {statuses}"
+
+
+def chaos(recipe: Path, folder: Path, interruptions: int, steps: int, every: int, asynchronous: bool, seed: int):
+    """Run it. Returns: the interruptions, and a report on both runs. Asserts all that must hold whatever happens."""
+    chance = random.Random(seed)
+    settings = [f"training.steps={steps}", f"training.evaluate_every={steps // 2}", "training.log_every=1"]
+    settings += [f"checkpoint.every={every}", f"checkpoint.asynchronous={str(asynchronous).lower()}"]
+    settings += ["faults.hang_seconds=60"]
+    runs = {name: folder / name for name in ("alone", "interrupted")}
+    started = {name: ["--recipe", recipe, "--run_dir", run, *settings] for name, run in runs.items()}
+    (folder / "alone-log").mkdir(parents=True)
+    job = Job(2, "zero2", folder / "alone-log" / "step", started["alone"])
+    assert job.wait() == [0, 0], f"see {job.log}"
+
+    done: list[Interruption] = []
+    (folder / "interrupted-log").mkdir()
+    ranks, reached, run = 0, 0, runs["interrupted"]
+    while True:
+        ranks = chance.choice([other for other in RANKS if other != ranks])
+        config = chance.choice(CONFIGS)
+        job = Job(ranks, config, folder / "interrupted-log" / "step", started["interrupted"])
+        if not job.wait_for(0):
+            assert job.wait() == [0] * ranks, f"see {job.log}"
+            break
+        resumed = job.step()
+        if done:
+            done[-1].resumed = resumed
+            print(json.dumps({**asdict(done[-1]), "lost": done[-1].lost}), flush=True)
+            assert resumed == done[-1].saved, "the newest whole checkpoint was not the one that was used"
+        if len(done) >= interruptions:
+            assert job.wait() == [0] * ranks, f"see {job.log}"
+            break
+        # so far that the run lasts for all of them
+        target = resumed + chance.randint(1, max(2, 2 * (steps - resumed) // (interruptions - len(done) + 1)))
+        if not job.wait_for(min(target, steps - 1)):
+            break
+        way = chance.choice(WAYS)
+        before = [checkpoint.step_of(path) for path in checkpoint.found(run / "checkpoints")]
+        interrupt(job, way, run, chance)
+        reached = job.step() + (way in POLITE)  # the step that was on its way is finished, then saved
+        after = [checkpoint.step_of(path) for path in checkpoint.found(run / "checkpoints")]
+        assert after and max(after) >= max(before), "a checkpoint was lost"
+        done.append(Interruption(way, ranks, config, reached, max(after)))
+    return done, {name: outcome(run, steps) for name, run in runs.items()}
+
+
+def outcome(run: Path, steps: int) -> dict[str, object]:
+    """What a finished run came to."""
+    manifest = checkpoint.read_manifest(run / "checkpoints" / f"step_{steps:08d}")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {record["step"]: record["train_loss"] for record in records if "train_loss" in record}
+    return {
+        "step": manifest["progress"]["step"],
+        "rows": manifest["progress"]["consumed_rows"],
+        "digest": f"{manifest['progress']['digest']:016x}",
+        "heldout_loss": [record["heldout_loss"] for record in records if "heldout_loss" in record],
+        "learning_rate": [record["train_learning_rate"] for record in records if "train_learning_rate" in record],
+        "train_loss": [losses[step] for step in sorted(losses)],
+    }
+
+
+def judge(done: list[Interruption], outcomes: dict[str, dict], every: int, asynchronous: bool) -> dict[str, object]:
+    """Compare both runs; raises AssertionError where the interrupted one is another. Returns: the figures."""
+    alone, interrupted = outcomes["alone"], outcomes["interrupted"]
+    for what in ("step", "rows", "digest", "learning_rate"):
+        assert interrupted[what] == alone[what], what
+    assert len(interrupted["train_loss"]) == len(alone["train_loss"])
+    assert all(one.lost == 0 for one in done if one.way in POLITE)
+    # while a checkpoint is written in the background, training does some steps more
+    bound = every if not asynchronous else 2 * every
+    worst = max((one.lost for one in done), default=0)
+    assert worst <= bound, f"{worst} steps lost"
+    apart = max(abs(a - b) for a, b in zip(alone["train_loss"], interrupted["train_loss"], strict=True))
+    figures = {
+        "interruptions": len(done),
+        "ways": {way: sum(one.way == way for one in done) for way in WAYS},
+        "most steps lost": worst,
+        "steps lost in all": sum(one.lost for one in done),
+        "checkpoints lost": 0,
+        "final step": alone["step"],
+        "digest of rows and masks": [alone["digest"], interrupted["digest"]],
+        "held-out loss": [alone["heldout_loss"][-1], interrupted["heldout_loss"][-1]],
+        "training loss, largest difference": apart,
+    }
+    assert abs(alone["heldout_loss"][-1] - interrupted["heldout_loss"][-1]) < 5e-3
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--interruptions", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
+    parser.add_argument("--synchronous", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="new")
+    arguments = parser.parse_args()
+    asynchronous = not arguments.synchronous
+    done, outcomes = chaos(
+        arguments.recipe,
+        arguments.folder,
+        arguments.interruptions,
+        arguments.steps,
+        arguments.every,
+        asynchronous,
+        arguments.seed,
+    )
+    print(json.dumps(judge(done, outcomes, arguments.every, asynchronous), indent=2))
+
+
+if __name__ == "__main__":
+    main()

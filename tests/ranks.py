@@ -1,0 +1,77 @@
+"""Ranks of real trainings, forked from one process: for their imports take longer than most of these trainings.
+
+Never imported by pytest's own process, whose threads a fork would leave behind; see scenarios.py and chaos.py.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import scaler.engine  # noqa: F401  (so that it is imported once)
+from scaler import train, world
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def forked(ranks: int, arguments: list[object], log: Path, patch: Callable[[], None] = lambda: None, cwd: Path = ROOT):
+    """Start `train.py` with these arguments on so many ranks; each calls `patch` first. Their words go to `log`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        facts = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
+        facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        work = (facts, [str(argument) for argument in arguments], log, patch, cwd)
+        processes.append(multiprocessing.get_context("fork").Process(target=_be_rank, args=work))
+        processes[-1].start()
+    return processes
+
+
+def ended(processes, seconds: float = 120.0) -> list[int | None]:
+    """The exit statuses of ranks that end by themselves; what does not within a set time is killed, and None."""
+    for process in processes:
+        process.join(seconds)
+    statuses = [process.exitcode for process in processes]
+    kill(processes)
+    return statuses
+
+
+def kill(processes) -> None:
+    """All of them at once, with no time to say anything."""
+    for process in processes:
+        process.kill()
+
+
+def _be_rank(facts, arguments: list[str], log: Path, patch: Callable[[], None], cwd: Path) -> None:
+    os.environ |= {name: str(value) for name, value in facts.items()}
+    os.environ.pop("OMP_NUM_THREADS", None)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(cwd)
+    patch()
+    sys.argv = ["train.py", *arguments]
+    train.main()
+
+
+def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> Callable[[], None]:
+    """A patch: call `act` on one rank (or all) as it begins a step, counted from 0, the first time that it gets there."""
+
+    def patch() -> None:
+        inner, over = train.train_batch, []
+
+        def train_batch(engine, this, progress, here):
+            if progress.step == step and not over and rank in (None, world.detect().rank):
+                over.append(True)
+                act()
+            return inner(engine, this, progress, here)
+
+        train.train_batch = train_batch
+
+    return patch

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from scaler.errors import ScalerError, naming_full_disk
 from scaler.manifests import MANIFEST, checksum, write_json
-from scaler.world import World, gathered
+from scaler.world import World, agree_or_raise, gathered
 
 FORMAT = 1
 WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
@@ -306,8 +306,8 @@ class Checkpoints:
                 say(f"{problem}; this checkpoint is left out, and the one before is used")
         if problem is None and paths:
             return Path(paths[-1])
-        if paths:
-            raise ScalerError(f"{self.folder}: no checkpoint is whole; remove the folder to train from the beginning")
+        nothing = f"{self.folder}: no checkpoint is whole; remove the folder to train from the beginning"
+        agree_or_raise(nothing if paths else None, self.world)
         return None
 
     def damage(self, path: Path) -> str | None:

@@ -71,6 +71,7 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file)
             beside.replace(self._report())
+            self._report(".native").unlink()
             time.sleep(GRACE_SECONDS)
             reports = [json.loads(path.open().readline()) for path in sorted(self.folder.glob("rank_?????.txt"))]
             if reports[0]["rank"] == self.world.rank:
@@ -89,4 +90,5 @@ def blame(reports: list[dict[str, object]], size: int, seconds: float) -> str:
     if min(beats) == max(beats):
         return f"all ranks wait at the same place ({reports[0]['doing']}) for {seconds:g} s; the network may be down"
     last = reports[beats.index(min(beats))]
-    return f"rank {last['rank']} on {last['host']} hangs in {last['doing']}; the others waited {seconds:g} s for it"
+    where = f"rank {last['rank']} on {last['host']} hangs, last seen in {last['doing']}"
+    return f"{where}; the others waited {seconds:g} s for it"

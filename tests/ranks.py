@@ -12,7 +12,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import scaler.engine  # noqa: F401  (so that it is imported once)
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports a compiler, for seconds, at every start)
+import torch
+
+import scaler.engine  # noqa: F401
 from scaler import train, world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +53,8 @@ def kill(processes) -> None:
 
 def _be_rank(facts, arguments: list[str], log: Path, patch: Callable[[], None], cwd: Path) -> None:
     os.environ |= {name: str(value) for name, value in facts.items()}
-    os.environ.pop("OMP_NUM_THREADS", None)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -61,7 +65,7 @@ def _be_rank(facts, arguments: list[str], log: Path, patch: Callable[[], None], 
 
 
 def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> Callable[[], None]:
-    """A patch: call `act` on one rank (or all) as it begins a step, counted from 0, the first time that it gets there."""
+    """A patch: call `act` on one rank (or all) as it first begins a step, counted from 0."""
 
     def patch() -> None:
         inner, over = train.train_batch, []

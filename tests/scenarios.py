@@ -1,0 +1,397 @@
+"""Run by test_survival.py: what can befall a run, one scenario after the other; what came of each, as JSON.
+
+Each injects a fault into real training on forked ranks and gathers facts; the tests judge them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import ROOT, before_step, ended, forked
+
+from scaler import checkpoint, evaluate, model, train, world
+from scaler.errors import ScalerError
+
+STEPS = 24
+SETTINGS = [f"training.steps={STEPS}", "training.log_every=1", "training.evaluate_every=12", "checkpoint.every=6"]
+SETTINGS += ["training.max_micro_rows=6", "checkpoint.keep_last=4"]
+
+
+class Scene:
+    """One scenario's folder, and starts of a run in it."""
+
+    def __init__(self, folder: Path, recipe: Path) -> None:
+        self.folder, self.recipe, self.log = folder, recipe, folder / "log.txt"
+        folder.mkdir()
+
+    def start(self, *settings: str, ranks: int = 2, patch=lambda: None, run: str = "run", config: str = "zero2"):
+        """Train, and return the ranks' exit statuses."""
+        path = ROOT / "ds_configs" / f"{config}.json"
+        arguments = ["--recipe", self.recipe, "--run_dir", self.folder / run, "--deepspeed_config", path]
+        return ended(forked(ranks, [*arguments, *SETTINGS, *settings], self.log, patch))
+
+    def facts(self, *statuses: list[int | None], run: str = "run") -> dict[str, Any]:
+        """What is there now."""
+        folder = self.folder / run
+        found: dict[str, Any] = {"statuses": statuses, "said": self.log.read_text()}
+        for name in ("metrics.jsonl", "faults.jsonl"):
+            path = folder / name
+            found[name] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for name in ("state.json", "environment.json"):
+            found[name] = json.loads((folder / name).read_text()) if (folder / name).exists() else None
+        found["checkpoints"] = [checkpoint.step_of(path) for path in checkpoint.found(folder / "checkpoints")]
+        if found["checkpoints"]:
+            newest = folder / "checkpoints" / f"step_{found['checkpoints'][0]:08d}"
+            try:
+                found["manifest"] = checkpoint.read_manifest(newest)
+            except ScalerError:
+                found["manifest"] = None
+        found["exported"] = (folder / "export" / "model.safetensors").is_file()
+        return found
+
+
+# ---- left alone, and stopped politely
+
+
+def alone(scene: Scene):
+    return scene.facts(scene.start())
+
+
+def kept(scene: Scene):
+    return scene.facts(scene.start("checkpoint.every=2", "checkpoint.keep_last=2", "checkpoint.keep_every=10"))
+
+
+def repeated(scene: Scene):
+    """From the run folder's own recipe and configuration."""
+    shutil.copytree(scene.folder.parent / "alone" / "run", scene.folder / "first")
+    arguments = ["--recipe", scene.folder / "first" / "recipe.yaml", "--run_dir", scene.folder / "run"]
+    return scene.facts(ended(forked(2, arguments, scene.log)))
+
+
+def stopped(scene: Scene):
+    """By each of the ways, one after the other, on another rank each time."""
+    ways: list[tuple[int, Callable[[], None]]] = [
+        (3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        (8, lambda: os.kill(os.getpid(), signal.SIGUSR1)),
+        (12, lambda: os.kill(os.getpid(), signal.SIGINT)),
+        (17, (scene.folder / "run" / "STOP").touch),
+    ]
+    statuses, states = [], []
+    for number, (step, act) in enumerate(ways):
+        statuses.append(scene.start(patch=both(before_step(step, act, rank=number % 2), no_wait_for_stop_file)))
+        states.append(json.loads((scene.folder / "run" / "state.json").read_text()))
+    again = scene.start()
+    return {**scene.facts(*statuses, again), "states": states}
+
+
+def no_wait_for_stop_file() -> None:
+    train.stop._FILE_SECONDS = 0.0
+
+
+def both(*patches: Callable[[], None]) -> Callable[[], None]:
+    def patch() -> None:
+        for one in patches:
+            one()
+
+    return patch
+
+
+def with_dropout(scene: Scene):
+    """Interrupted and not, at one world size."""
+    dropout = ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
+    scene.start(*dropout, run="alone")
+    interrupted = before_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM), rank=1)
+    statuses = scene.start(*dropout, patch=interrupted), scene.start(*dropout)
+    return {**scene.facts(*statuses), "alone": scene.facts(run="alone")["metrics.jsonl"]}
+
+
+def second_ctrl_c(scene: Scene):
+    def act() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    return scene.facts(scene.start(ranks=1, patch=before_step(8, act)))
+
+
+def finished(scene: Scene):
+    first = scene.start(ranks=1)
+    return scene.facts(first, scene.start(ranks=1))
+
+
+def occupied(scene: Scene):
+    """Another start in the same folder, while one is at work."""
+    path = ROOT / "ds_configs" / "zero2.json"
+    arguments = ["--recipe", scene.recipe, "--run_dir", scene.folder / "run", "--deepspeed_config", path, *SETTINGS]
+    first = forked(1, arguments, scene.folder / "first.txt", before_step(5, lambda: time.sleep(600)))
+    while not (scene.folder / "run" / "state.json").exists():
+        time.sleep(0.05)
+    second = scene.start(ranks=1)
+    for process in first:
+        process.kill()
+    return scene.facts(second)
+
+
+# ---- losses and gradients
+
+
+def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("nan")) -> Callable[[], None]:
+    """A patch: on one rank the loss is multiplied while it trains on the batches that first came with these steps."""
+
+    def patch() -> None:
+        forward, train_batch, rows = model.MaskedLM.forward, train.train_batch, []
+
+        def told(engine, this, progress, here):
+            rows[:] = [progress.consumed_rows // this.recipe.training.rows]
+            return train_batch(engine, this, progress, here)
+
+        def spoilt(self, batch):
+            loss, logits = forward(self, batch)
+            bad = torch.is_grad_enabled() and rows and rows[0] in steps and world.detect().rank == rank
+            return (loss * factor if bad else loss), logits
+
+        model.MaskedLM.forward, train.train_batch = spoilt, told
+
+    return patch
+
+
+def skipped(scene: Scene):
+    return scene.facts(scene.start(patch=bad_losses({10})))
+
+
+def went_back(scene: Scene):
+    """Four bad batches in a row, where three are borne."""
+    return scene.facts(scene.start(patch=bad_losses(range(8, 12))))
+
+
+def gave_up(scene: Scene):
+    return scene.facts(scene.start(patch=bad_losses(range(8, 1000))))
+
+
+def spike(scene: Scene):
+    return scene.facts(scene.start("training.steps=30", patch=bad_losses({25}, factor=100.0)))
+
+
+def spike_back(scene: Scene):
+    return scene.facts(
+        scene.start("training.steps=30", "faults.spike_rollback=true", patch=bad_losses({25}, factor=100.0))
+    )
+
+
+def early(scene: Scene):
+    """The held-out loss rises after the second evaluation."""
+
+    def patch() -> None:
+        inner, calls = evaluate.heldout, []
+
+        def heldout(*arguments):
+            calls.append(1)
+            found = inner(*arguments)
+            return evaluate.replace(found, loss=found.loss + max(0, len(calls) - 2)) if len(calls) > 2 else found
+
+        evaluate.replace = __import__("dataclasses").replace
+        evaluate.heldout = heldout
+
+    settings = ["training.patience=2", "training.evaluate_every=3", "checkpoint.keep_last=1"]
+    return scene.facts(scene.start(*settings, patch=patch))
+
+
+# ---- ranks
+
+
+def hang(scene: Scene):
+    def sleep_for_ever() -> None:
+        time.sleep(3600)
+
+    settings = ["faults.hang_seconds=3"]
+    facts = scene.facts(scene.start(*settings, patch=before_step(7, sleep_for_ever, rank=1)))
+    reports = sorted((scene.folder / "run" / "hung").glob("*.txt"))
+    return {**facts, "reports": {path.name: path.read_text() for path in reports}}
+
+
+def frozen(scene: Scene):
+    """A rank that cannot even run its watchdog."""
+    settings = ["faults.hang_seconds=3"]
+    act = before_step(7, lambda: os.kill(os.getpid(), signal.SIGSTOP), rank=1)
+    path = ROOT / "ds_configs" / "zero2.json"
+    arguments = ["--recipe", scene.recipe, "--run_dir", scene.folder / "run", "--deepspeed_config", path]
+    ranks = forked(2, [*arguments, *SETTINGS, *settings], scene.log, act)
+    ranks[0].join(60)
+    first = ranks[0].exitcode
+    ranks[1].kill()
+    return scene.facts([first])
+
+
+def killed(scene: Scene):
+    first = scene.start(patch=before_step(15, lambda: os.kill(os.getpid(), signal.SIGKILL), rank=1))
+    return scene.facts(first, scene.start(ranks=3, config="zero3"))
+
+
+# ---- disks
+
+
+def failing_writes(times: int, error: int, rank: int = 1, after: int = 1) -> Callable[[], None]:
+    """A patch: writes of checkpoints fail on one rank, `times` of them, after so many that went well."""
+
+    def patch() -> None:
+        inner, calls = checkpoint._write, []
+
+        def write(path, content):
+            calls.append(1)
+            if world.detect().rank == rank and after < len(calls) <= after + times:
+                path.write_bytes(b"half")
+                raise OSError(error, os.strerror(error))
+            return inner(path, content)
+
+        checkpoint._write = write
+
+    return patch
+
+
+def full_disk_once(scene: Scene):
+    return scene.facts(scene.start(patch=failing_writes(1, errno.ENOSPC)))
+
+
+def full_disk(scene: Scene):
+    return scene.facts(scene.start(patch=failing_writes(100, errno.ENOSPC)))
+
+
+def read_only(scene: Scene):
+    return scene.facts(scene.start(patch=failing_writes(100, errno.EROFS, after=0)))
+
+
+def folder_removed(scene: Scene):
+    gone = before_step(8, lambda: shutil.rmtree(scene.folder / "run" / "checkpoints"), rank=0)
+    return scene.facts(scene.start(patch=gone))
+
+
+def file_in_the_way(scene: Scene):
+    (scene.folder / "run").mkdir()
+    shutil.copy(scene.folder.parent / "alone" / "run" / "recipe.yaml", scene.folder / "run")
+    (scene.folder / "run" / "checkpoints").write_text("")
+    return scene.facts(scene.start())
+
+
+# ---- checkpoints that are not what they were, or are another run's
+
+
+def interrupted_copy(scene: Scene) -> Path:
+    """A copy of the run that was left alone, as if it had been stopped after its last but one checkpoint."""
+    run = scene.folder / "run"
+    shutil.copytree(scene.folder.parent / "alone" / "run", run, symlinks=True)
+    (run / "state.json").unlink()
+    shutil.rmtree(run / "export")
+    shutil.rmtree(run / "checkpoints" / f"step_{STEPS:08d}")
+    return run / "checkpoints"
+
+
+def damage(how: Callable[[Path], None]) -> Callable[[Scene], dict[str, Any]]:
+    """A scenario: the newest checkpoint is damaged so, and the run is started again."""
+
+    def scenario(scene: Scene) -> dict[str, Any]:
+        how(checkpoint.found(interrupted_copy(scene))[0])
+        return scene.facts(scene.start())
+
+    return scenario
+
+
+def flip(path: Path) -> None:
+    file = path / "rank_00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+
+
+def all_damaged(scene: Scene):
+    for path in checkpoint.found(interrupted_copy(scene)):
+        flip(path)
+    return scene.facts(scene.start())
+
+
+def changed(*settings: str, allowed: bool = False) -> Callable[[Scene], dict[str, Any]]:
+    """A scenario: the run goes on with other settings."""
+
+    def scenario(scene: Scene) -> dict[str, Any]:
+        interrupted_copy(scene)
+        return scene.facts(scene.start(*settings, *(["--allow_changes"] if allowed else [])))
+
+    return scenario
+
+
+def checkpoint_of(*settings: str) -> Callable[[Scene], dict[str, Any]]:
+    """A scenario: the checkpoint of a run with other settings lies in the folder of this one."""
+
+    def scenario(scene: Scene) -> dict[str, Any]:
+        scene.start("training.steps=1", *settings, ranks=1, run="other")
+        shutil.rmtree(interrupted_copy(scene))
+        shutil.copytree(scene.folder / "other" / "checkpoints", scene.folder / "run" / "checkpoints", symlinks=True)
+        scene.log.write_text("")
+        return scene.facts(scene.start())
+
+    return scenario
+
+
+def spoil(edit: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """A damage: the manifest says something else."""
+
+    def how(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text())
+        edit(manifest)
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+    return how
+
+
+SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
+    **{
+        scenario.__name__: scenario
+        for scenario in (
+            *(alone, kept, repeated, stopped, with_dropout, second_ctrl_c, finished, occupied),
+            *(skipped, went_back, gave_up, spike, spike_back, early, hang, frozen, killed),
+            *(full_disk_once, full_disk, read_only, folder_removed, file_in_the_way, all_damaged),
+        )
+    },
+    "flipped_byte": damage(flip),
+    "missing_file": damage(lambda path: (path / "rank_00000.safetensors").unlink()),
+    "missing_manifest": damage(lambda path: (path / "manifest.json").unlink()),
+    "cut_file": damage(lambda path: os.truncate(path / "rank_00000.safetensors", 1000)),
+    "wrong_fingerprint": damage(spoil(lambda manifest: manifest["fingerprint"].update(exp_avg="0" * 16))),
+    "wrong_probe_loss": damage(spoil(lambda manifest: manifest.update(probe_loss=1.5))),
+    "other_tokenizer": damage(spoil(lambda manifest: manifest.update(tokenizer_xxh3="0" * 32))),
+    "other_rows": damage(spoil(lambda manifest: manifest.update(rows_xxh3="0" * 32))),
+    "other_seed": changed("seed=5"),
+    "other_seed_allowed": changed("seed=5", allowed=True),
+    "other_batch": changed("training.rows=24"),
+    "other_batch_allowed": changed("training.rows=24", allowed=True),
+    "other_model_allowed": changed("model.hidden_size=64", allowed=True),
+    "other_intervals": changed("checkpoint.every=5", "training.log_every=2"),
+    "checkpoint_of_another_model": checkpoint_of("model.intermediate_size=128"),
+    "checkpoint_of_another_recipe": checkpoint_of("optimizer.learning_rate=1e-4"),
+}
+
+
+def main() -> None:
+    recipe, folder, *names = sys.argv[1:]
+    outcomes = {}
+    for name in names or SCENARIOS:
+        clock = time.monotonic()
+        try:
+            outcomes[name] = SCENARIOS[name](Scene(Path(folder) / name, Path(recipe)))
+        except Exception:
+            outcomes[name] = {"broken": traceback.format_exc()}
+        print(f"{name}: {time.monotonic() - clock:.1f} s", flush=True)
+    (Path(folder) / "outcomes.json").write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""What a run survives: stops, kills, bad losses, full disks, damaged checkpoints; and what it refuses to go on with."""
+
+import json
+import math
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def outcomes(tiny_recipe_file, run_command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survival")
+    done = run_command(
+        *(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file, folder),
+        cwd=folder,
+        timeout=1200,
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads((folder / "outcomes.json").read_text())
+
+
+@pytest.fixture
+def outcome(outcomes, request):
+    """Of the scenario that the test is named after, or its parameter."""
+    return outcomes[getattr(request, "param", request.node.originalname.removeprefix("test_"))]
+
+
+def series(outcome, name, key="metrics.jsonl"):
+    return [record[name] for record in outcome[key] if name in record]
+
+
+def lines(outcome, start="error: "):
+    return [line for line in outcome["said"].splitlines() if line.startswith(start)]
+
+
+def came_to_its_end(outcome):
+    return outcome["state.json"]["state"] == "finished" and outcome["exported"] and outcome["checkpoints"][0] == STEPS
+
+
+# ---- left alone
+
+
+def test_alone(outcome):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+    assert len(series(outcome, "train_loss")) == STEPS
+    assert len(series(outcome, "checkpoint_stall_seconds")) == 1 + STEPS // 6
+
+
+def test_kept(outcome, outcomes):
+    """The last ones stay, every n-th and the best; and saving more often changes nothing."""
+    best = outcome["manifest"]["progress"]["best_step"]
+    assert set(outcome["checkpoints"]) == {24, 22, 20, 10, 0, best}
+    assert outcome["manifest"]["fingerprint"] == outcomes["alone"]["manifest"]["fingerprint"]
+
+
+def test_the_environment_names_what_a_result_hangs_on(outcomes):
+    (attempt,) = outcomes["alone"]["environment.json"]["attempts"]
+    assert attempt["ranks"] == 2 and attempt["seed"] == 0 and attempt["packages"]["deepspeed"]
+    assert re.fullmatch("[0-9a-f]{40}(\\+changes)?", attempt["commit"])
+    assert sum(attempt["hosts"].values()) == 2 and attempt["processor"] and attempt["cores"] >= 1
+    assert attempt["ds_config"]["train_batch_size"] == 12
+
+
+def test_repeated(outcome, outcomes):
+    """A run folder's recipe repeats the run, to the last bit."""
+    for name in ("train_loss", "heldout_loss", "train_gradient_norm"):
+        assert series(outcome, name) == series(outcomes["alone"], name)
+
+
+# ---- stopped politely
+
+
+def test_stopped(outcome, outcomes):
+    """Each way saves at once and ends with status 0; the run that went on is the uninterrupted one, bit for bit."""
+    assert outcome["statuses"] == [[0, 0]] * 5 and came_to_its_end(outcome)
+    assert [state["by"] for state in outcome["states"]] == ["SIGTERM", "SIGUSR1", "Ctrl-C", "a file STOP"]
+    assert [state["step"] for state in outcome["states"]] == [4, 9, 13, 18]
+    assert all(state["state"] == "stopped" for state in outcome["states"])
+    for name in ("train_loss", "train_learning_rate", "train_gradient_norm", "heldout_loss"):
+        assert series(outcome, name) == series(outcomes["alone"], name)
+    assert outcome["manifest"]["progress"] == outcomes["alone"]["manifest"]["progress"]
+    assert outcome["manifest"]["fingerprint"] == outcomes["alone"]["manifest"]["fingerprint"]
+    assert len(outcome["environment.json"]["attempts"]) == 5
+    assert len(lines(outcome, "resumed from")) == 4
+
+
+def test_with_dropout(outcome):
+    assert series(outcome, "train_loss") == [r["train_loss"] for r in outcome["alone"] if "train_loss" in r]
+
+
+def test_second_ctrl_c(outcome):
+    assert outcome["statuses"] == [[130]] and "stopped by Ctrl-C" in outcome["said"]
+    assert "Traceback" not in outcome["said"] and outcome["checkpoints"][0] == 6
+
+
+def test_finished(outcome):
+    assert outcome["statuses"] == [[0], [0]] and "this run is finished" in outcome["said"]
+    assert len(outcome["environment.json"]["attempts"]) == 1
+
+
+def test_occupied(outcome):
+    assert outcome["statuses"] == [[2]]
+    assert len(lines(outcome)) == 1 and "another run is at work in it" in lines(outcome)[0]
+
+
+# ---- losses and gradients
+
+
+def test_skipped(outcome, outcomes):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+    (fault,) = outcome["faults.jsonl"]
+    assert fault["verdict"] == "batch skipped" and fault["step"] == 11 and fault["rows"] == [120, 132]
+    assert math.isfinite(fault["loss_by_rank"][0]) and math.isnan(fault["loss_by_rank"][1])
+    assert outcome["manifest"]["progress"]["updates"] == STEPS - 1
+    before, alone = series(outcome, "train_loss"), series(outcomes["alone"], "train_loss")
+    assert before[:10] == alone[:10] and before[11:] != alone[11:]
+    assert all(math.isfinite(loss) for loss in before[11:])
+
+
+def test_went_back(outcome):
+    """Three are skipped, the fourth in a row has the run go back to step 6 and step over what it had read."""
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+    verdicts = [fault["verdict"] for fault in outcome["faults.jsonl"]]
+    assert verdicts == ["batch skipped"] * 3 + ["back to a checkpoint"]
+    progress = outcome["manifest"]["progress"]
+    assert progress["step"] == STEPS and progress["consumed_rows"] == 12 * (STEPS + 12 - 6)
+    assert progress["updates"] == STEPS
+    steps = [record["step"] for record in outcome["metrics.jsonl"] if "train_loss" in record]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_gave_up(outcome):
+    assert outcome["statuses"] == [[2, 2]] and not outcome["exported"]
+    assert outcome["state.json"]["state"] == "failed"
+    verdicts = [fault["verdict"] for fault in outcome["faults.jsonl"]]
+    assert verdicts.count("back to a checkpoint") == 2 and verdicts[-1] == "run stopped"
+    # the first return is to the newest checkpoint, the second to the one before
+    assert [re.search(r"step_0+(\d)", line)[1] for line in lines(outcome, "resumed from")] == ["6", "0"]
+    assert len(lines(outcome)) == 1 and "lower optimizer.learning_rate" in lines(outcome)[0]
+
+
+def test_spike(outcome):
+    (fault,) = outcome["faults.jsonl"]
+    assert fault["verdict"] == "spike" and fault["step"] == 26 and outcome["state.json"]["state"] == "finished"
+    assert outcome["manifest"]["progress"]["consumed_rows"] == 12 * 30
+
+
+def test_spike_back(outcome):
+    (fault,) = outcome["faults.jsonl"]
+    assert fault["verdict"] == "back to a checkpoint" and outcome["state.json"]["state"] == "finished"
+    assert outcome["manifest"]["progress"]["consumed_rows"] == 12 * (30 + 26 - 24)
+
+
+def test_early(outcome):
+    """The run stops two evaluations after the best, and exports that one."""
+    assert outcome["statuses"] == [[0, 0]] and outcome["exported"]
+    assert "stopped early" in outcome["said"]
+    progress = outcome["manifest"]["progress"]
+    assert progress["worse"] == 2 and progress["step"] == progress["best_step"] + 6 < STEPS
+    assert f"step_{progress['best_step']:08d}, saved by" in outcome["said"]
+    assert progress["best_step"] in outcome["checkpoints"]
+
+
+# ---- ranks
+
+
+def test_hang(outcome):
+    assert outcome["statuses"] == [[75, 75]]
+    assert (
+        len(lines(outcome)) == 1
+        and "rank 1 on" in lines(outcome)[0]
+        and "the same command goes on" in lines(outcome)[0]
+    )
+    assert set(outcome["reports"]) == {"rank_00000.txt", "rank_00001.txt"}
+    assert "sleep_for_ever" in outcome["reports"]["rank_00001.txt"]
+    assert "backward" in outcome["reports"]["rank_00000.txt"]
+
+
+def test_frozen(outcome):
+    assert outcome["statuses"] == [[75]]
+    assert "rank 1 hangs and does not answer" in lines(outcome)[0]
+
+
+def test_killed(outcome, outcomes):
+    """The other rank ends by itself, and three ranks at ZeRO-3 finish what two at ZeRO-2 began."""
+    assert outcome["statuses"] == [[75, -9], [0, 0, 0]] and came_to_its_end(outcome)
+    assert "another rank has gone" in lines(outcome)[0] and "Traceback" not in outcome["said"]
+    assert outcome["manifest"]["progress"]["digest"] == outcomes["alone"]["manifest"]["progress"]["digest"]
+    assert series(outcome, "train_learning_rate") == series(outcomes["alone"], "train_learning_rate")
+    assert series(outcome, "train_loss") == pytest.approx(series(outcomes["alone"], "train_loss"), abs=1e-4)
+
+
+# ---- disks
+
+
+def test_full_disk_once(outcome):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+    assert "the checkpoint of step 6 could not be saved: rank 1: " in outcome["said"]
+    assert "the disk is full" in outcome["said"] and 6 not in outcome["checkpoints"]
+
+
+def test_full_disk(outcome):
+    assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == [0]
+    assert len(lines(outcome)) == 1 and "3 in a row; training stopped" in lines(outcome)[0]
+    assert "the disk is full" in lines(outcome)[0]
+
+
+def test_read_only(outcome):
+    """Found before the first step, and tried again; the run stops with a line after three times."""
+    assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == []
+    assert "not writable" in lines(outcome)[0]
+
+
+def test_folder_removed(outcome):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+
+
+def test_file_in_the_way(outcome):
+    assert outcome["statuses"] == [[2, 2]] and "there is a file in the way" in lines(outcome)[0]
+
+
+# ---- checkpoints that are not what they were
+
+
+@pytest.mark.parametrize(
+    ("outcome", "named"),
+    [
+        ("flipped_byte", "step_00000018/rank_00001.safetensors: its checksum is not the manifest's"),
+        ("missing_file", "step_00000018/rank_00000.safetensors: missing"),
+        ("missing_manifest", "step_00000018/manifest.json: missing or damaged"),
+        ("cut_file", "step_00000018/rank_00000.safetensors: 1000 bytes where"),
+    ],
+    indirect=["outcome"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(outcome, named, outcomes):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+    assert named in outcome["said"] and "the one before is used" in outcome["said"]
+    assert "/step_00000012, saved by 2 ranks" in outcome["said"]
+    assert series(outcome, "train_loss") == series(outcomes["alone"], "train_loss")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        ("all_damaged", "no checkpoint is whole"),
+        ("wrong_fingerprint", "exp_avg has the fingerprint"),
+        ("wrong_probe_loss", "the loss on the probe batch was 1.50000"),
+        ("other_tokenizer", "made with the tokenizer 00000000"),
+        ("other_rows", "trained on other rows than"),
+        ("other_seed", "recipe.yaml: the run began with seed=0, and now it is 5"),
+        ("other_batch", "recipe.yaml: the run began with training.rows=12, and now it is 24"),
+        ("other_model_allowed", "recipe.yaml: the run has model.hidden_size=32, and not 64; name another --run_dir"),
+        ("checkpoint_of_another_model", "manifest.json: the run has model.intermediate_size=128, and not 64"),
+        ("checkpoint_of_another_recipe", "manifest.json: the run began with optimizer.learning_rate=0.0001"),
+    ],
+    indirect=["outcome"],
+)
+def test_what_cannot_go_on_is_refused_in_one_line(outcome, said):
+    assert outcome["statuses"] == [[2, 2]] and not outcome["exported"]
+    assert len(lines(outcome)) == 1 and said in lines(outcome)[0]
+    assert "Traceback" not in outcome["said"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "rows"),
+    [
+        ("other_seed_allowed", "changed, as asked for: seed: 0 -> 5", 12 * STEPS),
+        ("other_batch_allowed", "changed, as asked for: training.rows: 12 -> 24", 12 * 18 + 24 * 6),
+    ],
+    indirect=["outcome"],
+)
+def test_a_change_that_was_asked_for_is_made_and_said(outcome, said, rows):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+    assert said in outcome["said"] and outcome["manifest"]["progress"]["consumed_rows"] == rows
+
+
+def test_other_intervals(outcome, outcomes):
+    """What decides nothing of what is learned may change without a word."""
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+    assert outcome["manifest"]["fingerprint"] == outcomes["alone"]["manifest"]["fingerprint"]

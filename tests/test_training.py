@@ -122,7 +122,7 @@ def test_the_model_card_states_what_was_measured(runs):
     folder, _ = runs
     card = (folder / "a" / "export" / "README.md").read_text()
     assert f"{metric(folder / 'a', 'heldout_loss')[-1]:.3f} nats" in card
-    assert "text.txt" in card and "1,806 documents" in card and "learning_rate: 0.01" in card
+    assert "text.txt" in card and "1,671 documents" in card and "learning_rate: 0.01" in card
 
 
 def test_fill_mask_shows_guesses_of_the_newest_run(runs, run_command):

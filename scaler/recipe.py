@@ -67,7 +67,7 @@ class Corpus:
     sources: tuple[Source, ...]
     tokens: int | None = None  # of one pass over weighted sources; by default, until one source is used up
     heldout_percent: float = 1.0  # share of documents kept apart, by hash: for evaluation while training
-    test_percent: float = 1.0  # as much again, which training never reads; 0: none
+    test_percent: float = 1.0  # as much again, which nothing but `scaler.evaluate` reads; 0: none
     part_mib: int = 256  # text in one corpus file, and so in one shard
     max_document_mib: int = 64  # a longer one is taken for a damaged file
 

@@ -183,8 +183,7 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
         if log:
             log.write(
                 step,
-                heldout_loss=found.loss,
-                heldout_masked_accuracy=found.masked_accuracy,
+                **found.records("heldout"),
                 heldout_unigram_entropy=unigram,
             )
             log.text(step, "heldout/filled_masks", samples)

@@ -11,6 +11,7 @@ from scaler import train
 
 COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "scaler.train": ({"deepspeed_config", "recipe", "run_dir", "dry_run", "json"}, ["section.key=value"]),
+    "scaler.evaluate": ({"split", "recipe", "json"}, ["model"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),
     "data_prep.corpus": (

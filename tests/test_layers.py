@@ -15,8 +15,8 @@ LAYERS = {
     "facts": ["errors", "world"],
     "pure": ["manifests", "token_rows", "order", "packing", "masking", "schedule"],
     "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared"],
-    "engine": ["engine", "metrics", "export", "evaluate"],
-    "verbs": ["plan", "train", "fill_mask"],
+    "engine": ["engine", "metrics", "export"],
+    "verbs": ["plan", "evaluate", "train", "fill_mask"],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}

@@ -82,6 +82,7 @@ def test_tensorboard_has_every_curve_and_the_filled_masks(runs):
     events.Reload()
     scalars = {
         *("train/loss", "train/learning_rate", "train/gradient_norm", "heldout/loss", "heldout/masked_accuracy"),
+        *("heldout/perplexity", "heldout/loss_per_character"),
         *("heldout/unigram_entropy", "speed/tokens_per_second", "speed/share_of_matmul_ceiling"),
         *("speed/memory_bytes", "speed/seconds_left"),
     }

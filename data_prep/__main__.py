@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep import clean, corpus, dedup, folders, rows, shards, tokenizer
+from data_prep import clean, corpus, dedup, folders, rows, shards, texts, tokenizer
 from data_prep.team import Team, gathered
 from scaler import masking
 from scaler.errors import command
@@ -36,10 +36,8 @@ def prepare(recipe: Recipe, team: Team) -> None:
         _stage(tokenizer_folder, "tokenizer", lambda: tokenizer.make(text, tokenizer_folder, recipe.tokenizer))
         _stage(shards_folder, "shards", lambda: shards.make(text, tokenizer_folder, shards_folder, team))
     seq_len = recipe.data.seq_len
-    masked = {
-        "train": masking.masked_per_row(seq_len, recipe.objective.mask_probability),
-        "heldout": masking.masked_per_row(seq_len, recipe.objective.heldout_mask_probability),
-    }
+    masked = dict.fromkeys(texts.SPLITS, masking.masked_per_row(seq_len, recipe.objective.heldout_mask_probability))
+    masked["train"] = masking.masked_per_row(seq_len, recipe.objective.mask_probability)
     _stage(
         recipe.rows_folder,
         "rows",

@@ -2,6 +2,7 @@
 
 `python -m data_prep.adopt --tokenizer DIR --train PREFIX ... --heldout PREFIX ... --out data/mine` links or copies the
 .bin/.idx files to data/mine/shards, the tokenizer to data/mine/tokenizer, and writes the manifest that training needs.
+With `--test PREFIX ...` there is a test split, too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,11 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path) -> None:
+def adopt(
+    tokenizer: Path, train: Sequence[Path], heldout: Sequence[Path], folder: Path, test: Sequence[Path] = ()
+) -> None:
     """Make `folder`/tokenizer and `folder`/shards from shards of others. Raises ScalerError if they do not fit."""
+    given = {"train": train, "heldout": heldout, **({"test": test} if test else {})}
     if not (tokenizer / "tokenizer.json").is_file():
         raise ScalerError(f"{tokenizer}: no tokenizer.json; save the tokenizer with Transformers' save_pretrained")
     try:
@@ -49,7 +54,7 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
     around.discard(None)
     strip_ids: set[int] = set()
     with folders.staged(folder / "shards", "shards", folders.ADOPTED) as partial:
-        for split, prefixes in (("train", train), ("heldout", heldout)):
+        for split, prefixes in given.items():
             splits[split] = []
             for number, prefix in enumerate(prefixes):
                 shard, name = Shard(prefix), f"{split}-{number:05d}"
@@ -62,7 +67,7 @@ def adopt(tokenizer: Path, train: list[Path], heldout: list[Path], folder: Path)
                     link_or_copy(prefix.with_name(prefix.name + extension), partial / (name + extension))
                     entry[extension[1:] + "_xxh3"] = checksum(partial / (name + extension))
                 splits[split].append(entry)
-        origin = [{"source": str(prefix)} for prefix in (*train, *heldout)]
+        origin = [{"source": str(prefix)} for prefixes in given.values() for prefix in prefixes]
         # Megatron's --append-eod, and what its tokenizer puts around each document, are no part of it
         write_manifest(partial, splits, vocab_size, tokenizer_xxh3, origin, folders.ADOPTED, [], sorted(strip_ids))
     made_from = {"adopted": str(tokenizer)}
@@ -81,9 +86,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="Transformers tokenizer folder")
     parser.add_argument("--train", type=Path, nargs="+", required=True, help="shards without their extension")
     parser.add_argument("--heldout", type=Path, nargs="+", required=True, help="shards without their extension")
+    parser.add_argument("--test", type=Path, nargs="+", default=[], help="likewise (no test split)")
     parser.add_argument("--out", type=Path, required=True, help="the recipe's data.folder")
     arguments = parser.parse_args()
-    adopt(arguments.tokenizer, arguments.train, arguments.heldout, arguments.out)
+    adopt(arguments.tokenizer, arguments.train, arguments.heldout, arguments.out, arguments.test)
     print(f"{arguments.out} written; train with data.folder={arguments.out}")
 
 

@@ -54,7 +54,7 @@ def _splits(content: dict[str, Any]) -> list[str]:
     whats = [
         what
         for what in ("documents", "characters", "tokens", "rows")
-        if all(what in entry for entries in content["splits"].values() for entry in entries)
+        if all(entry.get(what) is not None for entries in content["splits"].values() for entry in entries)
     ]
     rows = [
         [split, *(f"{sum(entry[what] for entry in entries):,}" for what in whats)]
@@ -77,4 +77,8 @@ def _mix(content: dict[str, Any]) -> list[str]:
         for source in content["mix"]
     ]
     head = ["source", "tokens there", "tokens in one pass", "share", "times each is used"]
-    return ["## The mix", _table(head, rows), "The held-out split is not mixed: each of its documents is there once."]
+    return [
+        "## The mix",
+        _table(head, rows),
+        "Only training text is mixed: each held-out or test document is there once.",
+    ]

@@ -198,7 +198,9 @@ def make(corpus: Path, folder: Path, settings: Cleaning, team: Team) -> bool:
             sources=content["sources"],
             counts=counts,
             history=[*content["history"], {"stage": "clean", "settings": made_from["settings"], "counts": counts}],
-            splits=texts.split_manifest(left, f"cleaning dropped all of it ({summary(counts)}); switch steps off"),
+            splits=texts.split_manifest(
+                left, content["splits"], f"cleaning dropped all of it ({summary(counts)}); switch steps off"
+            ),
         )
     return True
 

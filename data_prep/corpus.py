@@ -25,10 +25,15 @@ MIB = 1 << 20
 BUCKETS = 1 << 32
 
 
-def split_of(text: str, heldout_percent: float) -> str:
-    """The split of a document: "heldout" or "train", by its own hash, so that it never moves as others come and go."""
+def split_of(text: str, heldout_percent: float, test_percent: float) -> str:
+    """The split of a document, by its own hash, so that it never moves as others come and go.
+
+    The first buckets are "heldout", the next ones "test", all others "train".
+    """
     bucket = xxhash.xxh3_64_intdigest(text.encode()) % BUCKETS
-    return "heldout" if bucket < heldout_percent / 100 * BUCKETS else "train"
+    if bucket < heldout_percent / 100 * BUCKETS:
+        return "heldout"
+    return "test" if bucket < (heldout_percent + test_percent) / 100 * BUCKETS else "train"
 
 
 def read_piece(piece: sources.Piece, name: str, settings: Corpus, cap: float, folder: Path) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def read_piece(piece: sources.Piece, name: str, settings: Corpus, cap: float, fo
         if not document.text.strip():
             blank += 1
             continue
-        writers[split_of(document.text, settings.heldout_percent)].write(document)
+        writers[split_of(document.text, settings.heldout_percent, settings.test_percent)].write(document)
         if document.id is not None:
             ids.append(xxhash.xxh3_64_intdigest(document.id.encode()))
         taken += len(document.text.encode())
@@ -94,14 +99,16 @@ def make(settings: Corpus, folder: Path, team: Team) -> bool:
         for source in settings.sources:
             if source.id_field:
                 _refuse_equal_ids(source, [partial / folders.TASKS / f"{task.name}.npy" for task in tasks[source.name]])
-        remedy = f"bring more documents, or change corpus.heldout_percent={settings.heldout_percent}"
+        wanted = [split for split in texts.SPLITS if split != "test" or settings.test_percent > 0]
+        shares = f"corpus.heldout_percent={settings.heldout_percent}, corpus.test_percent={settings.test_percent}"
+        remedy = f"bring more documents, or change the shares ({shares})"
         folders.write_manifest(
             partial,
             "corpus",
             made_from,
             sources=counts,
             history=[{"stage": "corpus", "settings": made_from["settings"]}],
-            splits=texts.split_manifest(files, remedy),
+            splits=texts.split_manifest(files, wanted, remedy),
         )
     return True
 

@@ -1,7 +1,8 @@
 """Drop documents that repeat an earlier one: `python -m data_prep.dedup CLEAN --out DIR`.
 
-Held-out documents come first, then the sources in the recipe's order: of equal or nearly equal documents the first
-stays. So no training document repeats a held-out one, and more training data never moves the held-out split.
+Held-out documents come first, then those of the test, then the others, each in the order of the recipe's sources: of
+equal or nearly equal documents the first stays. So no training document repeats a held-out or a test one, no test
+document a held-out one, and more training data never moves either split.
 
 Near-duplicates are found by MinHash (Broder 1997) over runs of `ngram` words, with locality-sensitive hashing: two
 documents of Jaccard similarity s meet with probability 1 - (1 - s**band_rows)**bands.
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from scaler.recipe import Dedup, section
 WORD = re.compile(r"\w+")
 WORDS_AT_ONCE = 100_000
 SEED = 0
+PRECEDENCE = ("heldout", "test", "train")
 EXACT = 0  # row of the keys that holds the hash of the whole text; the bands follow
 
 
@@ -73,13 +77,13 @@ def sign_file(folder: Path, entry: dict[str, Any], settings: Dedup, out: Path) -
 
 
 def drop_from_file(
-    folder: Path, entry: dict[str, Any], first_number: int, heldout: int, found: Sequence[Path], out: Path
+    folder: Path, entry: dict[str, Any], first_number: int, split_ends: Sequence[int], found: Sequence[Path], out: Path
 ) -> dict[str, Any]:
     """Write what stays of one file.
 
     Args:
         first_number: of the file's documents, whose numbers count through all files.
-        heldout: how many documents are held out; these have the first numbers.
+        split_ends: the number after the last document of each split, in order of precedence.
         found: what `repeats.find` wrote, those of whole texts first.
 
     Returns: the entries of what is written (none or one), counts, and examples.
@@ -90,9 +94,11 @@ def drop_from_file(
         begin, end = np.searchsorted(pairs[0], (first_number, first_number + entry["documents"]))
         kind = "exact" if path.name.startswith(f"{EXACT:03d}-") else "near"
         for number, earlier in zip(*pairs[:, begin:end].tolist(), strict=True):
-            of = "of_heldout" if number >= heldout > earlier else "within_split"
+            mine, other = (bisect_right(split_ends, place) for place in (number, earlier))
+            of = "within_split" if mine == other else f"of_{PRECEDENCE[other]}"
             known = reasons.setdefault(number, (f"dropped.{kind}.{of}", earlier))
-            if known[0] == f"dropped.{kind}.within_split" and of == "of_heldout":
+            # a repeat of documents of several splits counts as one of the first split
+            if known[0].startswith(f"dropped.{kind}.") and other < bisect_right(split_ends, known[1]):
                 reasons[number] = (f"dropped.{kind}.{of}", earlier)
     writer = texts.Writer(out, entry["name"], entry["source"])
     counts: Counter[str] = Counter()
@@ -123,9 +129,10 @@ def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
     }
     if folders.is_current(folder, "dedup", made_from):
         return False
-    files = [(split, entry) for split in ("heldout", "train") for entry in texts.entries(content, split)]
+    files = [(split, entry) for split in PRECEDENCE for entry in texts.entries(content, split)]
     documents = [entry["documents"] for _, entry in files]
-    heldout = sum(count for (split, _), count in zip(files, documents, strict=True) if split == "heldout")
+    of_splits = [sum(entry["documents"] for entry in texts.entries(content, split)) for split in PRECEDENCE]
+    split_ends = list(accumulate(of_splits))
     parts = repeats.parts_for(sum(documents))
     with folders.staged(folder, "dedup", made_from) as partial:
         work = partial / folders.TASKS
@@ -161,7 +168,7 @@ def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
                     f"drop-{entry['name']}",
                     entry["bytes"],
                     drop_from_file,
-                    (text, entry, first_number, heldout, found, partial),
+                    (text, entry, first_number, split_ends, found, partial),
                 )
                 for (_, entry), first_number in zip(files, first_numbers, strict=False)
             ],
@@ -180,7 +187,9 @@ def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
             sources=content["sources"],
             counts=counts,
             history=[*content["history"], {"stage": "dedup", "settings": made_from["settings"], "counts": counts}],
-            splits=texts.split_manifest(left, "all of it repeats held-out documents; bring other text"),
+            splits=texts.split_manifest(
+                left, content["splits"], "all of it repeats held-out or test documents; bring other text"
+            ),
         )
     return True
 

@@ -74,13 +74,18 @@ def pack_shards(
     """
     shards = [Shard(prefix) for prefix in prefixes]
     ids = shards[0].ids if len(shards) == 1 else np.concatenate([shard.ids for shard in shards])
-    spans, base = [], 0
+    spans, base, text_tokens = [], 0, 0
     for shard, wanted in zip(shards, tokens, strict=True):
-        spans.append(_documents(shard, strip_ids, wanted, base))
+        offsets, lengths = shard.documents(strip_ids)
+        text_tokens += int(lengths.sum())
+        spans.append(_taken(offsets + base, lengths, wanted))
         base += len(shard.ids)
     offsets, lengths = (np.concatenate(parts) for parts in zip(*spans, strict=True))
     counts = np.zeros(vocab_size, dtype=np.int64)
-    total = {"rows": 0, "tokens": 0, "documents": len(lengths), "dropped_rows": 0, "least_maskable": seq_len}
+    total = {
+        **{"rows": 0, "tokens": 0, "text_tokens": text_tokens, "documents": len(lengths)},
+        **{"dropped_rows": 0, "least_maskable": seq_len},
+    }
 
     def blocks() -> Iterator[np.ndarray]:
         for some in _blocks_of(lengths):
@@ -105,10 +110,9 @@ def pack_shards(
     return {**total, "xxh3": xxh3}
 
 
-def _documents(shard: Shard, strip_ids: list[int], tokens: int | None, base: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the documents to take begin, `base` tokens further on, and their lengths: int64 (documents,)."""
-    offsets, lengths = shard.documents(strip_ids)
-    offsets, lengths = offsets[lengths > 0] + base, lengths[lengths > 0]
+def _taken(offsets: np.ndarray, lengths: np.ndarray, tokens: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Where the documents to take begin, and their lengths, of all documents': int64 (documents,)."""
+    offsets, lengths = offsets[lengths > 0], lengths[lengths > 0]
     if tokens is not None:
         chosen, lengths = mix.choose(lengths, tokens, seed=0)
         offsets = offsets[chosen]
@@ -177,7 +181,9 @@ def make(
         records = team.run(tasks, partial, "packing", "token")
         splits: dict[str, list[dict[str, Any]]] = {split: [] for split in manifest["splits"]}
         for (split, group), record in zip(groups, records, strict=True):
-            splits[split].append({"name": group[0]["name"], "source": group[0].get("source"), **record})
+            known = all("characters" in entry for entry in group)  # not in adopted shards
+            of_text = {"characters": sum(entry["characters"] for entry in group) if known else None}
+            splits[split].append({"name": group[0]["name"], "source": group[0].get("source"), **of_text, **record})
         of_train = [file for (split, _), file in zip(groups, counts, strict=True) if split == "train"]
         unigram = np.sum([np.load(file) for file in of_train], axis=0)
         for split, entries in splits.items():
@@ -186,7 +192,7 @@ def make(
                 held = sum(taken.get(entry["name"], entry["tokens"]) for entry in manifest["splits"][split])
                 raise ScalerError(
                     f"{shards}: the {split} split gives {held:,} tokens, not enough for one row of "
-                    f"data.seq_len={seq_len}; bring more text or shorter rows"
+                    f"data.seq_len={seq_len}; bring more text or shorter rows{texts.or_without(split)}"
                 )
         np.save(partial / UNIGRAM, unigram)
         folders.write_manifest(

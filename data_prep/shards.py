@@ -39,7 +39,8 @@ def tokenize_file(
             lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
             yield np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=int(lengths.sum())), lengths
 
-    return {**write_shard(prefix, batches(), dtype_for(vocab_size), vocab_size), "source": entry["source"]}
+    written = write_shard(prefix, batches(), dtype_for(vocab_size), vocab_size)
+    return {**written, "characters": entry["characters"], "source": entry["source"]}
 
 
 @lru_cache(maxsize=1)  # a process keeps it, for tokenizers 0.23 never gives back the memory of one that was used
@@ -74,7 +75,7 @@ def make(text: Path, tokenizer: Path, folder: Path, team: Team) -> bool:
             )
             for _, entry in files
         ]
-        splits: dict[str, list[dict[str, Any]]] = {split: [] for split in texts.SPLITS}
+        splits: dict[str, list[dict[str, Any]]] = {split: [] for split in content["splits"]}
         for (split, _), entry in zip(files, team.run(tasks, partial, "tokenising"), strict=True):
             splits[split].append(entry)
         history = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -18,7 +18,7 @@ import zstandard
 from scaler.errors import ScalerError
 from scaler.manifests import check_file, read_manifest
 
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "heldout", "test")  # a folder may have no test split
 KINDS = ("corpus", "clean", "dedup")  # in the order in which they are made
 EXTENSION = ".jsonl.zst"
 ZSTD_LEVEL = 3
@@ -110,19 +110,26 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def entries(content: dict[str, Any], split: str | None = None) -> list[dict[str, Any]]:
-    """The file entries of one split or of both, those of each split in order."""
-    return [entry for name in SPLITS if split in (None, name) for entry in content["splits"][name]]
+    """The file entries of one split or of all, those of each split in order."""
+    return [entry for name in SPLITS if split in (None, name) for entry in content["splits"].get(name, [])]
 
 
-def split_manifest(files: Iterable[tuple[str, dict[str, Any]]], remedy: str) -> dict[str, list[dict[str, Any]]]:
-    """Sort (split, file entry) pairs into splits. Raises ScalerError, with the remedy, for an empty split."""
-    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+def split_manifest(
+    files: Iterable[tuple[str, dict[str, Any]]], wanted: Collection[str], remedy: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Sort (split, file entry) pairs into the wanted splits. Raises ScalerError, with the remedy, for an empty one."""
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS if split in wanted}
     for split, entry in files:
         splits[split].append(entry)
     for split, found in splits.items():
         if not found:
-            raise ScalerError(f"the {split} split would be empty; {remedy}")
+            raise ScalerError(f"the {split} split would be empty; {remedy}{or_without(split)}")
     return splits
+
+
+def or_without(split: str) -> str:
+    """What to add to the remedy for an empty split: the test split is one that can be left out."""
+    return ", or set corpus.test_percent=0 to have no test split" if split == "test" else ""
 
 
 def describe(folder: Path) -> str:
@@ -130,6 +137,8 @@ def describe(folder: Path) -> str:
     content = manifest(folder)
     lines = []
     for split in SPLITS:
+        if split not in content["splits"]:
+            continue
         found = entries(content, split)
         documents, size = (sum(entry[what] for entry in found) for what in ("documents", "bytes"))
         lines.append(f"{split:<8} {documents:>12,} documents  {size / 1e6:>10,.1f} MB  {len(found)} files")

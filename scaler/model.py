@@ -65,17 +65,22 @@ def configuration(settings: Mapping[str, Any], vocabulary: Vocabulary, vocab_siz
         )
     except REFUSALS as error:
         raise _refused(error) from error
+    check_rows_fit(config, seq_len, "recipe: model.")
+    return config
+
+
+def check_rows_fit(config: PreTrainedConfig, seq_len: int, where: str) -> None:
+    """Raises ScalerError, which begins with `where`, for a model that cannot take packed rows of so many tokens."""
     # an encoder-decoder's mask is another; MobileBERT's trigrams join a token's neighbours, whatever the mask
     cannot = config.is_encoder_decoder or getattr(config, "trigram_input", False)
-    if cannot or (_has_sliding_layers(config) and model_type not in MASK_BY_LAYER_TYPE):
-        raise ScalerError(f"recipe: model.model_type={model_type!r} cannot keep the documents of a row apart")
+    if cannot or (_has_sliding_layers(config) and config.model_type not in MASK_BY_LAYER_TYPE):
+        raise ScalerError(f"{where}model_type={config.model_type!r} cannot keep the documents of a row apart")
     needed = seq_len + first_position(config)
     if getattr(config, "max_position_embeddings", needed) < needed:
         raise ScalerError(
-            f"recipe: model.max_position_embeddings={config.max_position_embeddings}, but data.seq_len={seq_len} "
-            f"needs {needed} positions with {model_type}"
+            f"{where}max_position_embeddings={config.max_position_embeddings}, but data.seq_len={seq_len} "
+            f"needs {needed} positions with {config.model_type}"
         )
-    return config
 
 
 def first_position(config: PreTrainedConfig) -> int:

@@ -15,7 +15,7 @@ from scaler.manifests import checksum
 from scaler.recipe import Recipe
 from scaler.token_rows import PREPARE, Manifest, TokenRows
 
-HELDOUT_SEED = 0  # held-out masks are the same for every run, whatever its seed
+FIXED_SEED = 0  # masks outside of training are the same for every run, whatever its seed
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -54,9 +54,9 @@ class Prepared:
     vocabulary: Vocabulary
 
     def rows(self, split: str, recipe: Recipe, first_position: int) -> RowReader:
-        """The packed rows of "train" or "heldout", masked as the recipe says. Raises ScalerError if there is none."""
-        heldout = split == "heldout"
-        key = "heldout_mask_probability" if heldout else "mask_probability"
+        """The packed rows of a split, masked as the recipe says. Raises ScalerError if there is none."""
+        training = split == "train"
+        key = "mask_probability" if training else "heldout_mask_probability"
         probability = getattr(recipe.objective, key)
         masked = masking.masked_per_row(recipe.data.seq_len, probability)
         least = self.manifest.least_maskable(split)
@@ -68,7 +68,7 @@ class Prepared:
         rows = TokenRows(self.manifest, split)
         if not len(rows):
             raise ScalerError(f"{self.manifest.folder}: the split {split!r} has no rows; {PREPARE}")
-        seed = HELDOUT_SEED if heldout else recipe.seed
+        seed = recipe.seed if training else FIXED_SEED
         return RowReader(rows, self.vocabulary, masked, first_position, seed)
 
 

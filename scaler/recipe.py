@@ -66,12 +66,14 @@ class Corpus:
 
     sources: tuple[Source, ...]
     tokens: int | None = None  # of one pass over weighted sources; by default, until one source is used up
-    heldout_percent: float = 1.0  # share of documents kept apart, by hash
+    heldout_percent: float = 1.0  # share of documents kept apart, by hash: for evaluation while training
+    test_percent: float = 1.0  # as much again, which nothing but `scaler.evaluate` reads; 0: none
     part_mib: int = 256  # text in one corpus file, and so in one shard
     max_document_mib: int = 64  # a longer one is taken for a damaged file
 
     def __post_init__(self) -> None:
         _require(0 < self.heldout_percent < 50, "corpus.heldout_percent", self.heldout_percent, "0 < share < 50")
+        _require(0 <= self.test_percent < 50, "corpus.test_percent", self.test_percent, "0 <= share < 50")
         for name in ("part_mib", "max_document_mib"):
             _require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "it is at least 1")
         _require(len(self.sources) > 0, "corpus.sources", self.sources, "there is at least one")
@@ -118,7 +120,7 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class Dedup:
-    """Which documents count as repeats of an earlier one; held-out documents are the earliest."""
+    """Which documents count as repeats of an earlier one; held-out ones are the earliest, then those of the test."""
 
     exact: bool = True
     near: bool = True  # by MinHash

@@ -9,7 +9,7 @@ thousand of them. What a file does not say stands in the folder's `manifest.json
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from scaler.manifests import AGAIN, check_file, read_manifest
 EXTENSION = ".rows"
 UNIGRAM = "unigram.npy"
 UINT16_VOCABULARY = 65_535  # entries; Megatron-LM uses int32 from 65,500 on, readers accept either
+FOR_TRAINING = ("train", "heldout")  # the splits that a run reads
 PREPARE = "run `make data` or `python -m data_prep`"
 
 
@@ -62,8 +63,9 @@ def open_file(path: Path, rows: int, seq_len: int, vocab_size: int) -> np.ndarra
 class Manifest:
     """What a folder of rows holds.
 
-    `splits` maps "train" and "heldout" to file entries: name, source, rows, tokens, documents, dropped_rows,
-    least_maskable (ordinary tokens in the row that has fewest), xxh3.
+    `splits` maps the name of a split to its file entries: name, source, rows, tokens, documents, dropped_rows,
+    least_maskable (ordinary tokens in the row that has fewest), xxh3; and of the text that a file was made from, each
+    document counted once, text_tokens (without special tokens) and characters, None where that is unknown.
     """
 
     folder: Path
@@ -81,6 +83,11 @@ class Manifest:
     def least_maskable(self, split: str) -> int:
         """Ordinary tokens in the row of a split that has fewest: so many can be masked in each."""
         return min((entry["least_maskable"] for entry in self.splits.get(split, [])), default=self.seq_len)
+
+    def total_of_text(self, split: str, what: str) -> int | None:
+        """Sum "text_tokens" or "characters" over the files of a split; None where one file's are unknown."""
+        entries = self.splits.get(split, [])
+        return None if any(entry.get(what) is None for entry in entries) else sum(entry[what] for entry in entries)
 
     def real_share(self, split: str) -> float:
         """Share of all positions that are not padding (special tokens count as real)."""
@@ -116,15 +123,17 @@ def read(folder: Path) -> Manifest:
 
 def _entry(content: dict[str, Any]) -> dict[str, Any]:
     counts = {what: int(content[what]) for what in ("rows", "tokens", "documents", "dropped_rows", "least_maskable")}
-    return {**content, **counts, "name": str(content["name"]), "xxh3": str(content["xxh3"])}
+    of_text = {what: content.get(what) for what in ("text_tokens", "characters")}
+    known = {what: None if count is None else int(count) for what, count in of_text.items()}
+    return {**content, **counts, **known, "name": str(content["name"]), "xxh3": str(content["xxh3"])}
 
 
-def verify(manifest: Manifest, part: int = 0, parts: int = 1) -> None:
-    """Compare the checksums of every `parts`-th file, from the `part`-th on, with the manifest.
+def verify(manifest: Manifest, part: int = 0, parts: int = 1, splits: Sequence[str] = FOR_TRAINING) -> None:
+    """Compare the checksums of every `parts`-th file of some splits, from the `part`-th on, with the manifest.
 
     Ranks share the work so. Raises ScalerError that names the damaged file.
     """
-    entries = [entry for split in manifest.splits.values() for entry in split]
+    entries = [entry for split in splits for entry in manifest.splits.get(split, [])]
     for entry in entries[part::parts]:
         check_file(manifest.folder / (entry["name"] + EXTENSION), entry["xxh3"])
 
@@ -136,6 +145,8 @@ class TokenRows:
         files: one (rows, seq_len) array a file, in manifest order.
         bases: (files + 1,) int64, the number of each file's first row; the last is the number of rows.
         dtype: of the ids on disk.
+        sources: names of the sources that have rows here, in manifest order.
+        text_tokens, characters: of the text that the rows were made from; None where that is unknown.
     """
 
     def __init__(self, manifest: Manifest, split: str) -> None:
@@ -143,7 +154,11 @@ class TokenRows:
         self.seq_len = manifest.seq_len
         self.real_share = manifest.real_share(split)
         self.dropped_rows = manifest.count(split, "dropped_rows")
+        self.text_tokens, self.characters = (manifest.total_of_text(split, w) for w in ("text_tokens", "characters"))
         self.dtype = dtype_for(manifest.vocab_size)
+        names = [str(entry.get("source") or "adopted") for entry in entries]
+        self.sources = list(dict.fromkeys(n for n, entry in zip(names, entries, strict=True) if entry["rows"]))
+        self._source_of_file = np.array([self.sources.index(n) if n in self.sources else -1 for n in names], np.int64)
         self.files = []
         for entry in entries:
             path = manifest.folder / (entry["name"] + EXTENSION)
@@ -153,9 +168,16 @@ class TokenRows:
     def __len__(self) -> int:
         return int(self.bases[-1])
 
+    def source_of(self, rows: np.ndarray) -> np.ndarray:
+        """The place in `sources` of each row's source: int64 (count,)."""
+        return np.asarray(self._source_of_file[self._file_of(rows)])
+
+    def _file_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.bases, rows, side="right") - 1
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The given rows, int64 (count,), as an array (count, seq_len) of the dtype on disk."""
-        numbers = np.searchsorted(self.bases, rows, side="right") - 1
+        numbers = self._file_of(rows)
         if len(numbers) and (numbers == numbers[0]).all():
             return np.asarray(self.files[int(numbers[0])][rows - self.bases[numbers[0]]])
         taken = np.empty((len(rows), self.seq_len), self.dtype)

@@ -202,8 +202,7 @@ def measure(running: Running) -> None:
     if log:
         log.write(
             progress.step,
-            heldout_loss=found.loss,
-            heldout_masked_accuracy=found.masked_accuracy,
+            **found.records("heldout"),
             heldout_unigram_entropy=running.unigram,
         )
         log.text(progress.step, "heldout/filled_masks", samples)

@@ -17,7 +17,7 @@ from scaler.recipe import Recipe, load
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_RECIPE = """
-corpus: {sources: [{source: SOURCE}], heldout_percent: 10, part_mib: 1}
+corpus: {sources: [{source: SOURCE}], heldout_percent: 12, test_percent: 5, part_mib: 1}
 dedup: {exact: false, near: false}
 tokenizer: {vocab_size: 400}
 data: {folder: FOLDER, seq_len: 32}

@@ -92,7 +92,7 @@ def test_special_tokens_around_documents_are_found_and_left_out(tmp_path, tokeni
         mine / "tokenizer",
         mine / "rows",
         32,
-        {"train": 1, "heldout": 1},
+        {"train": 1, "heldout": 1},  # and no test split
         Corpus(sources=(Source("a"),)),
         Team(),
     )

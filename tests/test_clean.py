@@ -256,7 +256,7 @@ def text(tmp_path_factory):
         lines = [json.dumps({"id": f"{name}/{n}", "text": f"{name}: {text}"}) for n, text in enumerate(DOCUMENTS)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sources = tuple(Source(str(folder / f"{name}.jsonl"), id_field="id") for name in ("one", "two"))
-    corpus.make(Corpus(sources=sources, heldout_percent=20), folder / "corpus", Team())
+    corpus.make(Corpus(sources=sources, heldout_percent=20, test_percent=20), folder / "corpus", Team())
     return folder / "corpus"
 
 
@@ -275,7 +275,7 @@ def test_what_is_left_keeps_id_split_and_order(text, tmp_path):
     before, after = documents(text), documents(tmp_path / "clean")
     expected = {name: (split, cleaned(doc, **vars(SETTINGS))[0]) for name, (split, doc) in before.items()}
     assert list(after.items()) == [(name, kept) for name, kept in expected.items() if kept[1] is not None]
-    assert {split for split, _ in after.values()} == {"train", "heldout"}
+    assert {split for split, _ in after.values()} == set(texts.SPLITS)
 
 
 def test_the_manifest_counts_what_was_done_and_examples_show_it(text, tmp_path):
@@ -322,7 +322,7 @@ def test_two_processes_make_the_bytes_that_one_makes(text, tmp_path):
         clean.make(text, tmp_path / "two", SETTINGS, team)
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
-    assert len([name for name in one if name.endswith(texts.EXTENSION)]) == 4
+    assert len([name for name in one if name.endswith(texts.EXTENSION)]) == 6
 
 
 def test_made_twice_it_is_up_to_date_and_other_settings_make_it_anew(text, tmp_path):
@@ -337,11 +337,11 @@ def long_and_short(tmp_path):
     """A corpus of long and short documents; the long ones are those of these splits."""
 
     def make(*splits):
-        long = [text for text in DOCUMENTS[:40] if corpus.split_of(text, 20) in splits]
+        long = [text for text in DOCUMENTS[:40] if corpus.split_of(text, 20, 20) in splits]
         (tmp_path / "long.txt").write_text("\n\n".join(long), encoding="utf-8")
-        (tmp_path / "short.txt").write_text("\n\n".join(DOCUMENTS[70:90]), encoding="utf-8")
+        (tmp_path / "short.txt").write_text("\n\n".join(f"tiny {number}" for number in range(40)), encoding="utf-8")
         sources = (Source(str(tmp_path / "long.txt")), Source(str(tmp_path / "short.txt")))
-        corpus.make(Corpus(sources=sources, heldout_percent=20), tmp_path / "corpus", Team())
+        corpus.make(Corpus(sources=sources, heldout_percent=20, test_percent=20), tmp_path / "corpus", Team())
         return tmp_path / "corpus"
 
     return make
@@ -350,14 +350,17 @@ def long_and_short(tmp_path):
 def test_a_file_of_which_nothing_is_left_is_no_file(long_and_short, tmp_path):
     clean.make(long_and_short(*texts.SPLITS), tmp_path / "clean", Cleaning(min_characters=50), Team())
     left = [entry["source"] for entry in texts.entries(texts.manifest(tmp_path / "clean"))]
-    assert left == ["long", "long"]
-    assert len(list((tmp_path / "clean").glob(f"*{texts.EXTENSION}"))) == 2
+    assert left == ["long", "long", "long"]
+    assert len(list((tmp_path / "clean").glob(f"*{texts.EXTENSION}"))) == 3
 
 
-@pytest.mark.parametrize(("kept", "emptied"), [("train", "heldout"), ("heldout", "train")])
-def test_a_split_of_which_nothing_is_left_is_named(long_and_short, tmp_path, kept, emptied):
-    with pytest.raises(ScalerError, match=rf"the {emptied} split would be empty; .*dropped\.length\.too_short 20\)"):
-        clean.make(long_and_short(kept), tmp_path / "clean", Cleaning(min_characters=50), Team())
+@pytest.mark.parametrize("emptied", texts.SPLITS)
+def test_a_split_of_which_nothing_is_left_is_named(long_and_short, tmp_path, emptied):
+    kept = [split for split in texts.SPLITS if split != emptied]
+    said = rf"the {emptied} split would be empty; .*dropped\.length\.too_short 40\); switch steps off"
+    without = ", or set corpus.test_percent=0 to have no test split" if emptied == "test" else ""
+    with pytest.raises(ScalerError, match=f"{said}{without}$"):
+        clean.make(long_and_short(*kept), tmp_path / "clean", Cleaning(min_characters=50), Team())
     assert not (tmp_path / "clean").exists()
 
 
@@ -418,6 +421,6 @@ def test_the_command_says_what_it_did_and_then_that_it_is_up_to_date(text, tmp_p
     for how in ("written", "is up to date"):
         command(monkeypatch, text, "--out", tmp_path / "clean", "min_characters=20", "markup=true")
         *splits, counts, last = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in splits] == ["train", "heldout"]
+        assert [line.split()[0] for line in splits] == ["train", "heldout", "test"]
         assert counts == "changed.markup 60, dropped.length.too_short 40"
         assert last == f"{tmp_path / 'clean'} {how}"

@@ -14,11 +14,12 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         {"deepspeed_config", "recipe", "run_dir", "allow_changes", "dry_run", "json"},
         ["section.key=value"],
     ),
+    "scaler.evaluate": ({"split", "recipe", "json"}, ["model"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),
     "data_prep.corpus": (
         {"out", "processes", "text_field", "id_field", "text_unit", "hub_config", "hub_split", "hub_revision"}
-        | {"max_mib", "heldout_percent", "part_mib", "max_document_mib"},
+        | {"max_mib", "heldout_percent", "test_percent", "part_mib", "max_document_mib"},
         ["source"],
     ),
     "data_prep.clean": ({"out", "processes"}, ["corpus", "key=value"]),
@@ -26,7 +27,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "data_prep.tokenizer": ({"out", "vocab_size", "sample_mib"}, ["text"]),
     "data_prep.shards": ({"out", "processes"}, ["text", "tokenizer"]),
     "data_prep.rows": ({"out", "processes", "seq_len", "min_tokens"}, ["shards", "tokenizer"]),
-    "data_prep.adopt": ({"tokenizer", "train", "heldout", "out"}, []),
+    "data_prep.adopt": ({"tokenizer", "train", "heldout", "test", "out"}, []),
     "data_prep.verify": ({"processes"}, ["DIR"]),
     "data_prep.inspect": ({"samples"}, ["DIR"]),
 }

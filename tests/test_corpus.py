@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import xxhash
 from conftest import ROOT, make_documents
 
 from data_prep import corpus, folders, sources, texts
@@ -33,10 +35,10 @@ def json_lines(documents):
 
 
 def corpus_of(*paths, **settings):
-    """Settings of a corpus of these sources; a tenth of it is held out."""
+    """Settings of a corpus of these sources; a tenth of it is held out, another for the test."""
     of_source = {name: settings.pop(name) for name in OF_SOURCE & settings.keys()}
     listed = tuple(path if isinstance(path, Source) else Source(str(path), **of_source) for path in paths)
-    return Corpus(sources=listed, **{"heldout_percent": 10.0, **settings})
+    return Corpus(sources=listed, **{"heldout_percent": 10.0, "test_percent": 10.0, **settings})
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def texts_of(folder, split):
 
 
 def split_of_each(folder):
-    return {text: split for split in ("train", "heldout") for text in texts_of(folder, split)}
+    return {text: split for split in texts.SPLITS for text in texts_of(folder, split)}
 
 
 def content(folder):
@@ -84,25 +86,67 @@ def test_adding_removing_and_moving_documents_moves_none_between_splits(make, tm
     after = split_of_each(tmp_path / "corpus")
     common = before.keys() & after.keys()
     assert len(common) > 400
-    assert {before[text] for text in common} == {"train", "heldout"}
+    assert {before[text] for text in common} == set(texts.SPLITS)
     assert all(before[text] == after[text] for text in common)
 
 
 def test_exact_duplicates_are_in_the_same_split(make, tmp_path):
     documents = list(dict.fromkeys(make_documents(300)))
     make(documents * 3)
-    heldout, train = (texts_of(tmp_path / "corpus", split) for split in ("heldout", "train"))
-    assert heldout
-    assert not set(heldout) & set(train)
-    assert sorted(heldout + train) == sorted(documents * 3)
+    found = {split: texts_of(tmp_path / "corpus", split) for split in texts.SPLITS}
+    assert all(found.values())
+    assert sum(len(set(mine)) for mine in found.values()) == len(set(chain(*found.values())))
+    assert sorted(chain(*found.values())) == sorted(documents * 3)
+
+
+def in_split(split, heldout_percent, test_percent):
+    documents = [f"document {number}" for number in range(20_000)]
+    return {text for text in documents if corpus.split_of(text, heldout_percent, test_percent) == split}
 
 
 def test_the_heldout_share_is_the_one_asked_for_and_a_larger_one_keeps_what_was_held_out():
-    documents = [f"document {number}" for number in range(20_000)]
-    one, five = ({text for text in documents if corpus.split_of(text, share) == "heldout"} for share in (1, 5))
-    assert len(one) / len(documents) == pytest.approx(0.01, rel=0.2)
-    assert len(five) / len(documents) == pytest.approx(0.05, rel=0.1)
+    one, five = (in_split("heldout", share, 1) for share in (1, 5))
+    assert len(one) / 20_000 == pytest.approx(0.01, rel=0.2)
+    assert len(five) / 20_000 == pytest.approx(0.05, rel=0.1)
     assert one < five
+
+
+def test_a_test_split_takes_its_share_of_the_training_documents_and_no_held_out_one():
+    none, two, four = (in_split("test", 5, share) for share in (0, 2, 4))
+    assert not none
+    assert len(two) / 20_000 == pytest.approx(0.02, rel=0.15)
+    assert len(four) / 20_000 == pytest.approx(0.04, rel=0.1)
+    assert two < four < in_split("train", 5, 0)
+    assert in_split("heldout", 5, 0) == in_split("heldout", 5, 2) == in_split("heldout", 5, 4)
+
+
+def test_the_heldout_documents_are_the_ones_that_they_were_before_there_was_a_test_split():
+    # by the rule of old: the least 1 % of the hash's low 32 bits
+    of_old = {
+        text
+        for text in (f"document {number}" for number in range(20_000))
+        if xxhash.xxh3_64_intdigest(text.encode()) % 2**32 < 0.01 * 2**32
+    }
+    assert in_split("heldout", 1, 1) == of_old
+
+
+def test_without_a_test_split_a_folder_says_nothing_of_it(make, tmp_path):
+    make(make_documents(100), test_percent=0)
+    manifest = texts.manifest(tmp_path / "corpus")
+    assert list(manifest["splits"]) == ["train", "heldout"]
+    assert texts.entries(manifest, "test") == []
+    assert [line.split()[0] for line in texts.describe(tmp_path / "corpus").splitlines()] == ["train", "heldout"]
+
+
+def test_a_corpus_of_before_is_read_as_it_is_and_made_anew_with_its_settings(make, tmp_path):
+    make(make_documents(300), test_percent=0)
+    path = tmp_path / "corpus" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["made_from"]["settings"]["test_percent"]
+    write_json(path, content)
+    assert set(split_of_each(tmp_path / "corpus").values()) == {"train", "heldout"}
+    assert make(make_documents(300))
+    assert set(split_of_each(tmp_path / "corpus").values()) == set(texts.SPLITS)
 
 
 def test_documents_come_back_in_order_with_every_character(make, tmp_path):
@@ -118,9 +162,9 @@ def test_documents_come_back_in_order_with_every_character(make, tmp_path):
     ]
     documents = [f"{text} {number}" for number in range(20) for text in odd]
     make(documents, heldout_percent=20)
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         assert texts_of(tmp_path / "corpus", split) == [
-            text for text in documents if corpus.split_of(text, 20) == split
+            text for text in documents if corpus.split_of(text, 20, 10) == split
         ]
 
 
@@ -128,7 +172,7 @@ def test_documents_keep_their_ids(tmp_path):
     lines = [{"text": f"document {number}", "key": f"größe/{number}"} for number in range(100)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     corpus.make(corpus_of(tmp_path / "a.jsonl", id_field="key"), tmp_path / "corpus", Team())
-    found = {d for split in ("train", "heldout") for d in documents_of(tmp_path / "corpus", split)}
+    found = {d for split in texts.SPLITS for d in documents_of(tmp_path / "corpus", split)}
     assert found == {(line["text"], line["key"]) for line in lines}
 
 
@@ -162,7 +206,7 @@ def test_a_part_ends_once_it_is_full(make, tmp_path, name):
     if name.endswith(".gz"):
         assert all(entry["bytes"] >= MIB for entry in entries[:-1])
         assert [entry["name"] for entry in entries] == [f"train-source-00000-{n:04d}" for n in range(len(entries))]
-    assert texts_of(tmp_path / "corpus", "train") == [t for t in documents if corpus.split_of(t, 10) == "train"]
+    assert texts_of(tmp_path / "corpus", "train") == [t for t in documents if corpus.split_of(t, 10, 10) == "train"]
 
 
 def test_the_manifest_counts_what_is_there(make, tmp_path):
@@ -225,11 +269,11 @@ def test_several_sources_are_kept_apart_file_by_file(tmp_path):
     manifest = read_manifest(tmp_path / "corpus", "corpus")
     assert [(s["name"], s["documents"]) for s in manifest["sources"]] == [("a", 100), ("b", 100), ("third", 100)]
     found = {name: [] for name in of_source}
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         for entry in texts.entries(manifest, split):
             held = [document.text for document in texts.read(tmp_path / "corpus", entry)]
             name = {"third": "c"}.get(entry["source"], entry["source"])
-            assert held == [text for text in of_source[name] if corpus.split_of(text, 10) == split]
+            assert held == [text for text in of_source[name] if corpus.split_of(text, 10, 10) == split]
             found[name] += held
     assert {name: sorted(held) for name, held in found.items()} == {n: sorted(held) for n, held in of_source.items()}
 
@@ -263,6 +307,7 @@ def test_a_changed_source_or_setting_is_made_anew(make, tmp_path):
     assert make(make_documents(101))
     assert sum(entry["documents"] for entry in read_manifest(tmp_path / "corpus", "corpus")["sources"]) == 101
     assert make(make_documents(101), heldout_percent=20)
+    assert make(make_documents(101), heldout_percent=20, test_percent=0)
     assert names(tmp_path) == ["corpus", "source.jsonl"]
 
 
@@ -348,7 +393,9 @@ def test_after_an_error_the_next_run_goes_on_and_makes_the_same_bytes(large, rea
     assert names(tmp_path) == ["corpus"]
 
 
-@pytest.mark.parametrize("change", [{"heldout_percent": 11}, {"max_document_mib": 63}, {"part_mib": 2}])
+@pytest.mark.parametrize(
+    "change", [{"heldout_percent": 11}, {"test_percent": 11}, {"max_document_mib": 63}, {"part_mib": 2}]
+)
 def test_after_an_error_a_run_of_other_settings_starts_anew(large, reader, tmp_path, change):
     settings = dataclasses.replace(large[0], **change)
     reader.fails_at = 5
@@ -443,7 +490,17 @@ def test_a_run_that_is_ended_in_the_middle_leaves_nothing_that_the_next_trusts(m
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(large, tmp_path, processes):
     settings, whole = large
-    arguments = (settings.sources[0].source, "--out", "corpus", "--part_mib", 1, "--heldout_percent", 10.0)
+    arguments = (
+        settings.sources[0].source,
+        "--out",
+        "corpus",
+        "--part_mib",
+        1,
+        "--heldout_percent",
+        10.0,
+        "--test_percent",
+        10.0,
+    )
     command = (*COMMAND, *arguments, "--processes", processes)
     process = started(*command, cwd=tmp_path)
     wait_for("corpus.partial/tasks/*.json", tmp_path, process)
@@ -553,17 +610,27 @@ def test_a_source_without_documents_is_named_with_a_remedy(tmp_path, name, write
 
 def test_one_document_cannot_fill_two_splits(make, tmp_path):
     with pytest.raises(ScalerError, match=r"the heldout split would be empty.*corpus\.heldout_percent=1"):
-        make(["the only one"], heldout_percent=1)
+        make(["the only one"], heldout_percent=1, test_percent=1)
     assert not (tmp_path / "corpus").exists()
+
+
+def test_an_empty_test_split_is_refused_with_the_setting_that_leaves_it_out(make, tmp_path):
+    said = r"the test split would be empty; .*corpus\.test_percent=0\.001\), or set corpus\.test_percent=0 to have no"
+    with pytest.raises(ScalerError, match=said) as raised:
+        make(make_documents(100), test_percent=0.001)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "corpus").exists()
+    assert make(make_documents(100), test_percent=0)
 
 
 def test_the_command_says_what_it_wrote_and_then_that_it_is_up_to_date(tmp_path, run_command):
     (tmp_path / "a.txt").write_text("\n".join(make_documents(200)))
     arguments = (*COMMAND, "a.txt", "--out", "mine/corpus", "--text_unit", "line", "--heldout_percent", "10")
+    arguments += ("--test_percent", "5")
     first, second = (run_command(*arguments, cwd=tmp_path, PYTHONPATH=str(ROOT)) for _ in range(2))
     assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
     *counts, last = first.stdout.splitlines()
-    assert [line.split()[0] for line in counts] == ["train", "heldout"]
+    assert [line.split()[0] for line in counts] == ["train", "heldout", "test"]
     assert sum(int(line.split()[1]) for line in counts) == 200
     assert last == "mine/corpus written"
     assert second.stdout.splitlines() == [*counts, "mine/corpus is up to date"]

@@ -37,7 +37,7 @@ def drop(tmp_path):
 
 def write(folder, files):
     folder.mkdir()
-    splits = {"train": [], "heldout": []}
+    splits = {name.partition("-")[0]: [] for name in files}
     for name, documents in files.items():
         split, source = name.split("-")
         writer = texts.Writer(folder, name, source)
@@ -128,6 +128,49 @@ def test_a_repeat_of_a_training_and_a_held_out_document_counts_as_one_of_the_hel
     files = {"heldout-one": [nearly], "train-one": [f"{B} {A}", B, A.upper(), A]}
     assert drop(files, NEAR)["train-one"] == [f"{B} {A}", B]
     assert manifest(tmp_path)["counts"] == {"dropped.near.of_heldout": 2}
+
+
+def test_test_documents_that_repeat_held_out_ones_are_dropped_and_training_ones_that_repeat_either(drop, tmp_path):
+    files = {
+        "train-one": [A, B, C, D, D],
+        "train-two": [C.upper(), E],
+        "test-one": [C, A.title(), B],
+        "test-two": [C, "one of its own"],
+        "heldout-one": [A],
+    }
+    left = {"train-one": [D], "train-two": [E], "test-one": [C, B], "test-two": ["one of its own"], "heldout-one": [A]}
+    assert drop(files) == left
+    assert manifest(tmp_path)["counts"] == {
+        "dropped.exact.of_heldout": 1,  # A in training
+        "dropped.exact.of_test": 2,  # B and C in training
+        "dropped.exact.within_split": 2,  # C in the test, D in training
+        "dropped.near.of_heldout": 1,  # A in the test
+        "dropped.near.of_test": 1,  # C in the second source
+    }
+
+
+def test_a_repeat_of_documents_of_all_splits_counts_as_one_of_the_held_out(drop, tmp_path):
+    spoilt = [A.split() for _ in range(2)]
+    spoilt[0][20], spoilt[1][22] = "other", "another"
+    files = {"heldout-one": [" ".join(spoilt[0])], "test-one": [" ".join(spoilt[1]), B], "train-one": [F, A.upper(), A]}
+    left = drop(files, Dedup(exact=False, bands=60, band_rows=2))
+    assert left == {"heldout-one": files["heldout-one"], "test-one": [B], "train-one": [F]}
+    assert manifest(tmp_path)["counts"] == {"dropped.near.of_heldout": 3}
+
+
+def test_the_test_split_moves_no_held_out_document(drop, tmp_path):
+    heldout = {"heldout-one": [A, *unrelated(20, 1)], "heldout-two": [B, A.upper()]}
+    without = drop({**heldout, "train-one": [F]}, name="without")
+    with_test = drop({**heldout, "test-one": [A, B.upper(), C], "train-one": [F]}, name="with")
+    assert {name: with_test[name] for name in heldout} == {name: without[name] for name in heldout}
+    assert with_test["test-one"] == [C]
+    assert list(manifest(tmp_path, "without")["splits"]) == ["train", "heldout"]
+
+
+def test_a_test_split_that_is_all_held_out_is_refused(drop, tmp_path):
+    with pytest.raises(ScalerError, match=r"the test split would be empty; .*or set corpus\.test_percent=0 to have no"):
+        drop({"heldout-one": [A, B], "test-one": [B.upper(), A], "train-one": [C]})
+    assert not (tmp_path / "text-dedup").exists()
 
 
 @pytest.mark.parametrize(
@@ -338,7 +381,9 @@ def test_more_training_documents_never_move_the_held_out_ones(drop, tmp_path):
 
 def test_training_text_that_is_all_held_out_is_refused(tmp_path):
     write(tmp_path / "text", {"heldout-one": [A, B], "train-one": [B.upper(), A]})
-    with pytest.raises(ScalerError, match="the train split would be empty; all of it repeats held-out documents"):
+    with pytest.raises(
+        ScalerError, match="the train split would be empty; all of it repeats held-out or test documents"
+    ):
         dedup.make(tmp_path / "text", tmp_path / "out", Dedup(), Team())
     assert not (tmp_path / "out").exists()
 

@@ -43,7 +43,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_five_sources_become_rows_in_the_recipes_proportions(hub, tmp_path):
     settings = [f"data.folder={tmp_path}/data", "tokenizer.vocab_size=1000", "data.seq_len=64"]
-    recipe = load("distilbert_mix", [*settings, "corpus.heldout_percent=5"])
+    recipe = load("distilbert_mix", [*settings, "corpus.heldout_percent=5", "corpus.test_percent=5"])
     prepare(recipe, Team())
     corpus = read_manifest(tmp_path / "data" / "corpus", "corpus")
     assert sum(source["documents"] for source in corpus["sources"]) == len(hub)

@@ -68,7 +68,7 @@ def test_one_stages_folder_and_an_empty_one_are_one_line(tiny_recipe, tmp_path, 
 def test_each_folder_has_a_card_with_source_settings_and_counts(tiny_recipe, name):
     folder = tiny_recipe.rows_folder.parent
     card = (folder / name / "README.md").read_text()
-    assert "heldout_percent: 10.0" in card
+    assert "heldout_percent: 12.0" in card
     assert f"- source: {tiny_recipe.corpus.sources[0].source}" in card
     if name != "tokenizer":
         content = read_manifest(folder / name, name.partition("-")[0])

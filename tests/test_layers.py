@@ -17,9 +17,9 @@ LAYERS = {
     "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder", "job"],
     "engine": [
         *("faults", "stop", "watchdog", "checkpoint", "engine", "resume"),
-        *("metrics", "export", "evaluate"),
+        *("metrics", "export"),
     ],
-    "verbs": ["plan", "train", "fill_mask"],
+    "verbs": ["plan", "evaluate", "train", "fill_mask"],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}

@@ -56,7 +56,7 @@ def reference(recipe):
     content = folders_of(data)
     names = {"corpus", "clean", "dedup", "tokenizer", "shards", "rows-32"}
     assert {path.parts[0] for path in content} == names
-    assert sum(path.suffix == ".rows" for path in content) == 8
+    assert sum(path.suffix == ".rows" for path in content) == 12
     return content
 
 

@@ -76,6 +76,7 @@ def test_a_malformed_value_is_refused(override, said):
     [
         *(("seed", value) for value in (-1, 1 << 63)),
         *(("corpus.heldout_percent", 0), ("corpus.heldout_percent", 50)),
+        *(("corpus.test_percent", -1), ("corpus.test_percent", 50), ("corpus.test_percent", ".nan")),
         *(("corpus.part_mib", 0), ("corpus.max_document_mib", 0), ("corpus.sources", []), ("corpus.tokens", 0)),
         *(("cleaning.normalise", form) for form in ("nfc", "NFX", "''")),
         *(("cleaning.languages", codes) for codes in (["english"], ["EN"], ["en", "e"], ["en-GB"])),

@@ -28,6 +28,7 @@ LENGTHS = {
     "train-b": np.random.default_rng(0).integers(1, 90, 60).tolist(),
     "train-c": [17],
     "heldout-a": np.random.default_rng(1).integers(1, 90, 30).tolist(),
+    "test-a": np.random.default_rng(2).integers(1, 90, 25).tolist(),
 }
 
 
@@ -36,7 +37,7 @@ def shards(tmp_path, tiny_recipe):
     """Write tmp_path/shards, in which no ordinary id occurs twice; give the documents of each split."""
 
     def write(lengths=LENGTHS, vocab_size=60_000, before=(), after=(), within=types.MappingProxyType({})):
-        documents, entries = {"train": [], "heldout": []}, {"train": [], "heldout": []}
+        documents, entries = ({name.partition("-")[0]: [] for name in lengths} for _ in range(2))
         (tmp_path / "shards").mkdir()
         next_id = FIRST
         for name, sizes in lengths.items():
@@ -47,7 +48,7 @@ def shards(tmp_path, tiny_recipe):
             batch = np.array(list(chain(*around)), dtype=np.int64), np.array(list(map(len, around)))
             found = write_shard(tmp_path / "shards" / name, [batch], token_rows.dtype_for(vocab_size), vocab_size)
             split = name.partition("-")[0]
-            entries[split].append({**found, "source": "some"})
+            entries[split].append({**found, "characters": 5 * sum(sizes), "source": "some"})
             documents[split] += mine
         folders.write_manifest(
             tmp_path / "shards",
@@ -70,7 +71,7 @@ def make(tmp_path, tiny_recipe):
     """Make tmp_path/rows from tmp_path/shards; say whether they were written."""
 
     def make(seq_len=32, min_tokens=1, tokenizer=tiny_recipe.tokenizer_folder):
-        least = min_tokens if isinstance(min_tokens, dict) else dict.fromkeys(("train", "heldout"), min_tokens)
+        least = min_tokens if isinstance(min_tokens, dict) else dict.fromkeys(texts.SPLITS, min_tokens)
         return rows.make(tmp_path / "shards", tokenizer, tmp_path / "rows", seq_len, least, NOT_MIXED, Team())
 
     return make
@@ -110,7 +111,7 @@ def test_every_token_is_there_once_and_no_chunk_crosses_documents(
     documents = shards()
     assert make(seq_len)
     assert len(list((tmp_path / "rows").glob("train-*.rows"))) == files
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         document_of = {token: number for number, document in enumerate(documents[split]) for token in document}
         chunks = chunks_of(read(tmp_path / "rows", split))
         assert sorted(chain(*chunks)) == sorted(document_of)
@@ -129,12 +130,11 @@ def test_ids_are_as_wide_as_the_vocabulary_needs(shards, make, tmp_path, vocab_s
 
 def test_documents_that_fit_are_whole_and_decode_to_their_text(tiny_recipe, tmp_path):
     data = tiny_recipe.rows_folder.parent
-    rows.make(
-        data / "shards", data / "tokenizer", tmp_path / "rows", 512, {"train": 1, "heldout": 1}, NOT_MIXED, Team()
-    )
+    least = dict.fromkeys(texts.SPLITS, 1)
+    rows.make(data / "shards", data / "tokenizer", tmp_path / "rows", 512, least, NOT_MIXED, Team())
     decode = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json")).decode
     corpus = read_manifest(data / "corpus", "corpus")
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         written = [doc.text for entry in texts.entries(corpus, split) for doc in texts.read(data / "corpus", entry)]
         assert sorted(decode(chunk) for chunk in chunks_of(read(tmp_path / "rows", split))) == sorted(written)
 
@@ -143,7 +143,7 @@ def test_documents_that_fit_are_whole_and_decode_to_their_text(tiny_recipe, tmp_
 def test_what_others_put_around_documents_is_no_part_of_the_rows(shards, make, tmp_path, before, after):
     documents = shards({**LENGTHS, "train-d": [0, 3, 0]}, before=before, after=after)
     make(500)
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         chunks = chunks_of(read(tmp_path / "rows", split))
         assert all(chunks)
         assert sorted(chain(*chunks)) == sorted(chain(*documents[split]))
@@ -154,7 +154,7 @@ def test_rows_that_could_not_be_masked_are_left_out_and_counted(shards, make, tm
     documents = shards()
     make(32, min_tokens)
     manifest = token_rows.read(tmp_path / "rows")
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         table = read(tmp_path / "rows", split)
         assert manifest.least_maskable(split) == ordinary(table).sum(axis=1).min() >= min_tokens
         lost = sum(map(len, documents[split])) - int(ordinary(table).sum())
@@ -169,7 +169,7 @@ def test_the_manifest_tells_the_truth(shards, make, tmp_path):
     manifest = token_rows.read(tmp_path / "rows")
     token_rows.verify(manifest)
     assert (manifest.seq_len, manifest.vocab_size) == (32, 60_000)
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         table = read(tmp_path / "rows", split)
         assert manifest.count(split, "rows") == len(table)
         assert manifest.count(split, "tokens") == (table != PAD).sum()
@@ -177,6 +177,39 @@ def test_the_manifest_tells_the_truth(shards, make, tmp_path):
         assert manifest.real_share(split) == pytest.approx((table != PAD).mean())
     train = read(tmp_path / "rows", "train")
     assert np.array_equal(manifest.unigram_counts(), np.bincount(train[ordinary(train)], minlength=60_000))
+
+
+def test_entries_tell_the_tokens_and_characters_of_the_text_that_rows_were_made_from(shards, make, tmp_path):
+    documents = shards()
+    make(32, 26)  # with rows left out, whose text counts all the same
+    manifest = token_rows.read(tmp_path / "rows")
+    assert manifest.count("train", "dropped_rows")
+    for split in texts.SPLITS:
+        tokens = sum(map(len, documents[split]))
+        assert manifest.total_of_text(split, "text_tokens") == tokens
+        assert manifest.total_of_text(split, "characters") == 5 * tokens
+        rows_of_split = token_rows.TokenRows(manifest, split)
+        assert (rows_of_split.text_tokens, rows_of_split.characters) == (tokens, 5 * tokens)
+
+
+def test_tokens_and_characters_are_those_of_the_text(tiny_recipe):
+    data = tiny_recipe.rows_folder.parent
+    manifest, of_text = token_rows.read(tiny_recipe.rows_folder), texts.manifest(data / "corpus")
+    encode = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json")).encode
+    for split in texts.SPLITS:
+        written = [doc.text for e in texts.entries(of_text, split) for doc in texts.read(data / "corpus", e)]
+        assert manifest.total_of_text(split, "characters") == sum(map(len, written)) > 0
+        assert manifest.total_of_text(split, "text_tokens") == sum(
+            len(encode(text, add_special_tokens=False).ids) for text in written
+        )
+
+
+def test_a_test_split_is_masked_as_the_held_out_one_and_one_that_is_not_there_is_none(shards, make, tmp_path):
+    shards({"train-a": [30] * 9, "heldout-a": [300]})
+    make()
+    manifest = token_rows.read(tmp_path / "rows")
+    assert list(manifest.splits) == ["train", "heldout"]
+    assert len(token_rows.TokenRows(manifest, "test")) == 0
 
 
 def test_unigram_counts_are_those_of_the_training_rows_of_text(tiny_recipe):
@@ -198,9 +231,9 @@ def test_rows_that_are_there_are_left_alone(shards, make, tmp_path):
 
 def test_held_out_rows_do_not_hang_on_how_many_tokens_training_masks(shards, make, tmp_path):
     shards()
-    make(min_tokens={"train": 1, "heldout": 10})
+    make(min_tokens={"train": 1, "heldout": 10, "test": 10})
     before = read(tmp_path / "rows", "heldout"), read(tmp_path / "rows", "train")
-    assert make(min_tokens={"train": 30, "heldout": 10})
+    assert make(min_tokens={"train": 30, "heldout": 10, "test": 10})
     assert np.array_equal(read(tmp_path / "rows", "heldout"), before[0])
     assert len(read(tmp_path / "rows", "train")) != len(before[1])
 
@@ -234,6 +267,12 @@ def test_the_shards_are_refused_with_a_tokenizer_that_is_not_theirs(shards, make
             64,
             10,
             "the heldout split gives 7 tokens, not enough for one row",
+        ),
+        (
+            {"train-a": [30] * 9, "heldout-a": [30], "test-a": [3, 4]},
+            64,
+            10,
+            r"the test split gives 7 tokens, .* or shorter rows, or set corpus\.test_percent=0 to have no test split",
         ),
         ({"train-a": [30] * 9, "heldout-a": [300]}, 2048, 290, "the train split gives 270 tokens, not enough for one"),
         ({"train-a": [30] * 9, "heldout-a": [300]}, 32769, 1, r"data\.seq_len=32769, but a row has at most 32,768"),

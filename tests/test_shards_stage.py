@@ -33,7 +33,7 @@ def data(tmp_path_factory):
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in make_documents(18_000) + odd))
     (folder / "b.txt").write_text("\n\n".join(make_documents(300, seed=1)))
     sources = (Source(str(folder / "a.jsonl")), Source(str(folder / "b.txt")))
-    corpus.make(Corpus(sources, heldout_percent=10.0, part_mib=1), folder / "corpus", Team())
+    corpus.make(Corpus(sources, heldout_percent=10.0, test_percent=10.0, part_mib=1), folder / "corpus", Team())
     tokenizer.make(folder / "corpus", folder / "tokenizer", TokenizerSettings(400))
     shards.make(folder / "corpus", folder / "tokenizer", folder / "shards", Team())
     return folder
@@ -84,7 +84,9 @@ def test_each_shard_holds_the_documents_of_one_file_of_text_in_order(data):
     of_text = texts.manifest(data / "corpus")["splits"]
     for split, found in read(data / "shards")["splits"].items():
         for entry, file in zip(found, of_text[split], strict=True):
-            assert (entry["name"], entry["source"]) == (file["name"], file["source"])
+            assert [entry[what] for what in ("name", "source", "characters")] == [
+                file[what] for what in ("name", "source", "characters")
+            ]
             shard = Shard(data / "shards" / entry["name"])
             spans = zip(*shard.documents(), strict=True)
             decoded = [decode(shard.ids[at : at + size], skip_special_tokens=False) for at, size in spans]
@@ -109,7 +111,7 @@ def test_no_special_token_is_in_the_shards_even_where_a_text_spells_one(data):
 def test_the_manifest_tells_the_truth(data):
     manifest = read(data / "shards")
     of_text = texts.manifest(data / "corpus")
-    for split in ("train", "heldout"):
+    for split in texts.SPLITS:
         assert sum(entry["documents"] for entry in entries(manifest, split)) == sum(
             entry["documents"] for entry in texts.entries(of_text, split)
         )

@@ -256,3 +256,38 @@ def test_token_counts_are_read_and_their_damage_is_noticed(folder):
     assert said == f"{folder}/unigram.npy: its checksum is not the manifest's, the file is damaged; {AGAIN}"
     (folder / "unigram.npy").unlink()
     assert refusal(read(folder).unigram_counts) == f"{folder}/unigram.npy: missing; {AGAIN}"
+
+
+def test_each_row_has_the_source_of_its_file(folder):
+    content = json.loads((folder / "manifest.json").read_text())
+    for entry, source in zip(content["splits"]["train"], ("one", "none", "two", "one"), strict=False):
+        entry["source"] = source
+    write_json(folder / "manifest.json", content)
+    manifest = read(folder)
+    rows = TokenRows(manifest, "train")
+    expected = [e["source"] for e in manifest.splits["train"] for _ in range(e["rows"])]
+    assert [rows.sources[place] for place in rows.source_of(np.arange(len(rows))).tolist()] == expected
+    assert set(rows.sources) == set(expected)
+    assert TokenRows(manifest, "none").sources == []
+
+
+@pytest.mark.parametrize("known", [{}, {"characters": None}, {"characters": 50}])
+def test_characters_of_a_split_are_known_where_those_of_all_its_files_are(folder, known):
+    content = json.loads((folder / "manifest.json").read_text())
+    for number, entry in enumerate(content["splits"]["train"]):
+        entry |= {"text_tokens": 10, **({"characters": 50} if number else known)}
+    write_json(folder / "manifest.json", content)
+    count = len(content["splits"]["train"])
+    rows = TokenRows(read(folder), "train")
+    assert rows.text_tokens == 10 * count
+    assert rows.characters == (50 * count if known.get("characters") else None)
+
+
+def test_checksums_of_the_test_split_are_left_to_evaluation(folder):
+    content = json.loads((folder / "manifest.json").read_text())
+    content["splits"]["test"] = [{**content["splits"]["heldout"][0], "name": "test-a-0"}]
+    write_json(folder / "manifest.json", content)
+    manifest = read(folder)
+    verify(manifest)
+    with pytest.raises(ScalerError, match=r"test-a-0\.rows: missing"):
+        verify(manifest, splits=["test"])

@@ -146,7 +146,9 @@ def test_a_document_stays_in_the_sample_whatever_stands_around_it(tmp_path):
 
 def test_only_the_training_split_is_trained_on(corpus, tmp_path):
     shutil.copytree(corpus, tmp_path / "corpus")
-    for file in (tmp_path / "corpus").glob("heldout-*"):
+    others = [*(tmp_path / "corpus").glob("heldout-*"), *(tmp_path / "corpus").glob("test-*")]
+    assert len(others) == 2
+    for file in others:
         file.unlink()
     assert tokenizer.make(tmp_path / "corpus", tmp_path / "tokenizer", Tokenizer(300))
 

@@ -79,6 +79,7 @@ def test_tensorboard_has_every_curve_and_the_filled_masks(runs):
     events.Reload()
     scalars = {
         *("train/loss", "train/learning_rate", "train/gradient_norm", "heldout/loss", "heldout/masked_accuracy"),
+        *("heldout/perplexity", "heldout/loss_per_character"),
         *("heldout/unigram_entropy", "speed/tokens_per_second", "speed/share_of_matmul_ceiling"),
         *("speed/memory_bytes", "speed/seconds_left", "checkpoint/stall_seconds"),
     }
@@ -119,7 +120,7 @@ def test_the_model_card_states_what_was_measured(runs):
     folder, _ = runs
     card = (folder / "a" / "export" / "README.md").read_text()
     assert f"{metric(folder / 'a', 'heldout_loss')[-1]:.3f} nats" in card
-    assert "text.txt" in card and "1,806 documents" in card and "learning_rate: 0.01" in card
+    assert "text.txt" in card and "1,671 documents" in card and "learning_rate: 0.01" in card
 
 
 def test_fill_mask_shows_guesses_of_the_newest_run(runs, run_command):

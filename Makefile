@@ -11,15 +11,18 @@ RANKS ?= $(or $(shell nvidia-smi -L 2>/dev/null | wc -l | grep -v '^0$$'),$(CORE
 LOCK := $(shell $(PYTHON) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: help pretrain data test lint tensorboard bench clean
+.PHONY: help pretrain data test chaos resume-matrix lint tensorboard bench bench-checkpoint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make pretrain     set up, prepare data, train RECIPE ($(RECIPE)) on $(RANKS) ranks, fill some masks"
 	@echo "make data         set up and prepare the data of RECIPE"
 	@echo "make test         set up and run the tests"
+	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
+	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (half an hour)"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        measure the data path"
+	@echo "make bench-checkpoint  measure what training waits for at a checkpoint"
 	@echo "make tensorboard  show runs/ at http://localhost:6006"
 	@echo "make clean        delete data/, runs/ and .venv"
 
@@ -54,6 +57,14 @@ test: $(VENV)/dev.stamp
 	@echo "== running the tests"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+chaos: data
+	@rm -rf runs/chaos
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/chaos.py --recipe $(RECIPE) --folder runs/chaos
+
+resume-matrix: $(VENV)/run.stamp
+	@rm -rf runs/resume-matrix && mkdir -p runs/resume-matrix
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/resume_worker.py quickstart runs/resume-matrix all
+
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -61,6 +72,9 @@ lint: $(VENV)/dev.stamp
 
 bench: data
 	@$(BIN)/python benchmarks/data_path.py --recipe $(RECIPE)
+
+bench-checkpoint: $(VENV)/run.stamp
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus 2 benchmarks/checkpoint_stall.py
 
 tensorboard: $(VENV)/run.stamp
 	@$(BIN)/tensorboard --logdir runs

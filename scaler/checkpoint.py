@@ -169,7 +169,11 @@ class Checkpoints:
         shares = [share for piece in pieces if len(share := piece.share(self.world))]
         if asynchronous:
             shares = [self._stage(share) for share in shares]
-        self._write = self._thread.submit(self._write_files, shares, dict(probe) if self.world.is_first else {})
+        self._write = self._thread.submit(
+            self._write_files,
+            shares,
+            {name: tensor.contiguous() for name, tensor in probe.items()} if self.world.is_first else {},
+        )
         if not asynchronous:
             self._write.exception()
 
@@ -221,7 +225,7 @@ class Checkpoints:
         record: dict[str, Any] = {}
         try:
             record = write.result()
-        except (ScalerError, OSError) as error:
+        except Exception as error:  # whatever it is, the other ranks wait to hear of it
             record = {"problem": f"rank {self.world.rank}: {error}"}
         records = gathered(record, self.world)
         problem = next((found["problem"] for found in records if "problem" in found), None)

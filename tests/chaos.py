@@ -112,13 +112,13 @@ def interrupt(job: Job, way: str, run: Path, chance: random.Random) -> None:
         assert 0 not in statuses or way == "power cut in a save", f"{way}: {statuses}"
 
 
-def chaos(recipe: Path, folder: Path, interruptions: int, steps: int, every: int, asynchronous: bool, seed: int):
+def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int, asynchronous: bool, seed: int):
     """Run it. Returns: the interruptions, and a report on both runs. Asserts all that must hold whatever happens."""
     chance = random.Random(seed)
     settings = [f"training.steps={steps}", f"training.evaluate_every={steps // 2}", "training.log_every=1"]
     settings += [f"checkpoint.every={every}", f"checkpoint.asynchronous={str(asynchronous).lower()}"]
     # at a higher rate of learning, rounding differences of 1e-7 grow to 0.3 in 600 steps, interrupted or not
-    settings += ["faults.hang_seconds=60", "optimizer.learning_rate=2e-3"]
+    settings += ["faults.hang_seconds=60", "optimizer.learning_rate=2e-3", "training.rows=12"]
     runs = {name: folder / name for name in ("alone", "alone on three", "interrupted")}
     started = {name: ["--recipe", recipe, "--run_dir", run, *settings] for name, run in runs.items()}
     for name, ranks in (("alone", 2), ("alone on three", 3)):
@@ -209,8 +209,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
     parser.add_argument("--synchronous", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="new")
+    parser.add_argument("--recipe", default="quickstart", help="whose data are prepared")
+    parser.add_argument("--folder", type=Path, required=True, help="new, for the runs")
     arguments = parser.parse_args()
     asynchronous = not arguments.synchronous
     done, outcomes = chaos(

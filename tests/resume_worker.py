@@ -1,12 +1,19 @@
-"""Run by test_resume_matrix.py on several ranks: checkpoints of every DeepSpeed configuration, saved and read back."""
+"""Checkpoints of every DeepSpeed configuration, saved and read back at every world size; figures as JSON.
+
+Run by test_resume_matrix.py for some pairs, and by `make resume-matrix` for all. Each world is a set of forked ranks.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports a compiler, for seconds, at every start)
 import torch
 from parity_worker import build, make_batch, part, rate_of
 
@@ -15,23 +22,39 @@ from scaler.recipe import load
 
 ROWS, STEPS = 12, 3
 PROBE = part(make_batch(99), 0, 2)
+WORLDS = (1, 2, 3, 4)
+SOME = {  # world -> its configurations; every pair is tried
+    1: ("zero0:fp32", "zero2:bf16"),
+    2: ("zero2:fp32", "zero1:bf16", "zero2_offload:fp32"),
+    3: ("zero3:fp32", "zero3:bf16"),
+    4: ("zero1:fp32", "zero0:bf16"),
+}
+ALL = {
+    size: tuple(f"{name}:{precision}" for name in ("zero0", "zero1", "zero2", "zero2_offload", "zero3") for precision in
+                ("fp32", "bf16"))
+    for size in WORLDS
+}  # fmt: skip
+CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 
 
-def start(recipe, path: Path, bf16: bool, here: world.World, seed: int):
+def start(recipe, config: str, here: world.World, fresh: bool):
+    """An engine of a model of which one matrix does not train, as in the recipes of frozen embeddings."""
+    name, precision = config.split(":")
+    path = CONFIGS / f"{name}.json"
     batch = ds_config.solve_batch(ROWS, here.size, 2)
-    recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=2), seed=seed)
-    resolved = ds_config.resolve(ds_config.read(path), path, recipe, batch, native_bf16=bf16)
-    network = build(recipe, bf16)
-    if seed:  # what is read must come from the checkpoint
+    recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=2))
+    resolved = ds_config.resolve(ds_config.read(path), path, recipe, batch, native_bf16=precision == "bf16")
+    network = build(recipe, precision == "bf16")
+    if fresh:  # what is right afterwards must come from the checkpoint
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(0.5)
-    # one that does not train, as in the recipes of frozen embeddings
     network.model.get_submodule("roberta.embeddings.position_embeddings").weight.requires_grad_(False)
     return engine.Engine(network, recipe.optimizer, resolved), recipe, batch
 
 
-def train(running, recipe, batch, here: world.World, steps) -> list[float]:
+def train(running, recipe, batch, here: world.World, steps, spoilt: int | None = None) -> list[float]:
+    """Mean losses of the steps; on the last rank the loss of one of them can be made not a number."""
     losses = []
     for step in steps:
         total = torch.zeros(())
@@ -39,7 +62,8 @@ def train(running, recipe, batch, here: world.World, steps) -> list[float]:
         for micro in range(batch.accumulation):
             begin = first + micro * batch.micro_rows
             loss, _ = running(part(make_batch(step), begin, begin + batch.micro_rows))
-            running.backward(loss)
+            bad = step == spoilt and here.rank == here.size - 1 and micro == 0
+            running.backward(loss * float("nan") if bad else loss)
             running.step(rate_of(recipe, step))
             total += loss.detach()
         losses.append(float(world.total(total)) / (batch.accumulation * here.size))
@@ -54,45 +78,94 @@ def probe(running) -> float:
     return float(loss)
 
 
-def main() -> None:
-    mode, recipe_file, folder, *names = sys.argv[1:]
+def save(recipe, folder: Path, config: str, here: world.World, asynchronous: bool):
+    """Save after three steps, and train on; between them a step whose gradient is not a number changes nothing."""
+    running, recipe, batch = start(recipe, config, here, fresh=False)
+    train(running, recipe, batch, here, range(STEPS))
+    kept = checkpoint.Checkpoints(folder / f"{here.size}-{config}", here, keep_last=1, keep_every=None)
+    before = probe(running)
+    kept.begin(running.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
+    fingerprint = checkpoint.total_fingerprint(running.pieces(STEPS), here)
+    train(running, recipe, batch, here, [50], spoilt=50)
+    unmoved = checkpoint.total_fingerprint(running.pieces(STEPS), here) == fingerprint
+    after = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
+    assert kept.commit() is None
+    kept.close()
+    running.close()
+    return {"probe": before, "losses": after, "unmoved": unmoved}
+
+
+def read(recipe, folder: Path, source: str, config: str, here: world.World):
+    """Read a checkpoint into another engine, and train on."""
+    running, recipe, batch = start(recipe, config, here, fresh=True)
+    kept = checkpoint.Checkpoints(folder / source, here, keep_last=1, keep_every=None)
+    path = kept.newest(print)
+    manifest = checkpoint.read_manifest(path)
+    checkpoint.fill(running.pieces(STEPS), path, manifest)
+    running.take_over(STEPS)
+    found = checkpoint.total_fingerprint(running.pieces(STEPS), here)
+    differ = [kind for kind, expected in manifest["fingerprint"].items() if found[kind] != expected]
+    figures = {"differ": differ, "probe": probe(running)}
+    figures["losses"] = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
+    kept.close()
+    running.close()
+    return figures
+
+
+def be_rank(rank: int, size: int, port: int, recipe_file: str, folder: Path, names, sources) -> None:
+    facts = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    os.environ |= {name: str(value) for name, value in facts.items()}
+    torch.set_num_threads(1)
     here = world.detect()
     engine.join(here)
-    folder, figures = Path(folder), {}
-    for number, name in enumerate(names):
-        *source, config, precision = name.split(":")
-        recipe = load(recipe_file, ["optimizer.learning_rate=1e-3"])
-        running, recipe, batch = start(recipe, Path(config), precision == "bf16", here, int(mode == "load"))
-        if mode == "save":
-            train(running, recipe, batch, here, range(STEPS))
-            place = folder / f"{here.size}-{Path(config).stem}-{precision}"
-            kept = checkpoint.Checkpoints(place, here, keep_last=1, keep_every=None)
-            before = probe(running)
-            kept.begin(running.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous=number % 2 == 0)
-            after = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
-            assert kept.commit() is None
-            figures[place.name] = {"probe": before, "losses": after}
+    recipe = load(recipe_file, ["optimizer.learning_rate=1e-3"])
+    figures = {}
+    for number, config in enumerate(names):
+        if sources is None:
+            figures[f"{size}-{config}"] = save(recipe, folder, config, here, asynchronous=number % 2 == 0)
         else:
-            place = folder / source[0]
-            kept = checkpoint.Checkpoints(place, here, keep_last=1, keep_every=None)
-            path = kept.newest(print)
-            manifest = checkpoint.read_manifest(path)
-            pieces = running.pieces(STEPS)
-            checkpoint.fill(pieces, path, manifest)
-            running.take_over(STEPS)
-            same = checkpoint.total_fingerprint(running.pieces(STEPS), here) == manifest["fingerprint"]
-            found = probe(running)
-            losses = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
-            figures[f"{source[0]} {here.size}-{Path(config).stem}-{precision}"] = {
-                "same": same,
-                "probe": found,
-                "losses": losses,
-            }
-        kept.close()
-        running.close()
+            for source in sources:
+                figures[f"{source} {size}-{config}"] = read(recipe, folder, source, config, here)
     if here.is_first:
-        (folder / f"{mode}-{here.size}.json").write_text(json.dumps(figures))
+        (folder / f"{'save' if sources is None else 'read'}-{size}.json").write_text(json.dumps(figures))
     engine.leave()
+
+
+def forked(size: int, *work) -> None:
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        port = probe_socket.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=be_rank, args=(rank, size, port, *work)) for rank in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * size
+
+
+def main() -> None:
+    recipe_file, folder, which = sys.argv[1], Path(sys.argv[2]), {"some": SOME, "all": ALL}[sys.argv[3]]
+    for size, names in which.items():
+        forked(size, recipe_file, folder, names, None)
+    sources = [f"{size}-{config}" for size, names in which.items() for config in names]
+    saved, found = {}, {}
+    for size, names in which.items():
+        forked(size, recipe_file, folder, names, sources)
+        saved |= json.loads((folder / f"save-{size}.json").read_text())
+        found |= json.loads((folder / f"read-{size}.json").read_text())
+    (folder / "figures.json").write_text(json.dumps({"saved": saved, "read": found}))
+    table(saved, found)
+
+
+def table(saved: dict, found: dict) -> None:
+    """Print every pair: probe loss when saved and once read, and how far the next three losses are apart."""
+    for pair, figures in found.items():
+        source, target = pair.split()
+        then = saved[source]
+        apart = max(abs(a - b) for a, b in zip(figures["losses"], then["losses"], strict=True))
+        print(f"{source:<22} -> {target:<22} probe {then['probe']:.6f} {figures['probe']:.6f}  losses {apart:.1e}")
 
 
 if __name__ == "__main__":

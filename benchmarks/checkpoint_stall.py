@@ -1,0 +1,122 @@
+"""What training waits for at a checkpoint: synchronous, asynchronous, and DeepSpeed's own, of a model of a recipe.
+
+    deepspeed --num_gpus 2 benchmarks/checkpoint_stall.py --recipe aws_roberta
+
+Takes turns with all three, a training step between two saves, and prints medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from scaler import checkpoint, ds_config, engine, model, world
+from scaler.batches import Batch, Vocabulary
+from scaler.recipe import load
+
+
+def batch_of(rows: int, seq_len: int, vocabulary: int) -> Batch:
+    """Random tokens, one document a row."""
+    masked = seq_len // 4
+    return Batch(
+        input_ids=torch.randint(5, vocabulary, (rows, seq_len)),
+        position_ids=torch.arange(2, seq_len + 2).expand(rows, -1).contiguous(),
+        segment_ids=torch.ones(rows, seq_len, dtype=torch.int64),
+        masked_positions=torch.arange(masked).expand(rows, -1).contiguous(),
+        labels=torch.randint(5, vocabulary, (rows, masked)),
+    )
+
+
+def main() -> None:
+    """Measure, and print a table and JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="aws_roberta")
+    parser.add_argument("--config", type=Path, default=Path(__file__).resolve().parent.parent / "ds_configs/zero2.json")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seq_len", type=int, default=64)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    here = world.detect()
+    engine.join(here)
+    recipe = load(arguments.recipe)
+    recipe = replace(recipe, training=replace(recipe.training, rows=2 * here.size, max_micro_rows=2))
+    solved = ds_config.solve_batch(recipe.training.rows, here.size, 2)
+    device = world.device(here)
+    native = ds_config.bf16_is_native(device)
+    resolved = ds_config.resolve(ds_config.read(arguments.config), arguments.config, recipe, solved, native)
+    size = recipe.tokenizer.vocab_size
+    vocabulary = Vocabulary(size=size, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
+    config = model.configuration(recipe.model, vocabulary, size, recipe.data.seq_len)
+    running = engine.Engine(model.MaskedLM(model.build(config, 0)), recipe.optimizer, resolved)
+    probe = batch_of(2, arguments.seq_len, size)
+    folder = Path(world.gathered(tempfile.mkdtemp() if here.is_first else None, here)[0])
+    kept = checkpoint.Checkpoints(folder / "ours", here, keep_last=1, keep_every=None)
+    steps = 0
+
+    def step() -> float:
+        nonlocal steps
+        start = time.perf_counter()
+        loss, _ = running(probe.to(device))
+        running.backward(loss)
+        running.step(1e-4)
+        steps += 1
+        world.gathered(None, here)
+        return time.perf_counter() - start
+
+    def ours(asynchronous: bool) -> tuple[float, float]:
+        """(seconds that training waits, seconds until the checkpoint is there); steps go on in between."""
+        start = time.perf_counter()
+        kept.begin(running.pieces(steps), {"step": steps}, vars(probe), asynchronous)
+        stall = time.perf_counter() - start
+        if asynchronous:
+            while sum(world.gathered(kept.done, here)) < here.size:
+                during.append(step())
+        clock = time.perf_counter()
+        assert kept.commit() is None
+        return stall + time.perf_counter() - clock, time.perf_counter() - start
+
+    def deepspeeds() -> tuple[float, float]:
+        start = time.perf_counter()
+        running.deepspeed.save_checkpoint(str(folder / "deepspeed"), tag="step")
+        return (time.perf_counter() - start,) * 2
+
+    alone: list[float] = []
+    during: list[float] = []
+    ways = {
+        "synchronous": lambda: ours(asynchronous=False),
+        "asynchronous": lambda: ours(asynchronous=True),
+        "DeepSpeed's save_checkpoint": deepspeeds,
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    step()
+    for turn in range(arguments.turns + 1):
+        for name, way in ways.items():
+            alone.append(step())
+            world.gathered(None, here)
+            taken = way()
+            if turn:  # the first makes buffers and fills caches
+                seconds[name].append(taken)
+    if here.is_first:
+        parameters, _ = model.count_parameters(running.module)
+        figures = {
+            name: {"stall": statistics.median(s for s, _ in each), "written": statistics.median(w for _, w in each)}
+            for name, each in seconds.items()
+        }
+        figures["step"] = {"alone": statistics.median(alone), "while one is written": statistics.median(during)}
+        print(json.dumps({"parameters": parameters, "ranks": here.size, "seconds": figures}, indent=2))
+        shutil.rmtree(folder)
+    kept.close()
+    running.close()
+    engine.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -169,6 +169,8 @@ class Checkpoints:
         shares = [share for piece in pieces if len(share := piece.share(self.world))]
         if asynchronous:
             shares = [self._stage(share) for share in shares]
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # for the copies into pinned memory
         self._write = self._thread.submit(
             self._write_files,
             shares,
@@ -184,7 +186,7 @@ class Checkpoints:
             if key not in self._staged or len(self._staged[key]) != len(tensor):
                 pinned = tensor.device.type == "cuda"
                 self._staged[key] = torch.empty(len(tensor), dtype=torch.float32, pin_memory=pinned)
-            copies[kind] = self._staged[key].copy_(tensor)
+            copies[kind] = self._staged[key].copy_(tensor, non_blocking=True)
         return Piece(piece.name, piece.start, piece.size, copies)
 
     def _write_files(self, shares: Sequence[Piece], probe: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -276,7 +278,7 @@ class Checkpoints:
     def _remove(self, path: Path) -> None:
         doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that half of one never looks like a whole one
         path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        self._thread.submit(shutil.rmtree, doomed, ignore_errors=True)
 
     def _point(self, name: str, target: Path) -> None:
         beside = self.folder / (name + PARTIAL)

@@ -37,7 +37,7 @@ class Job:
         batch: as solved for the number of ranks.
         data, rows: opened; the rows of "train" and "heldout".
         config: of the model.
-        run_dir: the folder; `resumes` says that a run has begun there.
+        run_dir: the folder; a run may have begun there.
         changes: of the recipe since then, "key: old -> new".
     """
 
@@ -50,7 +50,6 @@ class Job:
     config: Any
     rows: dict[str, RowReader]
     run_dir: Path
-    resumes: bool
     changes: tuple[str, ...]
 
 
@@ -76,7 +75,7 @@ def resolve(arguments: argparse.Namespace, here: World) -> Job:
     config = model.configuration(settings.model, data.vocabulary, settings.tokenizer.vocab_size, settings.data.seq_len)
     rows = {split: data.rows(split, settings, model.first_position(config)) for split in ("train", "heldout")}
     run_dir = run_folder.choose(arguments.run_dir, settings.name)
-    return Job(settings, path, asked, resolved, batch, data, config, rows, run_dir, resumes, changes)
+    return Job(settings, path, asked, resolved, batch, data, config, rows, run_dir, changes)
 
 
 def _configuration_beside(recipe_file: Path) -> Path:

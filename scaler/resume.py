@@ -172,6 +172,15 @@ class Saves:
         self.saved_at = before.step
         return before
 
+    def best(self, progress: Progress) -> Progress:
+        """Return to the checkpoint of the lowest held-out loss, if it is there."""
+        path = self.checkpoints.path(cast(int, progress.best_step))
+        problem = self.checkpoints.damage(path)
+        if problem is not None:
+            self.say(f"{problem}; the last weights are taken and not the best")
+            return progress
+        return restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
+
 
 def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> None:
     """Raises ScalerError when a checkpoint is of another recipe, model, tokenizer or data than the job."""

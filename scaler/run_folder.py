@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ import torch
 
 from scaler.errors import ScalerError, naming_full_disk
 from scaler.manifests import read_json, write_json
-from scaler.world import World, gathered
+from scaler.world import World
 
 RECIPE, DS_CONFIG, ENVIRONMENT, STATE = "recipe.yaml", "ds_config.json", "environment.json", "state.json"
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "safetensors", "scaler")
@@ -68,9 +68,8 @@ def lock(folder: Path) -> IO[str]:
     return file
 
 
-def facts(world: World) -> dict[str, Any]:
-    """What a result may hang on and no recipe says: versions, commit, hosts. Every rank must call it."""
-    hosts = gathered(platform.node(), world)
+def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
+    """What a result may hang on and no recipe says: versions, commit, and the hosts of all ranks."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,

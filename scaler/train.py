@@ -7,13 +7,14 @@ import functools
 import json
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, cast
+from typing import IO, Any
 
 if not __package__:  # run as a file: find the package beside it, and let no file here shadow a library
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -63,13 +64,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def open_run(this: Job, facts: dict[str, Any]) -> IO[str]:
+def open_run(this: Job, here: world.World, hosts: list[str]) -> IO[str]:
     """Take the run folder, write down its settings and this start, and return its lock."""
     lock = run_folder.lock(this.run_dir)
     with naming_full_disk(this.run_dir):
         (this.run_dir / run_folder.RECIPE).write_text(this.recipe.to_yaml(), encoding="utf-8")
         write_json(this.run_dir / run_folder.DS_CONFIG, this.asked)
-        attempt = {**facts, "seed": this.recipe.seed, "ds_config": this.resolved, "changes": this.changes}
+        attempt = {
+            **run_folder.facts(here, hosts),
+            "seed": this.recipe.seed,
+            "ds_config": this.resolved,
+            "changes": this.changes,
+        }
         run_folder.add_attempt(this.run_dir, attempt)
     return lock
 
@@ -154,8 +160,8 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     parameters, _ = model.count_parameters(network)
     flops_per_row = model.flops_per_row(network, recipe.data.seq_len, this.rows["train"].masked)
     engine = world.attempt(lambda: engines.Engine(model.MaskedLM(network), recipe.optimizer, this.resolved), here)
-    facts = run_folder.facts(here)
-    lock = world.attempt(lambda: open_run(this, facts) if here.is_first else None, here)
+    hosts = world.gathered(platform.node(), here)
+    lock = world.attempt(lambda: open_run(this, here, hosts) if here.is_first else None, here)
     keep = recipe.checkpoint
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", here, keep.keep_last, keep.keep_every)
     checkpoints.clear_partial()
@@ -347,8 +353,7 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
     else:
         if progress.step < steps:
             running.say(f"stopped early: {progress.worse} evaluations, and none under {progress.best_loss:.4f}")
-            path = running.saves.checkpoints.path(cast(int, progress.best_step))
-            running.progress = resume.restore(running.engine, this, path, here, running.say, allow_changes=True)
+            running.progress = running.saves.best(progress)
         measured = evaluated(running)
         state = running.engine.full_state()
         if running.log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -52,6 +53,8 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
         self._report(".native").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # while others watch, or reports are there, it stays
+            self.folder.rmdir()
 
     def _report(self, ending: str = "") -> Path:
         return self.folder / f"rank_{self.world.rank:05d}{ending}.txt"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_prep.rows import lay_out
-from scaler import masking, order
-from scaler.batches import RowReader, Vocabulary
+from scaler import masking, order, prepared
+from scaler.batches import RowReader, Vocabulary, digest
 from scaler.errors import ScalerError
 from scaler.packing import RowTable, pack
 from scaler.token_rows import Manifest, TokenRows, dtype_for, write_rows
@@ -186,3 +186,21 @@ def test_the_rows_of_a_step_are_the_same_at_any_number_of_ranks(ranks, micro_row
 def test_ordinary_ids_are_all_but_the_special_ones():
     vocabulary = Vocabulary(8, 0, 2, 1, 7, (0, 1, 2, 7))
     assert vocabulary.ordinary_ids().tolist() == [3, 4, 5, 6]
+
+
+def test_digests_add_up_to_the_same_however_rows_are_shared(tiny_recipe):
+    reader = prepared.open_prepared(tiny_recipe).rows("train", tiny_recipe, 2)
+    whole = digest(reader.at(24, 12), 24)
+    for ranks in (2, 3, 4):
+        share = 12 // ranks
+        parts = [digest(reader.at(24 + rank * share, share), 24 + rank * share) for rank in range(ranks)]
+        assert sum(parts) % 2**64 == whole
+
+
+def test_the_digest_sees_another_mask_another_order_and_another_place(tiny_recipe):
+    reader = prepared.open_prepared(tiny_recipe).rows("train", tiny_recipe, 2)
+    batch = reader.at(24, 12)
+    other = RowReader(reader.rows, reader.vocabulary, reader.masked, 2, seed=1)
+    assert digest(batch, 24) not in {digest(batch, 36), digest(reader.at(36, 12), 24), digest(other.at(24, 12), 24)}
+    batch.labels[0, 0] += 1
+    assert digest(batch, 24) != digest(reader.at(24, 12), 24)

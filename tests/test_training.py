@@ -1,10 +1,12 @@
 """The main job on a small corpus: the real launcher, the real engine; what comes out, what is refused."""
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +227,29 @@ def test_one_process_without_a_launcher_trains_too(tiny_recipe_file, run_command
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
+
+
+def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(tiny_recipe_file, tmp_path, run_command):
+    run = tmp_path / "run"
+    command = [*launch(2), "--recipe", tiny_recipe_file, "--run_dir", run, "training.steps=400", "training.log_every=1"]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+    while not (run / "state.json").exists() and process.poll() is None:  # its first checkpoint is there
+        time.sleep(0.1)
+    (run / "STOP").touch()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "stopped by a file STOP" in said, said[-3000:]
+    step = json.loads((run / "state.json").read_text())["step"]
+    assert 0 < step < 400
+
+    done = run_command(sys.executable, "-m", "scaler.train", "--run_dir", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"step_{step:08d}, saved by 2 ranks at ZeRO-2 in fp32, on 1 ranks at ZeRO-2 in fp32" in done.stdout
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "train_loss" in record] == list(range(1, 401))
+    assert (run / "export" / "model.safetensors").is_file()

@@ -1,0 +1,159 @@
+"""The checkpoint's format: stretches of parameters, cut and put together in any way; names, pointers, retention."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+from scaler import checkpoint
+from scaler.checkpoint import WEIGHT, Checkpoints, Piece, Progress
+from scaler.errors import ScalerError
+from scaler.world import World
+
+ALONE = World()
+PROBE = {"input_ids": torch.arange(6).view(2, 3)}
+
+
+def parameters(seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(size, generator=chance) for name, size in (("a", 10), ("b.weight", 1), ("b.bias", 33))}
+
+
+def pieces(tensors, cuts=1):
+    """All parameters, each in so many stretches, with a second kind beside."""
+    for name, tensor in tensors.items():
+        bounds = [len(tensor) * number // cuts for number in range(cuts + 1)]
+        for begin, end in pairwise(bounds):
+            part = tensor[begin:end]
+            yield Piece(name, begin, len(tensor), {WEIGHT: part, "exp_avg": part * 2})
+
+
+def saved(folder, tensors, step=1, **more):
+    kept = Checkpoints(folder, ALONE, more.pop("keep_last", 9), more.pop("keep_every", None))
+    kept.best_step = more.pop("best_step", None)
+    kept.begin(list(pieces(tensors)), {"step": step, **more}, PROBE, asynchronous=step % 2 == 0)
+    assert kept.commit() is None
+    kept.close()
+    return folder / f"step_{step:08d}"
+
+
+@pytest.mark.parametrize("cuts", [2, 3, 7])
+def test_the_fingerprint_does_not_hang_on_how_parameters_are_cut(cuts):
+    assert checkpoint.fingerprint(pieces(parameters(), cuts)) == checkpoint.fingerprint(pieces(parameters()))
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_fingerprints_of_ranks_shares_add_up(size):
+    whole = [Piece(name, 0, len(tensor), {WEIGHT: tensor}, everywhere=True) for name, tensor in parameters().items()]
+    shares = [checkpoint.fingerprint(piece.share(World(rank, size)) for piece in whole) for rank in range(size)]
+    assert sum(share[WEIGHT] for share in shares) % 2**64 == checkpoint.fingerprint(whole)[WEIGHT]
+
+
+@pytest.mark.parametrize("change", ["bit", "swap", "name", "zero more"])
+def test_the_fingerprint_sees(change):
+    tensors = parameters()
+    before = checkpoint.fingerprint(pieces(tensors))
+    if change == "bit":
+        tensors["b.bias"].view(torch.int32)[5] ^= 1
+    elif change == "swap":
+        tensors["a"][[2, 3]] = tensors["a"][[3, 2]]
+    elif change == "name":
+        tensors["c"] = tensors.pop("a")
+    else:
+        tensors["b.weight"] = torch.cat([tensors["b.weight"], torch.zeros(1)])
+    assert checkpoint.fingerprint(pieces(tensors)) != before
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 5])
+def test_what_was_saved_is_read_into_stretches_cut_in_another_way(tmp_path, cuts):
+    path = saved(tmp_path, parameters())
+    found = parameters(seed=1)
+    target = [
+        Piece(piece.name, piece.start, piece.size, {WEIGHT: piece.tensors[WEIGHT]}) for piece in pieces(found, cuts)
+    ]
+    checkpoint.fill(target, path, checkpoint.read_manifest(path))
+    assert all(torch.equal(found[name], tensor) for name, tensor in parameters().items())
+
+
+def test_a_parameter_of_another_size_is_refused_with_its_name(tmp_path):
+    path = saved(tmp_path, parameters())
+    tensors = {**parameters(), "a": torch.zeros(11)}
+    with pytest.raises(ScalerError, match="a has 10 elements there and 11 in this model; it is another model's"):
+        checkpoint.fill(pieces(tensors), path, checkpoint.read_manifest(path))
+
+
+def test_a_kind_of_state_that_is_in_no_file_is_refused(tmp_path):
+    path = saved(tmp_path, parameters())
+    target = [Piece("a", 0, 10, {"momentum_buffer": torch.zeros(10)})]
+    with pytest.raises(ScalerError, match="10 elements of momentum_buffer of a are in none of its files"):
+        checkpoint.fill(target, path, checkpoint.read_manifest(path))
+
+
+def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
+    tensors = parameters()
+    kept = Checkpoints(tmp_path, ALONE, 1, None)
+    kept.begin(list(pieces(tensors)), {"step": 2}, PROBE, asynchronous=True)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert kept.commit() is None
+    kept.close()
+    found = parameters(seed=1)
+    checkpoint.fill(pieces(found), tmp_path / "step_00000002", checkpoint.read_manifest(tmp_path / "step_00000002"))
+    assert torch.equal(found["a"], parameters()["a"])
+
+
+def test_pointers_and_retention(tmp_path):
+    for step in range(1, 10):
+        saved(tmp_path, parameters(), step, keep_last=2, keep_every=4, best_step=3 if step >= 3 else None)
+    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [9, 8, 4, 3]
+    assert (tmp_path / "latest").resolve().name == "step_00000009"
+    assert (tmp_path / "best").resolve().name == "step_00000003"
+
+
+def test_half_written_ones_are_no_checkpoints_and_go(tmp_path):
+    saved(tmp_path, parameters())
+    for name in ("step_00000002.partial", "step_00000003.removed.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rank_00000.safetensors").write_bytes(b"half")
+    kept = Checkpoints(tmp_path, ALONE, 1, None)
+    kept.clear_partial()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
+    assert kept.newest(print) == tmp_path / "step_00000001"
+    kept.close()
+
+
+def test_the_newest_but_so_many(tmp_path):
+    for step in (1, 2, 3):
+        saved(tmp_path, parameters(), step)
+    kept = Checkpoints(tmp_path, ALONE, 9, None)
+    assert [checkpoint.step_of(kept.newest(print, skip)) for skip in (0, 1, 2, 3)] == [3, 2, 1, 1]
+    assert Checkpoints(tmp_path / "none", ALONE, 9, None).newest(print) is None
+    kept.close()
+
+
+def test_a_manifest_of_another_format_is_refused(tmp_path):
+    path = saved(tmp_path, parameters())
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(ScalerError, match="no checkpoint of format 1"):
+        checkpoint.read_manifest(path)
+
+
+def test_a_file_that_its_rank_wrote_elsewhere_is_named(tmp_path, monkeypatch):
+    write = checkpoint._write
+    monkeypatch.setattr(checkpoint, "_write", lambda path, content: {**write(path, content), "name": "rank_9"})
+    kept = Checkpoints(tmp_path, ALONE, 1, None)
+    kept.begin(list(pieces(parameters())), {"step": 1}, PROBE, asynchronous=False)
+    assert "the run folder must be on a disk that all nodes share" in str(kept.commit())
+    assert list(tmp_path.iterdir()) == []
+    kept.close()
+
+
+def test_progress_notes_the_best_evaluation_and_how_long_ago_it_was():
+    progress = Progress()
+    for step, loss in enumerate((3.0, 2.0, 2.5, 2.0)):
+        progress.step = step
+        progress.judge_evaluation(loss)
+    assert (progress.best_step, progress.best_loss, progress.worse) == (1, 2.0, 2)
+    assert progress.waited(2) and not progress.waited(3) and not progress.waited(None)

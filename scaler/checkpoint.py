@@ -280,6 +280,14 @@ class Checkpoints:
         path.rename(doomed)
         self._thread.submit(shutil.rmtree, doomed, ignore_errors=True)
 
+    def forget_after(self, step: int) -> None:
+        """Remove what was saved after a step that the run has gone back to: it is no longer a part of it."""
+        if self.world.is_first:
+            for path in found(self.folder):
+                if step_of(path) > step:
+                    self._remove(path)
+        gathered(None, self.world)
+
     def _point(self, name: str, target: Path) -> None:
         beside = self.folder / (name + PARTIAL)
         beside.unlink(missing_ok=True)
@@ -402,7 +410,7 @@ def _write(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     try:
         save_file(dict(content), path)
     except SafetensorError as error:  # a full disk among others, and no OSError
-        raise ScalerError(f"{path}: cannot be written ({error})") from error
+        raise ScalerError(f"{path}: cannot be written ({error}); look at the disk, and free some space") from error
     _sync(path)
     # the checksum is of what the disk gives back
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}

@@ -30,10 +30,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 
 
 # The state that an optimizer keeps for each weight, by its own names.
-STATE_KINDS: dict[type, tuple[str, ...]] = {
-    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
-    torch.optim.SGD: ("momentum_buffer",),
-}
+STATE_KINDS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 def join(world: World) -> None:
@@ -93,6 +90,8 @@ class Engine:
     def __init__(self, model: nn.Module, settings: Optimizer, resolved: dict[str, Any]) -> None:
         self.watch: Callable[[str], None] = lambda doing: None
         self.optimizer = optimizer = make_optimizer(model, settings)
+        without = settings.name == "sgd" and settings.momentum == 0
+        self._state_kinds = () if without else STATE_KINDS[settings.name]
         self.stage = ds_config.zero_stage(resolved)
         self.bf16 = bool(resolved["bf16"].get("enabled"))
         self.clipping = float(resolved.get("gradient_clipping", 0.0))
@@ -210,7 +209,7 @@ class Engine:
         tensors = {WEIGHT: holder}
         if updates:
             state = self.optimizer.state[holder]
-            for kind in STATE_KINDS[type(self.optimizer)]:
+            for kind in self._state_kinds:
                 if state.get(kind) is None:
                     state[kind] = torch.zeros_like(holder)
                 tensors[kind] = state[kind]

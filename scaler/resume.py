@@ -169,6 +169,7 @@ class Saves:
             raise AssertionError(problem)
         before = restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
         before.consumed_rows = progress.consumed_rows
+        self.checkpoints.forget_after(before.step)
         self.saved_at = before.step
         return before
 

@@ -22,6 +22,7 @@ from scaler.manifests import read_json, write_json
 from scaler.world import World
 
 RECIPE, DS_CONFIG, ENVIRONMENT, STATE = "recipe.yaml", "ds_config.json", "environment.json", "state.json"
+LOCK = ".lock"
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "safetensors", "scaler")
 _SOURCE = Path(__file__).resolve().parent
 
@@ -35,7 +36,8 @@ def choose(asked: Path | None, name: str) -> Path:
         in_the_way = next((above for above in asked.parents if above.exists()), Path())
         if not in_the_way.is_dir():
             raise ScalerError(f"--run_dir {asked}: {in_the_way} is a file; name another folder")
-        if asked.exists() and not is_run(asked) and (not asked.is_dir() or any(asked.iterdir())):
+        # a start that was killed at once leaves no more than its lock
+        if asked.exists() and not is_run(asked) and (not asked.is_dir() or {p.name for p in asked.iterdir()} - {LOCK}):
             raise ScalerError(f"--run_dir {asked}: is neither new nor a run (no {RECIPE}); name another")
         return asked
     candidate, number = Path("runs") / name, 1
@@ -57,7 +59,7 @@ def lock(folder: Path) -> IO[str]:
     """
     with naming_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w", encoding="utf-8")
+        file = (folder / LOCK).open("w", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -121,7 +123,8 @@ def add_attempt(folder: Path, attempt: dict[str, Any]) -> None:
 
 def set_state(folder: Path, state: str, **more: Any) -> None:
     """Say how the run stands: "running", "stopped" (goes on when started again), "finished" or "failed"."""
-    write_json(folder / STATE, {"state": state, **more, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    with naming_full_disk(folder):
+        write_json(folder / STATE, {"state": state, **more, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
 @contextlib.contextmanager
@@ -131,7 +134,7 @@ def telling_failure(folder: Path | None) -> Iterator[None]:
         yield
     except ScalerError as error:
         if folder is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ScalerError):
                 set_state(folder, "failed", why=str(error))
         raise
 

@@ -147,7 +147,7 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     this = replace(this, run_dir=world.gathered(this.run_dir, here)[0])
     recipe, training, run_dir = this.recipe, this.recipe.training, this.run_dir
     say = functools.partial(print, flush=True) if here.is_first else lambda *_, **__: None
-    if world.attempt(lambda: run_folder.state(run_dir), here).get("state") == "finished":
+    if world.attempt(lambda: run_folder.state(run_dir), here).get("state") == "finished" and not this.changes:
         say(f"{run_dir}: this run is finished; its model is in {run_dir / 'export'}; name another --run_dir")
         return None
     world.attempt(lambda: engines.check(this.resolved, this.ds_config_file), here)

@@ -22,7 +22,7 @@ RANKS, CONFIGS = (2, 3, 4), ("zero1", "zero2", "zero3")
 WAYS = ("kill one", "kill all", "power cut in a save", "SIGTERM", "SIGUSR1", "STOP file")
 POLITE = ("SIGTERM", "SIGUSR1", "STOP file")  # the run saves, and loses nothing
 STEP_SECONDS, WRITE_SECONDS = 0.02, 0.15
-START_SECONDS = 180.0
+START_SECONDS, END_SECONDS, TRAIN_SECONDS = 180.0, 120.0, 3600.0
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Job:
             time.sleep(0.002)
         return True
 
-    def wait(self) -> list[int | None]:
-        """The exit statuses of all ranks."""
-        return ended(self.ranks)
+    def wait(self, seconds: float) -> list[int | None]:
+        """The exit statuses of all ranks; None for one that did not end in time."""
+        return ended(self.ranks, seconds)
 
 
 def slow(step_file: Path) -> None:
@@ -105,7 +105,7 @@ def interrupt(job: Job, way: str, run: Path, chance: random.Random) -> None:
         (run / "STOP").touch()
     else:
         os.kill(chance.choice(job.ranks).pid, getattr(signal, way))
-    statuses = job.wait()
+    statuses = job.wait(END_SECONDS)
     if way in POLITE:
         assert statuses == [0] * len(job.ranks), f"{way}: {statuses}; see {job.log}"
     else:
@@ -124,7 +124,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
     for name, ranks in (("alone", 2), ("alone on three", 3)):
         (folder / f"{name}-log").mkdir(parents=True)
         job = Job(ranks, "zero2", folder / f"{name}-log" / "step", started[name])
-        assert job.wait() == [0] * ranks, f"see {job.log}"
+        assert job.wait(TRAIN_SECONDS) == [0] * ranks, f"see {job.log}"
 
     done: list[Interruption] = []
     (folder / "interrupted-log").mkdir()
@@ -134,7 +134,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
         config = chance.choice(CONFIGS)
         job = Job(ranks, config, folder / "interrupted-log" / "step", started["interrupted"])
         if not job.wait_for(0):
-            assert job.wait() == [0] * ranks, f"see {job.log}"
+            assert job.wait(TRAIN_SECONDS) == [0] * ranks, f"see {job.log}"
             break
         resumed = job.step()
         if done:
@@ -142,7 +142,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
             print(json.dumps({**asdict(done[-1]), "lost": done[-1].lost}), flush=True)
             assert resumed == done[-1].saved, "the newest whole checkpoint was not the one that was used"
         if len(done) >= interruptions:
-            assert job.wait() == [0] * ranks, f"see {job.log}"
+            assert job.wait(TRAIN_SECONDS) == [0] * ranks, f"see {job.log}"
             break
         # so far that the run lasts for all of them
         target = resumed + chance.randint(1, max(2, 2 * (steps - resumed) // (interruptions - len(done) + 1)))

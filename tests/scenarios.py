@@ -107,13 +107,16 @@ def both(*patches: Callable[[], None]) -> Callable[[], None]:
     return patch
 
 
-def with_dropout(scene: Scene):
-    """Interrupted and not, at one world size."""
-    dropout = ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
-    scene.start(*dropout, run="alone")
-    interrupted = before_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM), rank=1)
-    statuses = scene.start(*dropout, patch=interrupted), scene.start(*dropout)
-    return {**scene.facts(*statuses), "alone": scene.facts(run="alone")["metrics.jsonl"]}
+def interrupted_with(*settings: str) -> Callable[[Scene], dict[str, Any]]:
+    """A scenario: interrupted and not, at one world size, with these settings."""
+
+    def scenario(scene: Scene) -> dict[str, Any]:
+        scene.start(*settings, run="alone")
+        interrupted = before_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM), rank=1)
+        statuses = scene.start(*settings, patch=interrupted), scene.start(*settings)
+        return {**scene.facts(*statuses), "alone": scene.facts(run="alone")["metrics.jsonl"]}
+
+    return scenario
 
 
 def second_ctrl_c(scene: Scene):
@@ -127,6 +130,12 @@ def second_ctrl_c(scene: Scene):
 def finished(scene: Scene):
     first = scene.start(ranks=1)
     return scene.facts(first, scene.start(ranks=1))
+
+
+def longer(scene: Scene):
+    """A finished run is given more steps."""
+    first = scene.start("training.steps=12", ranks=1)
+    return scene.facts(first, scene.start("--allow_changes", ranks=1))
 
 
 def occupied(scene: Scene):
@@ -356,11 +365,14 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     **{
         scenario.__name__: scenario
         for scenario in (
-            *(alone, kept, repeated, stopped, with_dropout, second_ctrl_c, finished, occupied),
+            *(alone, kept, repeated, stopped, second_ctrl_c, finished, longer, occupied),
             *(skipped, went_back, gave_up, spike, spike_back, early, hang, frozen, killed),
             *(full_disk_once, full_disk, read_only, folder_removed, file_in_the_way, all_damaged),
         )
     },
+    "dropout": interrupted_with("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"),
+    "sgd": interrupted_with("optimizer.name=sgd", "optimizer.learning_rate=0.1"),
+    "sgd_without_momentum": interrupted_with("optimizer.name=sgd", "optimizer.momentum=0"),
     "flipped_byte": damage(flip),
     "missing_file": damage(lambda path: (path / "rank_00000.safetensors").unlink()),
     "missing_manifest": damage(lambda path: (path / "manifest.json").unlink()),

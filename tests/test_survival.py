@@ -89,7 +89,9 @@ def test_stopped(outcome, outcomes):
     assert len(lines(outcome, "resumed from")) == 4
 
 
-def test_with_dropout(outcome):
+@pytest.mark.parametrize("outcome", ["dropout", "sgd", "sgd_without_momentum"], indirect=True)
+def test_at_an_equal_world_size_an_interruption_changes_no_bit(outcome):
+    assert outcome["statuses"] == [[0, 0]] * 2 and "stopped by SIGTERM after step 10" in outcome["said"]
     assert series(outcome, "train_loss") == [r["train_loss"] for r in outcome["alone"] if "train_loss" in r]
 
 
@@ -101,6 +103,14 @@ def test_second_ctrl_c(outcome):
 def test_finished(outcome):
     assert outcome["statuses"] == [[0], [0]] and "this run is finished" in outcome["said"]
     assert len(outcome["environment.json"]["attempts"]) == 1
+
+
+def test_longer(outcome):
+    assert outcome["statuses"] == [[0], [0]] and came_to_its_end(outcome)
+    assert "changed, as asked for: training.steps: 12 -> 24" in outcome["said"]
+    assert [record["step"] for record in outcome["metrics.jsonl"] if "train_loss" in record] == list(
+        range(1, STEPS + 1)
+    )
 
 
 def test_occupied(outcome):
@@ -141,6 +151,7 @@ def test_gave_up(outcome):
     assert verdicts.count("back to a checkpoint") == 2 and verdicts[-1] == "run stopped"
     # the first return is to the newest checkpoint, the second to the one before
     assert [re.search(r"step_0+(\d)", line)[1] for line in lines(outcome, "resumed from")] == ["6", "0"]
+    assert outcome["checkpoints"] == [0]  # the later one is no part of the run any more
     assert len(lines(outcome)) == 1 and "lower optimizer.learning_rate" in lines(outcome)[0]
 
 

@@ -124,6 +124,7 @@ class Saves:
         self.engine, self.job, self.checkpoints, self.here, self.say = engine, job, checkpoints, here, say
         self.saved_at = saved_at
         self.failed = 0  # in a row
+        self._has_one = saved_at is not None
         self.on_saved: Callable[[int, float], None] = lambda step, stall_seconds: None
         self._stall_seconds = 0.0
 
@@ -142,7 +143,7 @@ class Saves:
     def commit(self) -> None:
         """Make a checkpoint of what all ranks have written since `begin`, if anything.
 
-        Raises: ScalerError after too many failures in a row.
+        Raises: ScalerError after too many failures in a row; at once where there is no checkpoint yet.
         """
         if not self.checkpoints.pending:
             return
@@ -150,14 +151,14 @@ class Saves:
         problem = self.checkpoints.commit()
         self._stall_seconds += time.perf_counter() - clock
         if problem is None:
-            self.failed = 0
+            self.failed, self._has_one = 0, True
             self.on_saved(step, self._stall_seconds)
             return
         self.failed, self.saved_at = self.failed + 1, None
         said = f"the checkpoint of step {step} could not be saved: {problem}"
-        if self.failed >= self.job.recipe.faults.failed_saves:
+        if not self._has_one or self.failed >= self.job.recipe.faults.failed_saves:
             world.agree_or_raise(f"{said}; {self.failed} in a row; training stopped", self.here)
-        self.say(f"{said}; training goes on, and tries again after {self.job.recipe.checkpoint.every} steps")
+        self.say(f"{said}; the one before stays, and the next try is after {self.job.recipe.checkpoint.every} steps")
 
     def go_back(self, progress: Progress, skip: int) -> Progress:
         """Return to the newest whole checkpoint but `skip`, and step over the rows since then."""

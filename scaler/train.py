@@ -328,6 +328,11 @@ def loop(running: Running) -> str | None:
         if saves.saved_at != running.progress.step and not judge.skipped:
             saves.begin(running.progress, asynchronous=False)
         saves.commit()
+        if stopped_by and saves.saved_at is None:
+            problem = (
+                f"stopped by {stopped_by}, and could not save; --run_dir {running.run_dir} goes on from the one before"
+            )
+            world.agree_or_raise(problem, here)
     if stopped_by and here.is_first:
         requests.honoured()
     return stopped_by if running.goes_on else None
@@ -347,8 +352,8 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
             run_folder.set_state(run_dir, "stopped", step=progress.step, steps=steps, by=stopped_by)
             running.log.close()
         running.say(
-            f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, and saved; "
-            f"the same command with --run_dir {run_dir} goes on"
+            f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, saved at step "
+            f"{running.saves.saved_at:,}; the same command with --run_dir {run_dir} goes on"
         )
     else:
         if progress.step < steps:

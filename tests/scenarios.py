@@ -275,6 +275,11 @@ def full_disk(scene: Scene):
     return scene.facts(scene.start(patch=failing_writes(100, errno.ENOSPC)))
 
 
+def stopped_on_a_full_disk(scene: Scene):
+    act = before_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM), rank=0)
+    return scene.facts(scene.start(patch=both(failing_writes(100, errno.ENOSPC, after=2), act)))
+
+
 def read_only(scene: Scene):
     return scene.facts(scene.start(patch=failing_writes(100, errno.EROFS, after=0)))
 
@@ -367,7 +372,15 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
         for scenario in (
             *(alone, kept, repeated, stopped, second_ctrl_c, finished, longer, occupied),
             *(skipped, went_back, gave_up, spike, spike_back, early, hang, frozen, killed),
-            *(full_disk_once, full_disk, read_only, folder_removed, file_in_the_way, all_damaged),
+            *(
+                full_disk_once,
+                full_disk,
+                stopped_on_a_full_disk,
+                read_only,
+                folder_removed,
+                file_in_the_way,
+                all_damaged,
+            ),
         )
     },
     "dropout": interrupted_with("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"),

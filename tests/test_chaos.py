@@ -23,6 +23,6 @@ def test_a_run_interrupted_six_times_is_the_run_left_alone(tiny_recipe_file, run
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads(done.stdout[done.stdout.index("{\n") :])
     assert figures["interruptions"] == 6 and figures["final step"] == 60
-    assert len(set(figures["digest of rows and masks"])) == 1
+    assert len(set(figures["digests of rows and masks"])) == 1
     if way_of_saving == "synchronous":
         assert figures["most steps lost"] <= 6

@@ -221,8 +221,14 @@ def test_full_disk(outcome):
     assert "the disk is full" in lines(outcome)[0]
 
 
+def test_stopped_on_a_full_disk(outcome):
+    assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == [6, 0]
+    assert "stopped by SIGTERM, and could not save" in lines(outcome)[0]
+
+
 def test_read_only(outcome):
-    """Found before the first step, and tried again; the run stops with a line after three times."""
+    """Found before the first step."""
+    assert series(outcome, "train_loss") == []
     assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == []
     assert "not writable" in lines(outcome)[0]
 

@@ -8,6 +8,7 @@ parameter it starts. So a rank of another run reads the stretches that it holds 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -91,7 +92,7 @@ class Progress:
 
     def judge_evaluation(self, loss: float) -> None:
         """Note a held-out loss of this step."""
-        if self.best_loss is None or loss < self.best_loss:
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self.worse = loss, self.step, 0
         else:
             self.worse += 1

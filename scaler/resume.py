@@ -176,7 +176,9 @@ class Saves:
 
     def best(self, progress: Progress) -> Progress:
         """Return to the checkpoint of the lowest held-out loss, if it is there."""
-        path = self.checkpoints.path(cast(int, progress.best_step))
+        if progress.best_step is None:
+            return progress
+        path = self.checkpoints.path(progress.best_step)
         problem = self.checkpoints.damage(path)
         if problem is not None:
             self.say(f"{problem}; the last weights are taken and not the best")

@@ -357,7 +357,7 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
         )
     else:
         if progress.step < steps:
-            running.say(f"stopped early: {progress.worse} evaluations, and none under {progress.best_loss:.4f}")
+            running.say(f"stopped early: {progress.worse} evaluations, and none under {progress.best_loss}")
             running.progress = running.saves.best(progress)
         measured = evaluated(running)
         state = running.engine.full_state()

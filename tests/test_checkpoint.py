@@ -152,7 +152,7 @@ def test_a_file_that_its_rank_wrote_elsewhere_is_named(tmp_path, monkeypatch):
 
 def test_progress_notes_the_best_evaluation_and_how_long_ago_it_was():
     progress = Progress()
-    for step, loss in enumerate((3.0, 2.0, 2.5, 2.0)):
+    for step, loss in enumerate((float("nan"), 2.0, 2.5, 2.0)):
         progress.step = step
         progress.judge_evaluation(loss)
     assert (progress.best_step, progress.best_loss, progress.worse) == (1, 2.0, 2)

@@ -360,6 +360,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ScalerError(f"{path / MANIFEST}: missing or damaged") from error
     if not isinstance(content, dict) or content.get("kind") != "checkpoint" or content.get("format") != FORMAT:
         raise ScalerError(f"{path / MANIFEST}: no checkpoint of format {FORMAT}")
+    missing = [name for name in ("step", "sizes", "fingerprint", "files") if name not in content]
+    if missing:
+        raise ScalerError(f"{path / MANIFEST}: has no {missing[0]!r}")
     return content
 
 
@@ -382,7 +385,10 @@ def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> No
     for record in manifest["files"]:
         if record["name"] == PROBE:
             continue
-        file = safe_open(path / record["name"], framework="pt")
+        try:
+            file = safe_open(path / record["name"], framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ScalerError(f"{path / record['name']}: not readable ({error}); start again") from error
         for key in file.keys():  # noqa: SIM118  (no mapping)
             kind, _, rest = key.partition("/")
             name, _, start = rest.rpartition("/")

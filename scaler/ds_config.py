@@ -109,6 +109,8 @@ def resolve(
         raise ScalerError(f"{path}: fp16 is not supported, for it needs loss scaling; use bf16, or fp32")
     if content.get("zero_optimization", {}).get("round_robin_gradients"):
         raise ScalerError(f"{path}: round_robin_gradients gives wrong weights on export (DeepSpeed 0.19); remove it")
+    if content.get("zero_optimization", {}).get("compute_grad_norm") is False:
+        raise ScalerError(f"{path}: compute_grad_norm=false leaves no norm, by which bad batches are told; remove it")
     resolved = {name: value for name, value in content.items() if name != "fp16"}
     solved = {
         "train_batch_size": (batch.rows, "training.rows"),

@@ -62,15 +62,16 @@ def resolve(arguments: argparse.Namespace, here: World) -> Job:
     began_with = arguments.run_dir / run_folder.RECIPE if resumes else None
     name = arguments.recipe or (str(began_with) if resumes else DEFAULT_RECIPE)
     settings = recipe.load(name, arguments.overrides)
-    path = arguments.deepspeed_config or _configuration_beside(recipe.find(name))
+    path = arguments.deepspeed_config or _configuration_beside(began_with or recipe.find(name))
     batch = ds_config.solve_batch(settings.training.rows, here.size, settings.training.max_micro_rows)
     asked = ds_config.read(path)
     native_bf16 = ds_config.bf16_is_native(world.device(here))
     resolved = ds_config.resolve(asked, path, settings, batch, native_bf16)
     changes: tuple[str, ...] = ()
     if began_with is not None:
-        before = recipe.load(str(began_with)).to_plain()
-        changes = compare(began_with, before, settings.to_plain(), arguments.allow_changes)
+        before = {**recipe.load(str(began_with)).to_plain(), **_of_learning(_configuration_beside(began_with))}
+        now = {**settings.to_plain(), **_of_learning(path)}
+        changes = compare(began_with, before, now, arguments.allow_changes)
     data = prepared.open_prepared(settings)
     config = model.configuration(settings.model, data.vocabulary, settings.tokenizer.vocab_size, settings.data.seq_len)
     rows = {split: data.rows(split, settings, model.first_position(config)) for split in ("train", "heldout")}
@@ -81,6 +82,11 @@ def resolve(arguments: argparse.Namespace, here: World) -> Job:
 def _configuration_beside(recipe_file: Path) -> Path:
     beside = recipe_file.parent / run_folder.DS_CONFIG
     return beside if recipe_file.name == run_folder.RECIPE and beside.is_file() else DEFAULT_DS_CONFIG
+
+
+def _of_learning(path: Path) -> dict[str, Any]:
+    """What a DeepSpeed configuration says of learning itself."""
+    return {"gradient_clipping": ds_config.read(path).get("gradient_clipping", 0.0)}
 
 
 def compare(origin: Path, before: dict[str, Any], now: dict[str, Any], allowed: bool) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def _commit() -> str | None:
 def add_attempt(folder: Path, attempt: dict[str, Any]) -> None:
     """Write a start of the run into environment.json, behind the earlier ones."""
     path = folder / ENVIRONMENT
-    attempts = read_json(path)["attempts"] if path.is_file() else []
+    attempts = read_json(path).get("attempts", []) if path.is_file() else []
     write_json(path, {"attempts": [*attempts, attempt]})
 
 

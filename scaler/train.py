@@ -344,7 +344,7 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
     running = start(arguments, here, engines)
     if running is None:
         return
-    this, run_dir, steps = running.job, running.run_dir, running.job.recipe.training.steps
+    run_dir, steps = running.run_dir, running.job.recipe.training.steps
     stopped_by = loop(running)
     progress = running.progress
     if stopped_by:
@@ -363,36 +363,37 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
         state = running.engine.full_state()
         if running.log:
             with naming_full_disk(run_dir):
-                finish(this, here, running.log, state, measured, running.unigram, time.perf_counter() - started)
+                finish(running, running.log, state, measured, time.perf_counter() - started)
                 run_folder.set_state(run_dir, "finished", step=progress.step, steps=steps)
     running.saves.checkpoints.close()
     running.engine.close()
 
 
 def finish(
-    this: Job,
-    here: world.World,
+    running: Running,
     log: metrics.RunLog,
     state: dict[str, torch.Tensor],
     measured: evaluate.HeldOut,
-    unigram: float,
     seconds: float,
 ) -> None:
     """Write the picture, the export and its card; the first rank's last act."""
-    recipe, training, manifest = this.recipe, this.recipe.training, this.data.manifest
+    this, here, unigram, progress = running.job, running.here, running.unigram, running.progress
+    recipe, manifest = this.recipe, this.data.manifest
+    if not log.series("heldout_loss")[0]:  # somebody has removed the log
+        log.write(progress.step, **measured.records("heldout"))
     picture = log.draw(unigram)
     log.close()
     sources = ", ".join(str(source["source"]) for source in manifest.sources)
-    steps, losses = log.series("train_loss")
+    _, losses = log.series("train_loss")
     card = model_card(
         recipe,
         {
             "held-out loss": f"{measured.loss:.3f} nats over {measured.tokens:,} masked tokens",
             "unigram entropy of the same tokens": f"{unigram:.3f} nats",
             "held-out masked accuracy": f"{measured.masked_accuracy:.2%}",
-            "training loss, last logged": f"{losses[-1]:.3f} nats",
-            "optimizer steps": f"{steps[-1]:,}",
-            "tokens seen": f"{steps[-1] * training.rows * recipe.data.seq_len:,}",
+            "training loss, last logged": f"{losses[-1]:.3f} nats" if losses else "not logged",
+            "optimizer steps": f"{progress.step:,}",
+            "tokens seen": f"{progress.consumed_rows * recipe.data.seq_len:,}",
             "time": f"{metrics.duration(seconds)} on {here.size} ranks, since the last start",
         },
         f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "

@@ -342,6 +342,24 @@ def changed(*settings: str, allowed: bool = False) -> Callable[[Scene], dict[str
     return scenario
 
 
+def other_clipping(scene: Scene):
+    interrupted_copy(scene)
+    content = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    config = scene.folder / "mine.json"
+    config.write_text(json.dumps({**content, "gradient_clipping": 0.5}))
+    arguments = ["--run_dir", scene.folder / "run", "--deepspeed_config", config]
+    return scene.facts(ended(forked(2, arguments, scene.log)))
+
+
+def log_removed(scene: Scene):
+    """The last checkpoint is there, the export and the log are not."""
+    run = scene.folder / "run"
+    shutil.copytree(scene.folder.parent / "alone" / "run", run, symlinks=True)
+    (run / "state.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    return scene.facts(ended(forked(2, ["--run_dir", run], scene.log)))
+
+
 def checkpoint_of(*settings: str) -> Callable[[Scene], dict[str, Any]]:
     """A scenario: the checkpoint of a run with other settings lies in the folder of this one."""
 
@@ -394,6 +412,9 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "wrong_probe_loss": damage(spoil(lambda manifest: manifest.update(probe_loss=1.5))),
     "other_tokenizer": damage(spoil(lambda manifest: manifest.update(tokenizer_xxh3="0" * 32))),
     "other_rows": damage(spoil(lambda manifest: manifest.update(rows_xxh3="0" * 32))),
+    "manifest_without_files": damage(spoil(lambda manifest: manifest.pop("files"))),
+    "other_clipping": other_clipping,
+    "log_removed": log_removed,
     "other_seed": changed("seed=5"),
     "other_seed_allowed": changed("seed=5", allowed=True),
     "other_batch": changed("training.rows=24"),

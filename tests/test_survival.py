@@ -249,6 +249,7 @@ def test_file_in_the_way(outcome):
     [
         ("flipped_byte", "step_00000018/rank_00001.safetensors: its checksum is not the manifest's"),
         ("missing_file", "step_00000018/rank_00000.safetensors: missing"),
+        ("manifest_without_files", "step_00000018/manifest.json: has no 'files'"),
         ("missing_manifest", "step_00000018/manifest.json: missing or damaged"),
         ("cut_file", "step_00000018/rank_00000.safetensors: 1000 bytes where"),
     ],
@@ -270,6 +271,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(outcome, named
         ("other_tokenizer", "made with the tokenizer 00000000"),
         ("other_rows", "trained on other rows than"),
         ("other_seed", "recipe.yaml: the run began with seed=0, and now it is 5"),
+        ("other_clipping", "recipe.yaml: the run began with gradient_clipping=1.0, and now it is 0.5"),
         ("other_batch", "recipe.yaml: the run began with training.rows=12, and now it is 24"),
         ("other_model_allowed", "recipe.yaml: the run has model.hidden_size=32, and not 64; name another --run_dir"),
         ("checkpoint_of_another_model", "manifest.json: the run has model.intermediate_size=128, and not 64"),
@@ -294,6 +296,10 @@ def test_what_cannot_go_on_is_refused_in_one_line(outcome, said):
 def test_a_change_that_was_asked_for_is_made_and_said(outcome, said, rows):
     assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
     assert said in outcome["said"] and outcome["manifest"]["progress"]["consumed_rows"] == rows
+
+
+def test_log_removed(outcome):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
 
 
 def test_other_intervals(outcome, outcomes):

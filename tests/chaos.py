@@ -23,6 +23,7 @@ RANKS, CONFIGS = (2, 3, 4), ("zero1", "zero2", "zero3")
 WAYS = ("kill one", "kill all", "power cut in a save", "SIGTERM", "SIGUSR1", "STOP file")
 POLITE = ("SIGTERM", "SIGUSR1", "STOP file")  # the run saves, and loses nothing
 HELDOUT_NATS = 0.01
+MARGIN = 20  # steps before the end, in which nothing more happens
 STEP_SECONDS, WRITE_SECONDS = 0.02, 0.15
 START_SECONDS, END_SECONDS, TRAIN_SECONDS = 180.0, 120.0, 3600.0
 
@@ -90,6 +91,7 @@ def slow(step_file: Path) -> None:
         return train_batch(engine, this, progress, here)
 
     checkpoint._write, train.train_batch = slow_write, told_batch
+    train.stop._FILE_SECONDS = 0.0
 
 
 def interrupt(job: Job, way: str, run: Path, chance: random.Random) -> None:
@@ -137,6 +139,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
         job = Job(ranks, config, folder / "interrupted-log" / "step", started["interrupted"])
         if not job.wait_for(0):
             assert job.wait(TRAIN_SECONDS) == [0] * ranks, f"see {job.log}"
+            done.pop()  # the run came to its end before it could be stopped
             break
         resumed = job.step()
         if done:
@@ -148,7 +151,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
             break
         # so far that the run lasts for all of them
         target = resumed + chance.randint(1, max(2, 2 * (steps - resumed) // (interruptions - len(done) + 1)))
-        if not job.wait_for(min(target, steps - 1)):
+        if not job.wait_for(min(target, steps - MARGIN)):
             break
         way = chance.choice(WAYS)
         before = [checkpoint.step_of(path) for path in checkpoint.found(run / "checkpoints")]

@@ -14,10 +14,11 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -31,6 +32,7 @@ from scaler.world import World, agree_or_raise, gathered
 FORMAT = 1
 WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
 # precision; other kinds are the optimizer's names of its state
+MOMENTUM = "momentum_buffer"  # of SGD, which can be switched on and off
 PARTIAL = ".partial"
 PROBE = "probe.safetensors"
 _CHUNK = 1 << 20  # elements that are hashed at once
@@ -140,12 +142,17 @@ class Checkpoints:
         folder: on a disk that all ranks see.
         keep_last: so many of the newest stay.
         keep_every: those whose step is a multiple of it stay, too.
+
+    Attributes:
+        best_step: of the checkpoint that stays beside them.
+        watch: is told that it goes on while a write takes long.
     """
 
     def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
         self.folder, self.world = folder, world
         self.keep_last, self.keep_every = keep_last, keep_every
         self.best_step: int | None = None
+        self.watch: Callable[[str], None] = lambda doing: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._staged: dict[str, torch.Tensor] = {}
         self._write: Future[dict[str, Any]] | None = None
@@ -178,7 +185,7 @@ class Checkpoints:
             {name: tensor.contiguous() for name, tensor in probe.items()} if self.world.is_first else {},
         )
         if not asynchronous:
-            self._write.exception()
+            self._wait()
 
     def _stage(self, piece: Piece) -> Piece:
         copies = {}
@@ -218,12 +225,18 @@ class Checkpoints:
         """This rank has written its part, or failed to."""
         return self._write is None or self._write.done()
 
+    def _wait(self) -> None:
+        while not all(gathered(self.done, self.world)):
+            self.watch("writing a checkpoint")
+            futures.wait([self._write] if self._write else [], timeout=1.0)
+
     def commit(self) -> str | None:
         """Wait for all ranks' parts and make them a checkpoint, or remove them.
 
         Returns: what went wrong, the same on every rank, or None.
         """
         assert self._write is not None
+        self._wait()
         write, self._write = self._write, None
         record: dict[str, Any] = {}
         try:
@@ -270,11 +283,13 @@ class Checkpoints:
         self._point("latest", final)
         if self.best_step is not None and self.path(self.best_step).exists():
             self._point("best", self.path(self.best_step))
-        steps = [step_of(path) for path in found(self.folder)]
-        for number, old in enumerate(steps):
-            is_nth = self.keep_every is not None and old % self.keep_every == 0
-            if number >= self.keep_last and not is_nth and old != self.best_step:
-                self._remove(self.path(old))
+        paths = found(self.folder)
+        # what a run that has to go back to one of the kept ones calls its best, stays, too
+        best = {self.best_step, *map(_best_step, paths[: self.keep_last])}
+        for path in paths[self.keep_last :]:
+            is_nth = self.keep_every is not None and step_of(path) % self.keep_every == 0
+            if not is_nth and step_of(path) not in best:
+                self._remove(path)
 
     def _remove(self, path: Path) -> None:
         doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that half of one never looks like a whole one
@@ -305,22 +320,23 @@ class Checkpoints:
     # ---- reading
 
     def newest(self, say: Callable[[str], None], skip: int = 0) -> Path | None:
-        """The newest whole checkpoint but `skip`, or None where there are none at all; damaged ones are said.
+        """The newest whole checkpoint but `skip`, or the oldest. None: there are none. Damaged ones are said.
 
         Raises: ScalerError where all are damaged.
         """
         paths = gathered(found(self.folder) if self.world.is_first else None, self.world)[0]
-        problem = None
+        whole: Path | None = None
         for path in paths:
             problem = self.damage(path)
-            if problem is None and skip <= 0:
-                return Path(path)
-            if problem is None:
-                skip -= 1
-            else:
+            if problem is not None:
                 say(f"{problem}; this checkpoint is left out, and the one before is used")
-        if problem is None and paths:
-            return Path(paths[-1])
+                continue
+            whole = path
+            skip -= 1
+            if skip < 0:
+                break
+        if whole is not None:
+            return whole
         nothing = f"{self.folder}: no checkpoint is whole; remove the folder to train from the beginning"
         agree_or_raise(nothing if paths else None, self.world)
         return None
@@ -366,6 +382,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return content
 
 
+def _best_step(path: Path) -> int | None:
+    try:
+        progress = read_manifest(path).get("progress", {})
+    except ScalerError:
+        return None
+    return cast("int | None", progress.get("best_step"))
+
+
 def _check(path: Path, record: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise ScalerError(f"{path}: missing")
@@ -402,6 +426,9 @@ def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> No
                 "model; it is another model's checkpoint: use the recipe that the run began with"
             )
         for kind, tensor in piece.tensors.items():
+            if kind == MOMENTUM and kind not in manifest["fingerprint"]:
+                tensor.zero_()
+                continue
             missing = len(tensor)
             for start, length, file, key in stored.get((kind, piece.name), []):
                 begin, end = max(start, piece.start), min(start + length, piece.start + len(tensor))

@@ -102,15 +102,7 @@ def resolve(
 
     Returns: a configuration without "auto", ready for DeepSpeed.
     """
-    for name, owner in OWNED_BY_RECIPE.items():
-        if name in content:
-            raise ScalerError(f"{path}: {name!r} belongs to {owner} of the recipe ({recipe.name}); remove it here")
-    if content.get("fp16", {}).get("enabled"):
-        raise ScalerError(f"{path}: fp16 is not supported, for it needs loss scaling; use bf16, or fp32")
-    if content.get("zero_optimization", {}).get("round_robin_gradients"):
-        raise ScalerError(f"{path}: round_robin_gradients gives wrong weights on export (DeepSpeed 0.19); remove it")
-    if content.get("zero_optimization", {}).get("compute_grad_norm") is False:
-        raise ScalerError(f"{path}: compute_grad_norm=false leaves no norm, by which bad batches are told; remove it")
+    _refuse(content, path, recipe)
     resolved = {name: value for name, value in content.items() if name != "fp16"}
     solved = {
         "train_batch_size": (batch.rows, "training.rows"),
@@ -141,6 +133,21 @@ def resolve(
     if left:
         raise ScalerError(f'{path}: {left[0]} is "auto", but nothing decides it; give it a value')
     return resolved
+
+
+def _refuse(content: dict[str, Any], path: Path, recipe: Recipe) -> None:
+    """Raises ScalerError for settings that have another home, or that give wrong results."""
+    for name, owner in OWNED_BY_RECIPE.items():
+        if name in content:
+            raise ScalerError(f"{path}: {name!r} belongs to {owner} of the recipe ({recipe.name}); remove it here")
+    if content.get("fp16", {}).get("enabled"):
+        raise ScalerError(f"{path}: fp16 is not supported, for it needs loss scaling; use bf16, or fp32")
+    if content.get("zero_optimization", {}).get("round_robin_gradients"):
+        raise ScalerError(f"{path}: round_robin_gradients gives wrong weights on export (DeepSpeed 0.19); remove it")
+    if content.get("zero_optimization", {}).get("compute_grad_norm") is False:
+        raise ScalerError(f"{path}: compute_grad_norm=false leaves no norm, by which bad batches are told; remove it")
+    if content.get("bf16", {}).get("check_grad_overflow") is False:
+        raise ScalerError(f"{path}: bf16.check_grad_overflow=false lets bad gradients into the weights; remove it")
 
 
 def _autos(content: dict[str, Any], prefix: str = "") -> list[str]:

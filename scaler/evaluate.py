@@ -189,6 +189,7 @@ def find_model(path: Path, recipe: str | None) -> tuple[Path, Path, str]:
 
     Raises: ScalerError when there is no model, or no recipe.
     """
+    path = path.resolve()  # "." has no parent
     folder = path if (path / "config.json").is_file() else path / "export"
     run = folder.parent if folder.name == "export" and (folder.parent / "recipe.yaml").is_file() else None
     if not (folder / "config.json").is_file():

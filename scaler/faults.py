@@ -48,9 +48,9 @@ class Judge:
         del self.recent[:-WINDOW]
         return Verdict.FINE
 
-    def went_back(self, recent: list[float]) -> None:
-        """Forget what is no more: the losses since the checkpoint."""
-        self.recent, self.skipped = recent, 0
+    def went_back(self, recent: list[float], rollbacks: int) -> None:
+        """Forget what is no more, the losses since the checkpoint; and not how often the run has gone back."""
+        self.recent, self.skipped, self.rollbacks = recent, 0, rollbacks
 
     def _is_spike(self, loss: float) -> bool:
         if self.settings.spike_deviations is None or len(self.recent) < LEAST:

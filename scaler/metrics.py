@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler.errors import naming_full_disk
+from scaler.errors import ScalerError, naming_full_disk
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -117,10 +118,14 @@ class RunLog:
         run_dir: of the run.
         step: that it goes on from; what an earlier start logged of later steps goes, for they are done again. None:
             it begins, and all goes.
+
+    Attributes:
+        problem: why something could not be written, once that has happened: for all ranks to agree on.
     """
 
     def __init__(self, run_dir: Path, step: int | None) -> None:
         self.run_dir = run_dir
+        self.problem: str | None = None
         self._open(step)
 
     def _open(self, step: int | None) -> None:
@@ -143,19 +148,28 @@ class RunLog:
         """Record named values at an optimizer step; "train_loss" becomes TensorBoard's "train/loss"."""
         record = {"step": step, **values}
         self.records.append(record)
-        with naming_full_disk(self.run_dir):
+        with self.noting_problem():
             self._file.write(json.dumps(record) + "\n")
             for name, value in values.items():
                 self._board.add_scalar(name.replace("_", "/", 1), value, step)
 
+    @contextlib.contextmanager
+    def noting_problem(self) -> Iterator[None]:
+        """Do some writing; a full disk or the like becomes the log's `problem`."""
+        try:
+            with naming_full_disk(self.run_dir):
+                yield
+        except ScalerError as error:
+            self.problem = str(error)
+
     def fault(self, **facts: Any) -> None:
         """Record a fault; records of faults stay when the run goes back."""
-        with naming_full_disk(self.run_dir), (self.run_dir / FAULTS).open("a", encoding="utf-8") as file:
+        with self.noting_problem(), (self.run_dir / FAULTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Show text in TensorBoard."""
-        with naming_full_disk(self.run_dir):
+        with self.noting_problem():
             self._board.add_text(tag, markdown, step)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:

@@ -86,6 +86,8 @@ def restore(
 
     def prove() -> None:
         for kind, expected in manifest["fingerprint"].items():
+            if kind == checkpoint.MOMENTUM and kind not in fingerprint:
+                continue  # switched off
             # parameters that do not train are in the run's precision
             if fingerprint.get(kind) != expected and (kind != checkpoint.FROZEN or saved == now):
                 raise ScalerError(
@@ -171,7 +173,7 @@ class Saves:
         before = restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
         before.consumed_rows = progress.consumed_rows
         self.checkpoints.forget_after(before.step)
-        self.saved_at = before.step
+        self.saved_at = None  # that checkpoint does not know of the rows that were stepped over
         return before
 
     def best(self, progress: Progress) -> Progress:

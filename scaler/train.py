@@ -68,7 +68,9 @@ def open_run(this: Job, here: world.World, hosts: list[str]) -> IO[str]:
     """Take the run folder, write down its settings and this start, and return its lock."""
     lock = run_folder.lock(this.run_dir)
     with naming_full_disk(this.run_dir):
-        (this.run_dir / run_folder.RECIPE).write_text(this.recipe.to_yaml(), encoding="utf-8")
+        beside = this.run_dir / f"{run_folder.RECIPE}.partial"
+        beside.write_text(this.recipe.to_yaml(), encoding="utf-8")
+        beside.replace(this.run_dir / run_folder.RECIPE)
         write_json(this.run_dir / run_folder.DS_CONFIG, this.asked)
         attempt = {
             **run_folder.facts(here, hosts),
@@ -169,6 +171,10 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     progress = checkpoint.Progress()
     if newest is not None:
         progress = resume.restore(engine, this, newest, here, say, arguments.allow_changes)
+        short = f"training.steps={training.steps}, but {run_dir} has done {progress.step}; name another --run_dir"
+        world.agree_or_raise(short if progress.step > training.steps else None, here)
+        if this.changes:
+            progress.worse = 0  # the patience begins anew
     for change in this.changes:
         say(f"changed, as asked for: {change}")
     begun_at = None if newest is None else progress.step
@@ -255,8 +261,9 @@ def meet_fault(running: Running, judge: faults.Judge, verdict: Verdict, by_rank:
         )
         world.agree_or_raise(problem, running.here)
     if verdict is Verdict.GO_BACK:
-        running.progress = running.saves.go_back(progress, skip=judge.rollbacks - 1)
-        judge.went_back(running.progress.recent_losses)
+        rollbacks = judge.rollbacks  # which a checkpoint that is committed on the way back must not reset
+        running.progress = running.saves.go_back(progress, skip=rollbacks - 1)
+        judge.went_back(running.progress.recent_losses, rollbacks)
         if running.log:
             running.log.go_back(running.progress.step)
 
@@ -268,11 +275,14 @@ def agree(running: Running, summed: torch.Tensor, flags: list[float]) -> tuple[f
         summed: this rank's loss over its micro-batches.
         flags: of its StopRequests.
     """
-    signs = torch.tensor([0.0, *flags, float(running.saves.checkpoints.done)], dtype=torch.float64)
-    signs = signs.to(summed.device)
+    log_problem = running.log.problem if running.log else None
+    ends = [float(log_problem is not None), float(running.saves.checkpoints.done)]
+    signs = torch.tensor([0.0, *flags, *ends], dtype=torch.float64).to(summed.device)
     signs[0] = summed
-    total, *asked, written = world.total(signs).tolist()
+    total, *asked, log_failed, written = world.total(signs).tolist()
     ranks = running.here.size
+    if log_failed:
+        world.agree_or_raise(log_problem, running.here)
     return total / (running.job.batch.accumulation * ranks), stop.reason(asked), written == ranks
 
 
@@ -286,14 +296,15 @@ def loop(running: Running) -> str | None:
         judge.rollbacks = 0
         if running.log:
             running.log.write(step, checkpoint_stall_seconds=stall_seconds)
-            run_folder.set_state(running.run_dir, "running", step=step, steps=training.steps)
+            with running.log.noting_problem():
+                run_folder.set_state(running.run_dir, "running", step=step, steps=training.steps)
 
     saves.on_saved = saved
     stopped_by = None
     first = running.run_dir if here.is_first else None
     requests = stop.StopRequests(first)
     dog = watchdog.Watchdog(running.run_dir, here, this.recipe.faults.hang_seconds)
-    running.engine.watch = dog.beat
+    running.engine.watch = saves.checkpoints.watch = dog.beat
     with run_folder.telling_failure(first), requests, dog:
         if saves.saved_at is None:
             measure(running)
@@ -322,19 +333,19 @@ def loop(running: Running) -> str | None:
                 report(running, norm)
             if progress.step % training.evaluate_every == 0 or last:
                 measure(running)
-            # batches that had to be skipped leave it open whether the weights are good
-            if (progress.step % keep.every == 0 or progress.best_step != best) and not judge.skipped:
+            # batches that had to be skipped leave it open whether the weights are good, unless they are the best yet
+            if progress.best_step != best or (progress.step % keep.every == 0 and not judge.skipped):
                 saves.begin(progress, keep.asynchronous)
         if saves.saved_at != running.progress.step and not judge.skipped:
             saves.begin(running.progress, asynchronous=False)
         saves.commit()
+        if stopped_by and here.is_first:
+            requests.honoured()
         if stopped_by and saves.saved_at is None:
             problem = (
                 f"stopped by {stopped_by}, and could not save; --run_dir {running.run_dir} goes on from the one before"
             )
             world.agree_or_raise(problem, here)
-    if stopped_by and here.is_first:
-        requests.honoured()
     return stopped_by if running.goes_on else None
 
 
@@ -349,7 +360,7 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
     progress = running.progress
     if stopped_by:
         if running.log:
-            run_folder.set_state(run_dir, "stopped", step=progress.step, steps=steps, by=stopped_by)
+            run_folder.set_state(run_dir, "stopped", step=running.saves.saved_at, steps=steps, by=stopped_by)
             running.log.close()
         running.say(
             f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, saved at step "

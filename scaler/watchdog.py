@@ -37,7 +37,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._report().unlink(missing_ok=True)
+        for path in self.folder.glob("rank_?????.txt") if self.world.is_first else ():  # of an earlier start
+            path.unlink(missing_ok=True)
         self._file = self._report(".native").open("w", encoding="utf-8")
         self.beat("start")
         self._thread.start()
@@ -76,7 +77,8 @@ class Watchdog:
             beside.replace(self._report())
             self._report(".native").unlink()
             time.sleep(GRACE_SECONDS)
-            reports = [json.loads(path.open().readline()) for path in sorted(self.folder.glob("rank_?????.txt"))]
+            paths = [self.folder / f"rank_{rank:05d}.txt" for rank in range(self.world.size)]
+            reports = [json.loads(path.open().readline()) for path in paths if path.is_file()]
             if reports[0]["rank"] == self.world.rank:
                 said = f"{blame(reports, self.world.size, self.seconds)}; stacks of all ranks are in {self.folder}"
                 print(f"error: {said}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)

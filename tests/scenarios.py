@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from ranks import ROOT, before_step, ended, forked
 
-from scaler import checkpoint, evaluate, model, train, world
+from scaler import checkpoint, evaluate, metrics, model, train, world
 from scaler.errors import ScalerError
 
 STEPS = 24
@@ -284,6 +284,32 @@ def read_only(scene: Scene):
     return scene.facts(scene.start(patch=failing_writes(100, errno.EROFS, after=0)))
 
 
+def log_on_a_full_disk(scene: Scene):
+    def fill_up() -> None:
+        def add_scalar(*arguments, **more):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        metrics.SummaryWriter.add_scalar = add_scalar
+
+    return scene.facts(scene.start(patch=before_step(8, fill_up, rank=0)))
+
+
+def slow_disk(scene: Scene):
+    """A checkpoint takes longer to write than a rank may hang."""
+
+    def patch() -> None:
+        inner = checkpoint._write
+
+        def write(path, content):
+            time.sleep(3)
+            return inner(path, content)
+
+        checkpoint._write = write
+
+    settings = ["faults.hang_seconds=2", "training.steps=6", "checkpoint.asynchronous=false"]
+    return scene.facts(scene.start(*settings, patch=patch))
+
+
 def folder_removed(scene: Scene):
     gone = before_step(8, lambda: shutil.rmtree(scene.folder / "run" / "checkpoints"), rank=0)
     return scene.facts(scene.start(patch=gone))
@@ -397,6 +423,8 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
                 read_only,
                 folder_removed,
                 file_in_the_way,
+                log_on_a_full_disk,
+                slow_disk,
                 all_damaged,
             ),
         )
@@ -420,6 +448,7 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "other_batch": changed("training.rows=24"),
     "other_batch_allowed": changed("training.rows=24", allowed=True),
     "other_model_allowed": changed("model.hidden_size=64", allowed=True),
+    "fewer_steps_allowed": changed("training.steps=10", allowed=True),
     "other_intervals": changed("checkpoint.every=5", "training.log_every=2"),
     "checkpoint_of_another_model": checkpoint_of("model.intermediate_size=128"),
     "checkpoint_of_another_recipe": checkpoint_of("optimizer.learning_rate=1e-4"),

@@ -85,8 +85,8 @@ def test_a_parameter_of_another_size_is_refused_with_its_name(tmp_path):
 
 def test_a_kind_of_state_that_is_in_no_file_is_refused(tmp_path):
     path = saved(tmp_path, parameters())
-    target = [Piece("a", 0, 10, {"momentum_buffer": torch.zeros(10)})]
-    with pytest.raises(ScalerError, match="10 elements of momentum_buffer of a are in none of its files"):
+    target = [Piece("a", 0, 10, {"exp_avg_sq": torch.zeros(10)})]
+    with pytest.raises(ScalerError, match="10 elements of exp_avg_sq of a are in none of its files"):
         checkpoint.fill(target, path, checkpoint.read_manifest(path))
 
 

@@ -104,6 +104,7 @@ def test_the_content_that_was_read_stays_as_it_was():
         ({"bf16": {"enabled": "yes"}}, "bf16.enabled='yes', but true, false or \"auto\""),
         ({"zero_optimization": {"round_robin_gradients": True}}, "round_robin_gradients"),
         ({"zero_optimization": {"compute_grad_norm": False}}, "leaves no norm"),
+        ({"bf16": {"check_grad_overflow": False}}, "check_grad_overflow"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4, but ZeRO has the stages 0, 1, 2 and 3"),
         ({"prescale_gradients": "auto"}, 'prescale_gradients is "auto", but nothing decides it'),
         ({"gradient_clipping": "auto"}, "a number from 0 on is needed"),

@@ -155,7 +155,7 @@ def test_records_name_the_figures_as_tensorboard_shows_them(two_sources, tmp_pat
         "heldout_loss_one": found.sources["one"].loss,
         "heldout_loss_two": found.sources["two"].loss,
     }
-    log = RunLog(tmp_path)
+    log = RunLog(tmp_path, None)
     log.write(3, **records)
     log.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, **records}

@@ -64,22 +64,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def open_run(this: Job, here: world.World, hosts: list[str]) -> IO[str]:
-    """Take the run folder, write down its settings and this start, and return its lock."""
-    lock = run_folder.lock(this.run_dir)
+def write_settings(this: Job, here: world.World, hosts: list[str]) -> None:
+    """Write the settings of the run and this start of it into its folder."""
     with naming_full_disk(this.run_dir):
         beside = this.run_dir / f"{run_folder.RECIPE}.partial"
         beside.write_text(this.recipe.to_yaml(), encoding="utf-8")
         beside.replace(this.run_dir / run_folder.RECIPE)
         write_json(this.run_dir / run_folder.DS_CONFIG, this.asked)
-        attempt = {
-            **run_folder.facts(here, hosts),
-            "seed": this.recipe.seed,
-            "ds_config": this.resolved,
-            "changes": this.changes,
-        }
-        run_folder.add_attempt(this.run_dir, attempt)
-    return lock
+        settings = {"seed": this.recipe.seed, "ds_config": this.resolved, "changes": this.changes}
+        run_folder.add_attempt(this.run_dir, run_folder.facts(here, hosts) | settings)
 
 
 def train_batch(engine: Any, this: Job, progress: checkpoint.Progress, here: world.World) -> tuple[torch.Tensor, float]:
@@ -162,8 +155,7 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     parameters, _ = model.count_parameters(network)
     flops_per_row = model.flops_per_row(network, recipe.data.seq_len, this.rows["train"].masked)
     engine = world.attempt(lambda: engines.Engine(model.MaskedLM(network), recipe.optimizer, this.resolved), here)
-    hosts = world.gathered(platform.node(), here)
-    lock = world.attempt(lambda: open_run(this, here, hosts) if here.is_first else None, here)
+    lock = world.attempt(lambda: run_folder.lock(run_dir) if here.is_first else None, here)
     keep = recipe.checkpoint
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", here, keep.keep_last, keep.keep_every)
     checkpoints.clear_partial()
@@ -175,6 +167,9 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
         world.agree_or_raise(short if progress.step > training.steps else None, here)
         if this.changes:
             progress.worse = 0  # the patience begins anew
+    # only now, so that a start that is refused changes nothing
+    hosts = world.gathered(platform.node(), here)
+    world.attempt(lambda: write_settings(this, here, hosts) if here.is_first else None, here)
     for change in this.changes:
         say(f"changed, as asked for: {change}")
     begun_at = None if newest is None else progress.step

@@ -294,6 +294,7 @@ def test_what_cannot_go_on_is_refused_in_one_line(outcome, said):
     assert outcome["statuses"] == [[2, 2]] and not outcome["exported"]
     assert len(lines(outcome)) == 1 and said in lines(outcome)[0]
     assert "Traceback" not in outcome["said"]
+    assert len(outcome["environment.json"]["attempts"]) == 1  # that of the run; a refused start writes nothing
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file)
             beside.replace(self._report())
-            self._report(".native").unlink()
+            self._report(".native").unlink(missing_ok=True)
             time.sleep(GRACE_SECONDS)
             paths = [self.folder / f"rank_{rank:05d}.txt" for rank in range(self.world.size)]
             reports = [json.loads(path.open().readline()) for path in paths if path.is_file()]

@@ -63,7 +63,7 @@ chaos: data
 
 resume-matrix: $(VENV)/run.stamp
 	@rm -rf runs/resume-matrix && mkdir -p runs/resume-matrix
-	@HF_HUB_OFFLINE=1 $(BIN)/python tests/resume_worker.py quickstart runs/resume-matrix all
+	@HF_HUB_OFFLINE=1 $(BIN)/python tests/resume_worker.py quickstart all runs/resume-matrix
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .

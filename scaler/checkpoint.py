@@ -1,72 +1,31 @@
 """Checkpoints: written beside, checksummed, renamed, then pointed to; read back at any world size and ZeRO stage.
 
-A checkpoint is a folder `step_N` with one safetensors file a rank and a manifest. A file holds stretches of parameters
-and of their optimizer state, flat and in fp32, each named by what it is, the parameter, and where in the flattened
-parameter it starts. So a rank of another run reads the stretches that it holds itself, whatever wrote them.
+A checkpoint is a folder `step_N`; checkpoint_format.py says what is in it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from scaler import checkpoint_format
+from scaler.checkpoint_format import Piece, fingerprint, read_manifest
 from scaler.errors import ScalerError, naming_full_disk
-from scaler.manifests import MANIFEST, checksum, write_json
-from scaler.world import World, agree_or_raise, gathered
+from scaler.manifests import MANIFEST, write_json
+from scaler.world import World, agree_or_raise, attempt, gathered
 
-FORMAT = 1
-WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
-# precision; other kinds are the optimizer's names of its state
-MOMENTUM = "momentum_buffer"  # of SGD, which can be switched on and off
+Result = TypeVar("Result")
 PARTIAL = ".partial"
-PROBE = "probe.safetensors"
-_CHUNK = 1 << 20  # elements that are hashed at once
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of one flattened parameter that this rank holds.
-
-    Attributes:
-        name: of the parameter.
-        start: of the stretch, in elements of the flattened parameter.
-        size: elements of the whole parameter.
-        tensors: kind -> flat tensor, all of one length: "weight" and the optimizer's state, or "frozen". Views of what
-            the engine holds.
-        everywhere: each rank holds this same stretch; then each writes a part of it.
-    """
-
-    name: str
-    start: int
-    size: int
-    tensors: dict[str, torch.Tensor]
-    everywhere: bool = False
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def share(self, world: World) -> Piece:
-        """What this rank writes of the piece: all of it, or a part where every rank holds the same."""
-        if not self.everywhere:
-            return self
-        begin, end = (len(self) * number // world.size for number in (world.rank, world.rank + 1))
-        cut = {kind: tensor[begin:end] for kind, tensor in self.tensors.items()}
-        return Piece(self.name, self.start + begin, self.size, cut)
 
 
 @dataclass
@@ -102,37 +61,6 @@ class Progress:
     def waited(self, patience: int | None) -> bool:
         """The held-out loss has not fallen for so many evaluations."""
         return patience is not None and self.worse >= patience
-
-
-def fingerprint(pieces: Iterable[Piece]) -> dict[str, int]:
-    """A 64-bit hash of the elements of each kind; hashes of a parameter's stretches add up to that of the whole.
-
-    The sum over all elements of (bits + 1) * (2 * position + 1), times an odd number of the parameter's name, modulo
-    2**64: it depends on every bit and its place, and not on how stretches are cut. It finds damage and mistakes; it is
-    no signature.
-    """
-    found: dict[str, int] = {}
-    for piece in pieces:
-        of_name = xxhash.xxh3_64_intdigest(piece.name.encode()) | 1
-        for kind, tensor in piece.tensors.items():
-            total = 0
-            for begin in range(0, len(tensor), _CHUNK):
-                bits = tensor[begin : begin + _CHUNK].float().contiguous().view(torch.int32).long()
-                first = 2 * (piece.start + begin) + 1
-                places = torch.arange(first, first + 2 * len(bits), 2, device=bits.device)
-                total += int(((bits + 1) * places).sum())  # int64 wraps around
-            found[kind] = (found.get(kind, 0) + total * of_name) % (1 << 64)
-    return found
-
-
-def _sum(fingerprints: Sequence[Mapping[str, int]]) -> dict[str, str]:
-    kinds = sorted({kind for found in fingerprints for kind in found})
-    return {kind: f"{sum(found.get(kind, 0) for found in fingerprints) % (1 << 64):016x}" for kind in kinds}
-
-
-def total_fingerprint(pieces: Sequence[Piece], world: World) -> dict[str, str]:
-    """The fingerprint of the whole model and optimizer, from what all ranks hold; every rank must call it."""
-    return _sum(gathered(fingerprint(piece.share(world) for piece in pieces), world))
 
 
 class Checkpoints:
@@ -206,9 +134,9 @@ class Checkpoints:
         }
         with naming_full_disk(self.folder):
             partial.mkdir(parents=True, exist_ok=True)
-            files = [_write(partial / f"rank_{self.world.rank:05d}.safetensors", content)]
+            files = [checkpoint_format.write_file(partial / f"rank_{self.world.rank:05d}.safetensors", content)]
             if probe:
-                files.append(_write(partial / PROBE, probe))
+                files.append(checkpoint_format.write_file(partial / checkpoint_format.PROBE, probe))
         return {"files": files, "fingerprint": fingerprint(shares)}
 
     def path(self, step: int, ending: str = "") -> Path:
@@ -268,18 +196,18 @@ class Checkpoints:
                 )
         manifest = {
             "kind": "checkpoint",
-            "format": FORMAT,
+            "format": checkpoint_format.FORMAT,
             **self._about,
-            "fingerprint": _sum([record["fingerprint"] for record in records]),
+            "fingerprint": checkpoint_format.sum_up([record["fingerprint"] for record in records]),
             "files": files,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         write_json(partial / MANIFEST, manifest)
-        _sync(partial)
+        checkpoint_format.flush(partial)
         if final.exists():  # a damaged one that a resume went back before
             self._remove(final)
         partial.rename(final)
-        _sync(self.folder)
+        checkpoint_format.flush(self.folder)
         self._point("latest", final)
         if self.best_step is not None and self.path(self.best_step).exists():
             self._point("best", self.path(self.best_step))
@@ -298,11 +226,13 @@ class Checkpoints:
 
     def forget_after(self, step: int) -> None:
         """Remove what was saved after a step that the run has gone back to: it is no longer a part of it."""
-        if self.world.is_first:
+
+        def forget() -> None:
             for path in found(self.folder):
                 if step_of(path) > step:
                     self._remove(path)
-        gathered(None, self.world)
+
+        self._on_first(forget)
 
     def _point(self, name: str, target: Path) -> None:
         beside = self.folder / (name + PARTIAL)
@@ -312,10 +242,15 @@ class Checkpoints:
 
     def clear_partial(self) -> None:
         """Remove what a killed run left half-written."""
-        if self.world.is_first and self.folder.is_dir():
+
+        def clear() -> None:
             for path in self.folder.glob(f"*{PARTIAL}"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        gathered(None, self.world)
+
+        self._on_first(clear)
+
+    def _on_first(self, work: Callable[[], Result]) -> Result | None:
+        return attempt(lambda: work() if self.world.is_first else None, self.world)
 
     # ---- reading
 
@@ -324,7 +259,7 @@ class Checkpoints:
 
         Raises: ScalerError where all are damaged.
         """
-        paths = gathered(found(self.folder) if self.world.is_first else None, self.world)[0]
+        paths = gathered(self._on_first(lambda: found(self.folder)), self.world)[0]
         whole: Path | None = None
         for path in paths:
             problem = self.damage(path)
@@ -347,8 +282,8 @@ class Checkpoints:
         try:
             files = read_manifest(path)["files"]
             for number in range(self.world.rank, len(files), self.world.size):
-                _check(path / files[number]["name"], files[number])
-        except ScalerError as error:
+                checkpoint_format.check_file(path / files[number]["name"], files[number])
+        except (ScalerError, OSError) as error:
             problem = str(error)
         return next((found for found in gathered(problem, self.world) if found), None)
 
@@ -368,91 +303,9 @@ def step_of(path: Path) -> int:
     return int(path.name.partition("_")[2])
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises ScalerError when it is missing, damaged or of another format."""
-    try:
-        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ScalerError(f"{path / MANIFEST}: missing or damaged") from error
-    if not isinstance(content, dict) or content.get("kind") != "checkpoint" or content.get("format") != FORMAT:
-        raise ScalerError(f"{path / MANIFEST}: no checkpoint of format {FORMAT}")
-    missing = [name for name in ("step", "sizes", "fingerprint", "files") if name not in content]
-    if missing:
-        raise ScalerError(f"{path / MANIFEST}: has no {missing[0]!r}")
-    return content
-
-
 def _best_step(path: Path) -> int | None:
     try:
         progress = read_manifest(path).get("progress", {})
     except ScalerError:
         return None
     return cast("int | None", progress.get("best_step"))
-
-
-def _check(path: Path, record: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise ScalerError(f"{path}: missing")
-    if path.stat().st_size != record["bytes"]:
-        raise ScalerError(f"{path}: {path.stat().st_size} bytes where {record['bytes']} belong")
-    if checksum(path) != record["xxh3"]:
-        raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged")
-
-
-def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> None:
-    """Read a checkpoint into this rank's pieces, in place, from whichever files hold their stretches.
-
-    Raises: ScalerError when the parameters are others, or a stretch is in no file.
-    """
-    pieces = list(pieces)
-    stored: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
-    for record in manifest["files"]:
-        if record["name"] == PROBE:
-            continue
-        try:
-            file = safe_open(path / record["name"], framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise ScalerError(f"{path / record['name']}: not readable ({error}); start again") from error
-        for key in file.keys():  # noqa: SIM118  (no mapping)
-            kind, _, rest = key.partition("/")
-            name, _, start = rest.rpartition("/")
-            length = file.get_slice(key).get_shape()[0]
-            stored.setdefault((kind, name), []).append((int(start), length, file, key))
-    sizes = manifest["sizes"]
-    for piece in pieces:
-        if sizes.get(piece.name) != piece.size:
-            raise ScalerError(
-                f"{path}: {piece.name} has {sizes.get(piece.name, 'no')} elements there and {piece.size} in this "
-                "model; it is another model's checkpoint: use the recipe that the run began with"
-            )
-        for kind, tensor in piece.tensors.items():
-            if kind == MOMENTUM and kind not in manifest["fingerprint"]:
-                tensor.zero_()
-                continue
-            missing = len(tensor)
-            for start, length, file, key in stored.get((kind, piece.name), []):
-                begin, end = max(start, piece.start), min(start + length, piece.start + len(tensor))
-                if begin < end:
-                    part = file.get_slice(key)[begin - start : end - start]
-                    tensor[begin - piece.start : end - piece.start].copy_(part)
-                    missing -= end - begin
-            if missing:
-                raise ScalerError(f"{path}: {missing} elements of {kind} of {piece.name} are in none of its files")
-
-
-def _write(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    try:
-        save_file(dict(content), path)
-    except SafetensorError as error:  # a full disk among others, and no OSError
-        raise ScalerError(f"{path}: cannot be written ({error}); look at the disk, and free some space") from error
-    _sync(path)
-    # the checksum is of what the disk gives back
-    return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from scaler import ds_config
-from scaler.checkpoint import FROZEN, WEIGHT, Piece
+from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
 from scaler.recipe import Optimizer

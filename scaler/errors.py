@@ -7,6 +7,7 @@ import difflib
 import errno
 import functools
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -55,21 +56,32 @@ def naming_full_disk(folder: os.PathLike[str] | str) -> Iterator[None]:
         raise
 
 
+def in_a_line(error: Exception) -> str:
+    """What to tell the user of an error; of the operating system's, the file, the reason and the machine."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror} (on {platform.node()}); look at the disk, and run again"
+    return " ".join(str(error).split())  # libraries whose words we pass on like to use several lines
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a command's `main`: a ScalerError or Ctrl-C ends in one line and a non-zero exit status."""
+    """Decorate a command's `main`: an error of input or files, or Ctrl-C, is one line and a non-zero exit status."""
 
     @functools.wraps(main)
     def run() -> None:
         try:
             main()
         except ScalerError as error:
-            # libraries whose words we pass on like to use several lines
-            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+            print("error:", in_a_line(error), file=sys.stderr, flush=True)
             sys.exit(error.status)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C; nothing half-done counts as done", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if error.filename is None:  # no file of the user's
+                raise
+            print("error:", in_a_line(error), file=sys.stderr, flush=True)
+            sys.exit(EXIT_BAD_INPUT)
 
     return run

@@ -15,6 +15,7 @@ from scaler import ds_config, initialisation, model, prepared, recipe, run_folde
 from scaler.batches import RowReader
 from scaler.errors import ScalerError
 from scaler.recipe import DEFAULT_RECIPE, Recipe
+from scaler.settings import differences
 from scaler.world import World
 
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
@@ -98,7 +99,7 @@ def compare(origin: Path, before: dict[str, Any], now: dict[str, Any], allowed: 
 
     Raises: ScalerError when there are changes that were not asked for, or that no run can take.
     """
-    found = recipe.differences(before, now)
+    found = differences(before, now)
     changes = {key: pair for key, pair in found.items() if not _within(key, FREE)}
     for key, (old, new) in changes.items():
         if _within(key, FIXED):

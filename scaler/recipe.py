@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from scaler import settings
 from scaler.errors import ScalerError, nearest
 from scaler.schedule import SHAPES
 
@@ -35,7 +35,7 @@ class Source:
     often each of its tokens is used in one pass. Neither: once.
     """
 
-    source: str
+    source: str = field(metadata={settings.ALONE: True})
     name: str = ""  # in reports and file names; by default the last part of `source`
     text_field: str = "text"  # of JSON lines, Parquet and hub datasets; "a.b" is the field b of a
     id_field: str | None = None  # whose values name the documents, each at most once
@@ -301,74 +301,11 @@ class Recipe:
 
     def to_plain(self) -> dict[str, Any]:
         """The whole recipe, defaults filled in, as lists and mappings."""
-        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+        return typing.cast(dict[str, Any], settings.plain(dataclasses.asdict(self)))
 
     def to_yaml(self) -> str:
         """The same as YAML that `load` reads back equal."""
         return yaml.safe_dump(self.to_plain(), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _convert(value: Any, kind: Any, where: str) -> Any:
-    """Check `value` against a type hint and build it; `where` names it in errors."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Source and isinstance(value, str):
-        value = {"source": value}
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, where)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ScalerError(f"recipe: {where}={value!r}, but a list is needed")
-        if arguments[-1] is Ellipsis:
-            arguments = arguments[:1] * len(value)
-        if len(value) == len(arguments):
-            return tuple(_convert(item, argument, where) for item, argument in zip(value, arguments, strict=True))
-        raise ScalerError(f"recipe: {where}={value!r}, but {len(arguments)} values belong there")
-    expected = dict if origin is not None else kind
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 5e-5 as a string
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ScalerError(f"recipe: {where}={value!r}, but {expected.__name__} is needed")
-    return value
-
-
-def _build(kind: type, content: Any, where: str) -> Any:
-    prefix = f"{where}." if where else ""
-    if not isinstance(content, Mapping):
-        raise ScalerError(f"recipe: {where or 'the file'} is {content!r}, but a mapping of keys is needed")
-    hints = typing.get_type_hints(kind)
-    for name in content:
-        if name not in hints:
-            raise ScalerError(f"recipe: unknown key {prefix}{name}; {nearest(str(name), hints)}")
-    for member in dataclasses.fields(kind):
-        no_default = member.default is dataclasses.MISSING and member.default_factory is dataclasses.MISSING
-        if no_default and member.name not in content:
-            raise ScalerError(f"recipe: {prefix}{member.name} is missing")
-    return kind(**{name: _convert(value, hints[name], prefix + name) for name, value in content.items()})
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Where two plain recipes differ: "section.key" -> (old value, new value)."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in {**old, **new}:
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found |= differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found[prefix + name] = before, after
-    return found
 
 
 def find(name_or_path: str) -> Path:
@@ -394,28 +331,9 @@ def load(name_or_path: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> R
     if not isinstance(content, dict):
         raise ScalerError(f"{path}: a recipe is a mapping of sections; see {RECIPES / 'quickstart.yaml'}")
     content.setdefault("name", path.stem)
-    return typing.cast(Recipe, _build(Recipe, _overridden(content, overrides), ""))
+    return typing.cast(Recipe, settings.build(Recipe, settings.apply(content, overrides), ""))
 
 
 def section(kind: type[Section], name: str, overrides: Sequence[str]) -> Section:
     """One section of a recipe, out of `key=value` settings alone. Raises ScalerError as `load` does."""
-    return typing.cast(Section, _build(kind, _overridden({}, overrides), name))
-
-
-def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply `section.key=value` to a mapping, in place."""
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ScalerError(f"{override!r} is no option: overrides look like training.steps=100")
-        *sections, last = key.split(".")
-        inner = content
-        for section in sections:
-            inner = inner.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise ScalerError(f"recipe: {override!r}: {section} is a value, not a section")
-        try:
-            inner[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ScalerError(f"recipe: {override!r}: the value is not YAML") from error
-    return content
+    return typing.cast(Section, settings.build(kind, settings.apply({}, overrides), name))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from scaler import checkpoint, ds_config, job, world
+from scaler import checkpoint_format, ds_config, job, world
 from scaler.batches import Batch
 from scaler.checkpoint import Checkpoints, Progress
 from scaler.errors import ScalerError
@@ -74,22 +74,23 @@ def restore(
 
     Raises: ScalerError when it is another run's checkpoint, or what was read is not what was saved.
     """
-    manifest = checkpoint.read_manifest(path)
+    manifest = world.attempt(lambda: checkpoint_format.read_manifest(path), here)
     world.attempt(lambda: belongs(path, manifest, job, allow_changes), here)
     progress = Progress(**manifest["progress"])
     progress.digest *= here.is_first  # each rank adds its own part to it, and saving sums them up
-    world.attempt(lambda: checkpoint.fill(engine.pieces(progress.updates), path, manifest), here)
+    world.attempt(lambda: checkpoint_format.fill(engine.pieces(progress.updates), path, manifest), here)
     engine.take_over(progress.updates)
     saved, now = manifest["precision"], precision(job.resolved)
-    fingerprint = checkpoint.total_fingerprint(engine.pieces(progress.updates), here)
-    loss = probe_loss(engine, Batch(**load_file(path / checkpoint.PROBE)), here)
+    fingerprint = checkpoint_format.total_fingerprint(engine.pieces(progress.updates), here)
+    probe = world.attempt(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), here)
+    loss = probe_loss(engine, probe, here)
 
     def prove() -> None:
         for kind, expected in manifest["fingerprint"].items():
-            if kind == checkpoint.MOMENTUM and kind not in fingerprint:
+            if kind == checkpoint_format.MOMENTUM and kind not in fingerprint:
                 continue  # switched off
             # parameters that do not train are in the run's precision
-            if fingerprint.get(kind) != expected and (kind != checkpoint.FROZEN or saved == now):
+            if fingerprint.get(kind) != expected and (kind != checkpoint_format.FROZEN or saved == now):
                 raise ScalerError(
                     f"{path}: {kind} has the fingerprint {fingerprint.get(kind)} once read, not {expected}"
                 )
@@ -105,7 +106,7 @@ def restore(
     say(
         f"resumed from {path}, saved by {manifest['ranks']} ranks at ZeRO-{manifest['zero_stage']} in {saved}, on "
         f"{here.size} ranks at ZeRO-{stage} in {now}: parameters and optimizer state equal (fingerprint "
-        f"{fingerprint[checkpoint.WEIGHT]}), probe loss {manifest['probe_loss']:.5f} then and {loss:.5f} now"
+        f"{fingerprint[checkpoint_format.WEIGHT]}), probe loss {manifest['probe_loss']:.5f} then and {loss:.5f} now"
     )
     return progress
 

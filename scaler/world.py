@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from scaler.errors import EXIT_BAD_INPUT, ScalerError
+from scaler.errors import EXIT_BAD_INPUT, ScalerError, in_a_line
 
 Result = TypeVar("Result")
 # (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks.
@@ -87,7 +87,7 @@ def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> Non
         environ.setdefault(name, str(value))
     if world.size == 1:
         environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        environ.setdefault("MASTER_PORT", str(_free_port()))
+        environ.setdefault("MASTER_PORT", str(free_port()))
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
     if missing:
         raise ScalerError(
@@ -96,7 +96,8 @@ def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> Non
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -139,7 +140,7 @@ def attempt(work: Callable[[], Result], world: World) -> Result:
     problem, result = None, None
     try:
         result = work()
-    except ScalerError as error:
-        problem = str(error)
+    except (ScalerError, OSError) as error:
+        problem = in_a_line(error)
     agree_or_raise(problem, world)
     return cast(Result, result)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ranks import ROOT, ended, forked, kill
 
-from scaler import checkpoint, train
+from scaler import checkpoint, checkpoint_format, loop
 
 RANKS, CONFIGS = (2, 3, 4), ("zero1", "zero2", "zero3")
 WAYS = ("kill one", "kill all", "power cut in a save", "SIGTERM", "SIGUSR1", "STOP file")
@@ -75,7 +75,7 @@ class Job:
 
 def slow(step_file: Path) -> None:
     """Have steps and writes take long enough for a kill to hit either, and the first rank tell its step."""
-    write, train_batch = checkpoint._write, train.train_batch
+    write, train_batch = checkpoint_format.write_file, loop.train_batch
 
     def slow_write(path: Path, content: dict) -> dict:
         path.write_bytes(b"half of a file")  # what a power cut would leave
@@ -90,8 +90,8 @@ def slow(step_file: Path) -> None:
         time.sleep(STEP_SECONDS)
         return train_batch(engine, this, progress, here)
 
-    checkpoint._write, train.train_batch = slow_write, told_batch
-    train.stop._FILE_SECONDS = 0.0
+    checkpoint_format.write_file, loop.train_batch = slow_write, told_batch
+    loop.stop._FILE_SECONDS = 0.0
 
 
 def interrupt(job: Job, way: str, run: Path, chance: random.Random) -> None:
@@ -165,7 +165,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
 
 def outcome(run: Path, steps: int) -> dict[str, object]:
     """What a finished run came to."""
-    manifest = checkpoint.read_manifest(run / "checkpoints" / f"step_{steps:08d}")
+    manifest = checkpoint_format.read_manifest(run / "checkpoints" / f"step_{steps:08d}")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {record["step"]: record["train_loss"] for record in records if "train_loss" in record}
     return {

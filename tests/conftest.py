@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from data_prep.__main__ import prepare
 from data_prep.team import Team
+from scaler import model, prepared
+from scaler.batches import RowReader
 from scaler.recipe import Recipe, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,3 +84,69 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def worker_figures(run_command, tmp_path_factory) -> Callable[..., Any]:
+    """Run a program of the tests that trains on several ranks; return the figures that it leaves as JSON."""
+
+    def run(*command: object, timeout: float = 1200) -> Any:
+        folder = tmp_path_factory.mktemp("worker")
+        done = run_command(*command, folder, cwd=folder, timeout=timeout, CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return json.loads((folder / "figures.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Call a command's `main` in this process: exit status, output, error output."""
+
+    def run(main: Callable[[], None], *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what was said before
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A recipe over two sources, its data prepared."""
+    folder = tmp_path_factory.mktemp("two")
+    for name, seed in (("one", 0), ("two", 1)):
+        (folder / f"{name}.txt").write_text("\n\n".join(make_documents(900, seed)), encoding="utf-8")
+    listed = f"{{source: {folder / 'one.txt'}}}, {{source: {folder / 'two.txt'}}}"
+    text = TINY_RECIPE.replace("{source: SOURCE}", listed).replace("FOLDER", str(folder / "data"))
+    (folder / "two.yaml").write_text(text, encoding="utf-8")
+    recipe = load(str(folder / "two.yaml"))
+    prepare(recipe, Team())
+    return recipe
+
+
+def recipe_beside(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> str:
+    """A file in `folder` of the same recipe over the data in `folder`/data."""
+    text = recipe.to_yaml().replace(f"folder: {recipe.data.folder}", f"folder: {folder / 'data'}")
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def network_of(recipe: Recipe) -> PreTrainedModel:
+    """The recipe's model, untrained."""
+    data = prepared.open_prepared(recipe)
+    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    return model.build(config, seed=0).eval()
+
+
+def opened(recipe: Recipe, split: str = "heldout") -> tuple[model.MaskedLM, RowReader]:
+    """The recipe's untrained model and the reader of a split."""
+    network = network_of(recipe)
+    reader = prepared.open_prepared(recipe).rows(split, recipe, model.first_position(network.config))
+    return model.MaskedLM(network), reader

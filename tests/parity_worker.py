@@ -87,7 +87,7 @@ def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
 
 
 def main() -> None:
-    recipe_file, out, *configs = sys.argv[1:]
+    recipe_file, *configs, folder = sys.argv[1:]
     here = world.detect()
     engine.join(here)
     figures = {}
@@ -108,7 +108,7 @@ def main() -> None:
                     "norm_error": max(abs(a / b - 1) for a, b in zip(norms, expected_norms, strict=True)),
                 }
     if here.is_first:
-        Path(out).write_text(json.dumps(figures))
+        (Path(folder) / "figures.json").write_text(json.dumps(figures))
     torch.distributed.destroy_process_group()
 
 

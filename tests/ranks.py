@@ -1,13 +1,13 @@
-"""Ranks of real trainings, forked from one process: for their imports take longer than most of these trainings.
+"""Ranks of real trainings, forked from one process, for their imports take longer than most of these trainings.
 
-Never imported by pytest's own process, whose threads a fork would leave behind; see scenarios.py and chaos.py.
+Never imported by pytest's own process, whose threads a fork would leave behind; see scenarios.py, chaos.py and
+resume_worker.py.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +16,23 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports 
 import torch
 
 import scaler.engine  # noqa: F401
-from scaler import train, world
+from scaler import loop, train, world
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def forked(ranks: int, arguments: list[object], log: Path, patch: Callable[[], None] = lambda: None, cwd: Path = ROOT):
     """Start `train.py` with these arguments on so many ranks; each calls `patch` first. Their words go to `log`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
+    return forked_calls(ranks, _train, [str(argument) for argument in arguments], log, patch, cwd)
+
+
+def forked_calls(ranks: int, work: Callable[..., None], *arguments: object):
+    """Call `work` in so many new processes that know which ranks they are, as from a launcher."""
+    port, processes = world.free_port(), []
     for rank in range(ranks):
         facts = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
-        facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        work = (facts, [str(argument) for argument in arguments], log, patch, cwd)
-        processes.append(multiprocessing.get_context("fork").Process(target=_be_rank, args=work))
+        facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        processes.append(multiprocessing.get_context("fork").Process(target=_be_rank, args=(facts, work, arguments)))
         processes[-1].start()
     return processes
 
@@ -51,10 +52,13 @@ def kill(processes) -> None:
         process.kill()
 
 
-def _be_rank(facts, arguments: list[str], log: Path, patch: Callable[[], None], cwd: Path) -> None:
+def _be_rank(facts: dict[str, object], work: Callable[..., None], arguments: tuple[object, ...]) -> None:
     os.environ |= {name: str(value) for name, value in facts.items()}
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    work(*arguments)
+
+
+def _train(arguments: list[str], log: Path, patch: Callable[[], None], cwd: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -68,7 +72,7 @@ def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> 
     """A patch: call `act` on one rank (or all) as it first begins a step, counted from 0."""
 
     def patch() -> None:
-        inner, over = train.train_batch, []
+        inner, over = loop.train_batch, []
 
         def train_batch(engine, this, progress, here):
             if progress.step == step and not over and rank in (None, world.detect().rank):
@@ -76,6 +80,6 @@ def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> 
                 act()
             return inner(engine, this, progress, here)
 
-        train.train_batch = train_batch
+        loop.train_batch = train_batch
 
     return patch

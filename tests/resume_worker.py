@@ -6,23 +6,21 @@ Run by test_resume_matrix.py for some pairs, and by `make resume-matrix` for all
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports a compiler, for seconds, at every start)
 import torch
 from parity_worker import build, make_batch, part, rate_of
+from ranks import ended, forked_calls
 
-from scaler import checkpoint, ds_config, engine, world
+from scaler import checkpoint, checkpoint_format, ds_config, engine, world
 from scaler.recipe import load
 
 ROWS, STEPS = 12, 3
 PROBE = part(make_batch(99), 0, 2)
 WORLDS = (1, 2, 3, 4)
+WORLD_SECONDS = 3600.0  # seconds for one world, at most
 SOME = {  # world -> its configurations; every pair is tried
     1: ("zero0:fp32", "zero2:bf16"),
     2: ("zero2:fp32", "zero1:bf16", "zero2_offload:fp32"),
@@ -85,9 +83,9 @@ def save(recipe, folder: Path, config: str, here: world.World, asynchronous: boo
     kept = checkpoint.Checkpoints(folder / f"{here.size}-{config}", here, keep_last=1, keep_every=None)
     before = probe(running)
     kept.begin(running.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
-    fingerprint = checkpoint.total_fingerprint(running.pieces(STEPS), here)
+    fingerprint = checkpoint_format.total_fingerprint(running.pieces(STEPS), here)
     train(running, recipe, batch, here, [50], spoilt=50)
-    unmoved = checkpoint.total_fingerprint(running.pieces(STEPS), here) == fingerprint
+    unmoved = checkpoint_format.total_fingerprint(running.pieces(STEPS), here) == fingerprint
     after = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
     assert kept.commit() is None
     kept.close()
@@ -100,10 +98,10 @@ def read(recipe, folder: Path, source: str, config: str, here: world.World):
     running, recipe, batch = start(recipe, config, here, fresh=True)
     kept = checkpoint.Checkpoints(folder / source, here, keep_last=1, keep_every=None)
     path = kept.newest(print)
-    manifest = checkpoint.read_manifest(path)
-    checkpoint.fill(running.pieces(STEPS), path, manifest)
+    manifest = checkpoint_format.read_manifest(path)
+    checkpoint_format.fill(running.pieces(STEPS), path, manifest)
     running.take_over(STEPS)
-    found = checkpoint.total_fingerprint(running.pieces(STEPS), here)
+    found = checkpoint_format.total_fingerprint(running.pieces(STEPS), here)
     differ = [kind for kind, expected in manifest["fingerprint"].items() if found[kind] != expected]
     figures = {"differ": differ, "probe": probe(running)}
     figures["losses"] = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
@@ -112,47 +110,30 @@ def read(recipe, folder: Path, source: str, config: str, here: world.World):
     return figures
 
 
-def be_rank(rank: int, size: int, port: int, recipe_file: str, folder: Path, names, sources) -> None:
-    facts = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
-    facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    os.environ |= {name: str(value) for name, value in facts.items()}
-    torch.set_num_threads(1)
+def work(recipe_file: str, folder: Path, names, sources) -> None:
     here = world.detect()
     engine.join(here)
     recipe = load(recipe_file, ["optimizer.learning_rate=1e-3"])
     figures = {}
     for number, config in enumerate(names):
         if sources is None:
-            figures[f"{size}-{config}"] = save(recipe, folder, config, here, asynchronous=number % 2 == 0)
+            figures[f"{here.size}-{config}"] = save(recipe, folder, config, here, asynchronous=number % 2 == 0)
         else:
             for source in sources:
-                figures[f"{source} {size}-{config}"] = read(recipe, folder, source, config, here)
+                figures[f"{source} {here.size}-{config}"] = read(recipe, folder, source, config, here)
     if here.is_first:
-        (folder / f"{'save' if sources is None else 'read'}-{size}.json").write_text(json.dumps(figures))
+        (folder / f"{'save' if sources is None else 'read'}-{here.size}.json").write_text(json.dumps(figures))
     engine.leave()
 
 
-def forked(size: int, *work) -> None:
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        port = probe_socket.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=be_rank, args=(rank, size, port, *work)) for rank in range(size)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * size
-
-
 def main() -> None:
-    recipe_file, folder, which = sys.argv[1], Path(sys.argv[2]), {"some": SOME, "all": ALL}[sys.argv[3]]
+    recipe_file, which, folder = sys.argv[1], {"some": SOME, "all": ALL}[sys.argv[2]], Path(sys.argv[3])
     for size, names in which.items():
-        forked(size, recipe_file, folder, names, None)
+        assert ended(forked_calls(size, work, recipe_file, folder, names, None), WORLD_SECONDS) == [0] * size
     sources = [f"{size}-{config}" for size, names in which.items() for config in names]
     saved, found = {}, {}
     for size, names in which.items():
-        forked(size, recipe_file, folder, names, sources)
+        assert ended(forked_calls(size, work, recipe_file, folder, names, sources), WORLD_SECONDS) == [0] * size
         saved |= json.loads((folder / f"save-{size}.json").read_text())
         found |= json.loads((folder / f"read-{size}.json").read_text())
     (folder / "figures.json").write_text(json.dumps({"saved": saved, "read": found}))

@@ -14,14 +14,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ranks import ROOT, before_step, ended, forked
 
-from scaler import checkpoint, evaluate, metrics, model, train, world
+from scaler import checkpoint, checkpoint_format, heldout, loop, metrics, model, world
 from scaler.errors import ScalerError
+from scaler.recipe import load
 
 STEPS = 24
 SETTINGS = [f"training.steps={STEPS}", "training.log_every=1", "training.evaluate_every=12", "checkpoint.every=6"]
@@ -54,10 +56,11 @@ class Scene:
         if found["checkpoints"]:
             newest = folder / "checkpoints" / f"step_{found['checkpoints'][0]:08d}"
             try:
-                found["manifest"] = checkpoint.read_manifest(newest)
+                found["manifest"] = checkpoint_format.read_manifest(newest)
             except ScalerError:
                 found["manifest"] = None
-        found["exported"] = (folder / "export" / "model.safetensors").is_file()
+        exported = folder / "export" / "model.safetensors"
+        found["exported"] = str(exported.parent) if exported.is_file() else None
         return found
 
 
@@ -70,6 +73,11 @@ def alone(scene: Scene):
 
 def kept(scene: Scene):
     return scene.facts(scene.start("checkpoint.every=2", "checkpoint.keep_last=2", "checkpoint.keep_every=10"))
+
+
+def three_ranks(scene: Scene):
+    """At another stage from the beginning on."""
+    return scene.facts(scene.start(ranks=3, config="zero3"))
 
 
 def repeated(scene: Scene):
@@ -96,7 +104,7 @@ def stopped(scene: Scene):
 
 
 def no_wait_for_stop_file() -> None:
-    train.stop._FILE_SECONDS = 0.0
+    loop.stop._FILE_SECONDS = 0.0
 
 
 def both(*patches: Callable[[], None]) -> Callable[[], None]:
@@ -158,7 +166,7 @@ def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("na
     """A patch: on one rank the loss is multiplied while it trains on the batches that first came with these steps."""
 
     def patch() -> None:
-        forward, train_batch, rows = model.MaskedLM.forward, train.train_batch, []
+        forward, train_batch, rows = model.MaskedLM.forward, loop.train_batch, []
 
         def told(engine, this, progress, here):
             rows[:] = [progress.consumed_rows // this.recipe.training.rows]
@@ -169,7 +177,7 @@ def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("na
             bad = torch.is_grad_enabled() and rows and rows[0] in steps and world.detect().rank == rank
             return (loss * factor if bad else loss), logits
 
-        model.MaskedLM.forward, train.train_batch = spoilt, told
+        model.MaskedLM.forward, loop.train_batch = spoilt, told
 
     return patch
 
@@ -201,15 +209,14 @@ def early(scene: Scene):
     """The held-out loss rises after the second evaluation."""
 
     def patch() -> None:
-        inner, calls = evaluate.heldout, []
+        inner, calls = heldout.evaluate, []
 
-        def heldout(*arguments):
+        def evaluate(*arguments):
             calls.append(1)
             found = inner(*arguments)
-            return evaluate.replace(found, loss=found.loss + max(0, len(calls) - 2)) if len(calls) > 2 else found
+            return replace(found, loss=found.loss + max(0, len(calls) - 2))
 
-        evaluate.replace = __import__("dataclasses").replace
-        evaluate.heldout = heldout
+        heldout.evaluate = evaluate
 
     settings = ["training.patience=2", "training.evaluate_every=3", "checkpoint.keep_last=1"]
     return scene.facts(scene.start(*settings, patch=patch))
@@ -253,7 +260,7 @@ def failing_writes(times: int, error: int, rank: int = 1, after: int = 1) -> Cal
     """A patch: writes of checkpoints fail on one rank, `times` of them, after so many that went well."""
 
     def patch() -> None:
-        inner, calls = checkpoint._write, []
+        inner, calls = checkpoint_format.write_file, []
 
         def write(path, content):
             calls.append(1)
@@ -262,7 +269,7 @@ def failing_writes(times: int, error: int, rank: int = 1, after: int = 1) -> Cal
                 raise OSError(error, os.strerror(error))
             return inner(path, content)
 
-        checkpoint._write = write
+        checkpoint_format.write_file = write
 
     return patch
 
@@ -298,13 +305,13 @@ def slow_disk(scene: Scene):
     """A checkpoint takes longer to write than a rank may hang."""
 
     def patch() -> None:
-        inner = checkpoint._write
+        inner = checkpoint_format.write_file
 
         def write(path, content):
             time.sleep(3)
             return inner(path, content)
 
-        checkpoint._write = write
+        checkpoint_format.write_file = write
 
     settings = ["faults.hang_seconds=2", "training.steps=6", "checkpoint.asynchronous=false"]
     return scene.facts(scene.start(*settings, patch=patch))
@@ -320,6 +327,31 @@ def file_in_the_way(scene: Scene):
     shutil.copy(scene.folder.parent / "alone" / "run" / "recipe.yaml", scene.folder / "run")
     (scene.folder / "run" / "checkpoints").write_text("")
     return scene.facts(scene.start())
+
+
+# ---- what cannot begin
+
+
+def refused(*settings: str) -> Callable[[Scene], dict[str, Any]]:
+    """A scenario: a start with bad input."""
+    return lambda scene: scene.facts(scene.start(*settings))
+
+
+def folder_of_something_else(scene: Scene):
+    (scene.folder / "run").mkdir()
+    (scene.folder / "run" / "metrics.jsonl").touch()
+    return scene.facts(scene.start())
+
+
+def below_a_file(scene: Scene):
+    (scene.folder / "file").touch()
+    return scene.facts(scene.start(run="file/run"), run="run")
+
+
+def damaged_rows(scene: Scene):
+    shutil.copytree(load(str(scene.recipe)).data.folder, scene.folder / "data")
+    flip(next((scene.folder / "data").glob("rows-*/train-*.rows")))
+    return scene.facts(scene.start(f"data.folder={scene.folder / 'data'}"))
 
 
 # ---- checkpoints that are not what they were, or are another run's
@@ -345,8 +377,7 @@ def damage(how: Callable[[Path], None]) -> Callable[[Scene], dict[str, Any]]:
     return scenario
 
 
-def flip(path: Path) -> None:
-    file = path / "rank_00001.safetensors"
+def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-100] ^= 1
     file.write_bytes(data)
@@ -354,8 +385,38 @@ def flip(path: Path) -> None:
 
 def all_damaged(scene: Scene):
     for path in checkpoint.found(interrupted_copy(scene)):
-        flip(path)
+        flip(path / "rank_00001.safetensors")
     return scene.facts(scene.start())
+
+
+def unreadable(scene: Scene):
+    """One rank's machine cannot read it."""
+
+    def patch() -> None:
+        inner = checkpoint_format.fill
+
+        def fill(pieces, path, manifest):
+            if world.detect().rank == 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path / "rank_00000.safetensors"))
+            inner(pieces, path, manifest)
+
+        checkpoint_format.fill = fill
+
+    interrupted_copy(scene)
+    return scene.facts(scene.start(patch=patch))
+
+
+def not_removable(scene: Scene):
+    """What a kill has left half-written lies in a folder that belongs to somebody else."""
+
+    def patch() -> None:
+        def rmtree(path, **_):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        checkpoint.shutil.rmtree = rmtree
+
+    (interrupted_copy(scene) / "step_00000024.partial").mkdir()
+    return scene.facts(scene.start(patch=patch))
 
 
 def changed(*settings: str, allowed: bool = False) -> Callable[[Scene], dict[str, Any]]:
@@ -414,7 +475,7 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     **{
         scenario.__name__: scenario
         for scenario in (
-            *(alone, kept, repeated, stopped, second_ctrl_c, finished, longer, occupied),
+            *(alone, three_ranks, kept, repeated, stopped, second_ctrl_c, finished, longer, occupied),
             *(skipped, went_back, gave_up, spike, spike_back, early, hang, frozen, killed),
             *(
                 full_disk_once,
@@ -425,14 +486,18 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
                 file_in_the_way,
                 log_on_a_full_disk,
                 slow_disk,
-                all_damaged,
+                *(all_damaged, unreadable, not_removable),
             ),
+            *(folder_of_something_else, below_a_file, damaged_rows),
         )
     },
+    "odd_batch": refused("training.rows=7"),
+    "misspelt_key": refused("training.stepz=7"),
+    "diverging": refused("optimizer.learning_rate=1e30", "schedule.warmup_share=0"),
     "dropout": interrupted_with("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"),
     "sgd": interrupted_with("optimizer.name=sgd", "optimizer.learning_rate=0.1"),
     "sgd_without_momentum": interrupted_with("optimizer.name=sgd", "optimizer.momentum=0"),
-    "flipped_byte": damage(flip),
+    "flipped_byte": damage(lambda path: flip(path / "rank_00001.safetensors")),
     "missing_file": damage(lambda path: (path / "rank_00000.safetensors").unlink()),
     "missing_manifest": damage(lambda path: (path / "manifest.json").unlink()),
     "cut_file": damage(lambda path: os.truncate(path / "rank_00000.safetensors", 1000)),
@@ -456,7 +521,7 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
 
 
 def main() -> None:
-    recipe, folder, *names = sys.argv[1:]
+    recipe, *names, folder = sys.argv[1:]
     outcomes = {}
     for name in names or SCENARIOS:
         clock = time.monotonic()
@@ -465,7 +530,7 @@ def main() -> None:
         except Exception:
             outcomes[name] = {"broken": traceback.format_exc()}
         print(f"{name}: {time.monotonic() - clock:.1f} s", flush=True)
-    (Path(folder) / "outcomes.json").write_text(json.dumps(outcomes))
+    (Path(folder) / "figures.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from scaler import checkpoint
-from scaler.checkpoint import WEIGHT, Checkpoints, Piece, Progress
+from scaler import checkpoint, checkpoint_format
+from scaler.checkpoint import Checkpoints, Progress
+from scaler.checkpoint_format import WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.world import World
 
@@ -40,20 +41,22 @@ def saved(folder, tensors, step=1, **more):
 
 @pytest.mark.parametrize("cuts", [2, 3, 7])
 def test_the_fingerprint_does_not_hang_on_how_parameters_are_cut(cuts):
-    assert checkpoint.fingerprint(pieces(parameters(), cuts)) == checkpoint.fingerprint(pieces(parameters()))
+    assert checkpoint_format.fingerprint(pieces(parameters(), cuts)) == checkpoint_format.fingerprint(
+        pieces(parameters())
+    )
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_fingerprints_of_ranks_shares_add_up(size):
     whole = [Piece(name, 0, len(tensor), {WEIGHT: tensor}, everywhere=True) for name, tensor in parameters().items()]
-    shares = [checkpoint.fingerprint(piece.share(World(rank, size)) for piece in whole) for rank in range(size)]
-    assert sum(share[WEIGHT] for share in shares) % 2**64 == checkpoint.fingerprint(whole)[WEIGHT]
+    shares = [checkpoint_format.fingerprint(piece.share(World(rank, size)) for piece in whole) for rank in range(size)]
+    assert sum(share[WEIGHT] for share in shares) % 2**64 == checkpoint_format.fingerprint(whole)[WEIGHT]
 
 
 @pytest.mark.parametrize("change", ["bit", "swap", "name", "zero more"])
 def test_the_fingerprint_sees(change):
     tensors = parameters()
-    before = checkpoint.fingerprint(pieces(tensors))
+    before = checkpoint_format.fingerprint(pieces(tensors))
     if change == "bit":
         tensors["b.bias"].view(torch.int32)[5] ^= 1
     elif change == "swap":
@@ -62,7 +65,7 @@ def test_the_fingerprint_sees(change):
         tensors["c"] = tensors.pop("a")
     else:
         tensors["b.weight"] = torch.cat([tensors["b.weight"], torch.zeros(1)])
-    assert checkpoint.fingerprint(pieces(tensors)) != before
+    assert checkpoint_format.fingerprint(pieces(tensors)) != before
 
 
 @pytest.mark.parametrize("cuts", [1, 2, 5])
@@ -72,7 +75,7 @@ def test_what_was_saved_is_read_into_stretches_cut_in_another_way(tmp_path, cuts
     target = [
         Piece(piece.name, piece.start, piece.size, {WEIGHT: piece.tensors[WEIGHT]}) for piece in pieces(found, cuts)
     ]
-    checkpoint.fill(target, path, checkpoint.read_manifest(path))
+    checkpoint_format.fill(target, path, checkpoint_format.read_manifest(path))
     assert all(torch.equal(found[name], tensor) for name, tensor in parameters().items())
 
 
@@ -80,14 +83,14 @@ def test_a_parameter_of_another_size_is_refused_with_its_name(tmp_path):
     path = saved(tmp_path, parameters())
     tensors = {**parameters(), "a": torch.zeros(11)}
     with pytest.raises(ScalerError, match="a has 10 elements there and 11 in this model; it is another model's"):
-        checkpoint.fill(pieces(tensors), path, checkpoint.read_manifest(path))
+        checkpoint_format.fill(pieces(tensors), path, checkpoint_format.read_manifest(path))
 
 
 def test_a_kind_of_state_that_is_in_no_file_is_refused(tmp_path):
     path = saved(tmp_path, parameters())
     target = [Piece("a", 0, 10, {"exp_avg_sq": torch.zeros(10)})]
     with pytest.raises(ScalerError, match="10 elements of exp_avg_sq of a are in none of its files"):
-        checkpoint.fill(target, path, checkpoint.read_manifest(path))
+        checkpoint_format.fill(target, path, checkpoint_format.read_manifest(path))
 
 
 def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
@@ -99,7 +102,9 @@ def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
     assert kept.commit() is None
     kept.close()
     found = parameters(seed=1)
-    checkpoint.fill(pieces(found), tmp_path / "step_00000002", checkpoint.read_manifest(tmp_path / "step_00000002"))
+    checkpoint_format.fill(
+        pieces(found), tmp_path / "step_00000002", checkpoint_format.read_manifest(tmp_path / "step_00000002")
+    )
     assert torch.equal(found["a"], parameters()["a"])
 
 
@@ -137,12 +142,14 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ScalerError, match="no checkpoint of format 1"):
-        checkpoint.read_manifest(path)
+        checkpoint_format.read_manifest(path)
 
 
 def test_a_file_that_its_rank_wrote_elsewhere_is_named(tmp_path, monkeypatch):
-    write = checkpoint._write
-    monkeypatch.setattr(checkpoint, "_write", lambda path, content: {**write(path, content), "name": "rank_9"})
+    write = checkpoint_format.write_file
+    monkeypatch.setattr(
+        checkpoint_format, "write_file", lambda path, content: {**write(path, content), "name": "rank_9"}
+    )
     kept = Checkpoints(tmp_path, ALONE, 1, None)
     kept.begin(list(pieces(parameters())), {"step": 1}, PROBE, asynchronous=False)
     assert "the run folder must be on a disk that all nodes share" in str(kept.commit())

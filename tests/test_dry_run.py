@@ -1,5 +1,6 @@
 """The dry run says what a run would do and touches nothing; and a run that cannot start says why in one line."""
 
+import functools
 import json
 import shutil
 import sys
@@ -16,23 +17,11 @@ ROWS = {split: f"{split}-text-00000-0000.rows" for split in ("train", "heldout")
 
 
 @pytest.fixture
-def dry_run(tiny_recipe_file, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def dry_run(tiny_recipe_file, tmp_path, monkeypatch, call) -> Callable[..., tuple[int, str, str]]:
     """Run `train.py --dry_run` in an empty folder: exit status, output and error output."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        (tmp_path / "work").mkdir(exist_ok=True)
-        monkeypatch.chdir(tmp_path / "work")
-        command = ["train.py", "--recipe", tiny_recipe_file, "--dry_run", *arguments]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-        try:
-            train.main()
-            status = 0
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return functools.partial(call, train.main, "--recipe", tiny_recipe_file, "--dry_run")
 
 
 def tree(*folders: Path) -> dict[Path, tuple[int, int]]:
@@ -43,7 +32,6 @@ def tree(*folders: Path) -> dict[Path, tuple[int, int]]:
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--run_dir", "elsewhere"]])
 def test_nothing_is_touched(arguments, dry_run, tiny_recipe_file, tmp_path):
-    (tmp_path / "work").mkdir()
     before = tree(tmp_path / "work", tiny_recipe_file.parent)
     status, output, errors = dry_run(*arguments)
     assert (status, errors) == (0, "")

@@ -1,204 +1,25 @@
-"""Evaluation: what each figure is, the same at every world size; the command, and what it refuses."""
+"""`python -m scaler.evaluate`: what it says and writes, and what it refuses."""
 
 import ast
+import functools
 import json
-import math
 import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_RECIPE, make_documents
-from torch import nn
+from conftest import ROOT, network_of, opened, recipe_beside
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from data_prep import folders
 from data_prep.__main__ import prepare
 from data_prep.adopt import adopt
 from data_prep.team import Team
-from scaler import evaluate, model, prepared, token_rows
-from scaler import world as world_facts
-from scaler.manifests import read_manifest, write_json
-from scaler.metrics import RunLog
+from scaler import evaluate, heldout, prepared, token_rows
+from scaler.manifests import read_manifest
 from scaler.recipe import load
 from scaler.world import World
-
-
-@pytest.fixture(scope="module")
-def two_sources(tmp_path_factory):
-    """A recipe over two sources, its data prepared."""
-    folder = tmp_path_factory.mktemp("two")
-    for name, seed in (("one", 0), ("two", 1)):
-        (folder / f"{name}.txt").write_text("\n\n".join(make_documents(900, seed)), encoding="utf-8")
-    listed = f"{{source: {folder / 'one.txt'}}}, {{source: {folder / 'two.txt'}}}"
-    text = TINY_RECIPE.replace("{source: SOURCE}", listed).replace("FOLDER", str(folder / "data"))
-    (folder / "two.yaml").write_text(text, encoding="utf-8")
-    recipe = load(str(folder / "two.yaml"))
-    prepare(recipe, Team())
-    return recipe
-
-
-def network_of(recipe, seed=0):
-    data = prepared.open_prepared(recipe)
-    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
-    return model.build(config, seed).eval()
-
-
-def opened(recipe, split="heldout"):
-    """An untrained model and the reader of a split."""
-    network = network_of(recipe)
-    reader = prepared.open_prepared(recipe).rows(split, recipe, model.first_position(network.config))
-    return model.MaskedLM(network), reader
-
-
-def naive(engine, reader, rows):
-    """Mean loss and accuracy over some rows, one by one."""
-    losses, right = [], []
-    with torch.no_grad():
-        for row in rows:
-            batch = evaluate.read_fixed(reader, np.array([row]))
-            loss, logits = engine(batch)
-            losses.append(float(loss))
-            right.append(float((logits.argmax(-1) == batch.labels).float().mean()))
-    return np.mean(losses), np.mean(right)
-
-
-# ---- the figures
-
-
-def test_the_loss_is_the_mean_of_what_the_engine_says(two_sources):
-    engine, reader = opened(two_sources)
-    loss, accuracy = naive(engine, reader, range(len(reader.rows)))
-    found = evaluate.heldout(engine, reader, 7, World())
-    assert found.loss == pytest.approx(loss, abs=1e-6)
-    assert found.masked_accuracy == pytest.approx(accuracy, abs=1e-9)
-    assert found.tokens == len(reader.rows) * reader.masked
-    assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
-
-
-@pytest.mark.parametrize("micro_rows", [1, 5, 64])
-def test_each_source_has_the_loss_of_its_own_rows_though_batches_span_sources(two_sources, micro_rows):
-    engine, reader = opened(two_sources)
-    found = evaluate.heldout(engine, reader, micro_rows, World())
-    entries = read_manifest(two_sources.rows_folder, "rows")["splits"]["heldout"]
-    assert list(found.sources) == [entry["source"] for entry in entries] == ["one", "two"]
-    first = 0
-    for entry in entries:
-        loss, accuracy = naive(engine, reader, range(first, first + entry["rows"]))
-        score = found.sources[entry["source"]]
-        assert score.loss == pytest.approx(loss, abs=1e-6)
-        assert score.masked_accuracy == pytest.approx(accuracy, abs=1e-9)
-        assert score.tokens == entry["rows"] * reader.masked
-        first += entry["rows"]
-    assert sum(score.tokens for score in found.sources.values()) == found.tokens
-    assert found.sources["one"].loss != found.sources["two"].loss
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 50])
-def test_the_figures_are_the_same_at_every_world_size(two_sources, monkeypatch, ranks):
-    engine, reader = opened(two_sources)
-    alone = evaluate.heldout(engine, reader, 8, World())
-    sums, passes = [], []
-
-    def counted(batch):
-        passes[-1] += 1
-        return engine(batch)
-
-    for rank in range(ranks):  # what each rank brings to the sum, one after the other
-        passes.append(0)
-        monkeypatch.setattr(world_facts, "total", lambda value: sums.append(value) or value + 1)
-        evaluate.heldout(counted, reader, 8, World(rank=rank, size=ranks))
-    assert len(set(passes)) == 1
-    monkeypatch.setattr(world_facts, "total", lambda value: sum(sums))
-    together = evaluate.heldout(engine, reader, 8, World(rank=0, size=ranks))
-    assert together.tokens == alone.tokens
-    for name in alone.records("heldout"):
-        assert together.records("heldout")[name] == pytest.approx(alone.records("heldout")[name], rel=1e-12)
-
-
-def test_rows_are_scored_in_pieces_as_if_at_once_and_in_fp32(monkeypatch):
-    logits = torch.randn(5, 7, 90, generator=torch.manual_seed(0)) * 3
-    labels = torch.randint(0, 90, (5, 7))
-    whole = evaluate.score_rows(logits, labels)
-    expected = nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="none")
-    assert whole.dtype == torch.float64
-    assert torch.allclose(whole[:, 0], expected.view(5, 7).sum(1), rtol=1e-6)
-    assert whole[:, 1].tolist() == (logits.argmax(-1) == labels).sum(1).tolist()
-    assert whole[:, 2].tolist() == [7.0] * 5
-    for at_once in (1, 90, 1000):
-        monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", at_once)
-        assert torch.equal(evaluate.score_rows(logits, labels), whole)
-    half = evaluate.score_rows(logits.bfloat16(), labels)
-    assert torch.equal(half[:, 0], evaluate.score_rows(logits.bfloat16().float(), labels)[:, 0])
-
-
-def test_loss_per_character_is_the_loss_times_the_tokens_a_character_of_the_text(two_sources):
-    engine, reader = opened(two_sources)
-    found = evaluate.heldout(engine, reader, 8, World())
-    shards = read_manifest(two_sources.rows_folder.parent / "shards", "shards")["splits"]["heldout"]
-    tokens, characters = (sum(entry[what] for entry in shards) for what in ("tokens", "characters"))
-    assert 0 < tokens < characters
-    assert found.loss_per_character == pytest.approx(found.loss * tokens / characters)
-
-
-def test_records_name_the_figures_as_tensorboard_shows_them(two_sources, tmp_path):
-    engine, reader = opened(two_sources)
-    found = evaluate.heldout(engine, reader, 8, World())
-    records = found.records("heldout")
-    assert records == {
-        "heldout_loss": found.loss,
-        "heldout_perplexity": found.perplexity,
-        "heldout_masked_accuracy": found.masked_accuracy,
-        "heldout_loss_per_character": found.loss_per_character,
-        "heldout_loss_one": found.sources["one"].loss,
-        "heldout_loss_two": found.sources["two"].loss,
-    }
-    log = RunLog(tmp_path, None)
-    log.write(3, **records)
-    log.close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, **records}
-
-
-def test_one_source_alone_is_not_listed(tiny_recipe):
-    found = evaluate.heldout(*opened(tiny_recipe), 8, World())
-    assert found.sources == {}
-    assert not [name for name in found.records("heldout") if name.startswith("heldout_loss_t")]
-
-
-@pytest.mark.parametrize(("loss", "perplexity"), [(0.0, 1.0), (1e4, math.inf), (math.nan, math.nan)])
-def test_a_perplexity_beyond_all_numbers_ends_no_run(loss, perplexity):
-    found = evaluate.HeldOut(loss, 0.0, 1)
-    assert found.perplexity == pytest.approx(perplexity, nan_ok=True)
-    assert "heldout_loss_per_character" not in found.records("heldout")
-
-
-def test_rows_that_were_prepared_before_give_the_loss_but_none_per_character(two_sources, tmp_path):
-    shutil.copytree(two_sources.data.folder, tmp_path / "data")
-    recipe = load(write_recipe(two_sources, tmp_path))
-    path = recipe.rows_folder / "manifest.json"
-    content = json.loads(path.read_text())
-    del content["splits"]["test"]
-    for entries in content["splits"].values():
-        for entry in entries:
-            del entry["text_tokens"], entry["characters"]
-    write_json(path, content)
-    found = evaluate.heldout(*opened(recipe), 8, World())
-    assert found.loss == evaluate.heldout(*opened(two_sources), 8, World()).loss
-    assert found.loss_per_character is None
-    assert "heldout_loss_per_character" not in found.records("heldout")
-    assert list(found.sources) == ["one", "two"]
-
-
-# ---- the command
-
-
-def write_recipe(recipe, folder, name="recipe.yaml"):
-    """The recipe, over the data in `folder`/data."""
-    text = recipe.to_yaml().replace(f"folder: {recipe.data.folder}", f"folder: {folder / 'data'}")
-    (folder / name).write_text(text, encoding="utf-8")
-    return str(folder / name)
 
 
 @pytest.fixture
@@ -213,21 +34,9 @@ def run(two_sources, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(call):
     """Run the command: exit status, output, error output."""
-
-    def command(*arguments):
-        capsys.readouterr()  # what was said before
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-        try:
-            evaluate.main()
-            status = 0
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
+    return functools.partial(call, evaluate.main)
 
 
 def refusal(result):
@@ -242,7 +51,7 @@ def refusal(result):
 def test_the_command_says_and_writes_what_evaluation_finds(two_sources, run, command, split):
     status, output, _ = command(run, *([] if split == "test" else ["--split", split]))
     assert status == 0
-    found = evaluate.heldout(*opened(two_sources, split), 4, World())
+    found = heldout.evaluate(*opened(two_sources, split), 4, World())
     written = json.loads((run / f"evaluation_{split}.json").read_text())
     for name in ("loss", "perplexity", "masked_accuracy", "loss_per_character"):
         assert written[name] == pytest.approx(getattr(found, name), rel=1e-6)
@@ -395,7 +204,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused(run, command):
 def test_damaged_test_rows_are_named(run, two_sources, tmp_path, command):
     shutil.copytree(two_sources.data.folder, tmp_path / "data")
     (run / "recipe.yaml").unlink()
-    recipe = write_recipe(two_sources, tmp_path)
+    recipe = recipe_beside(two_sources, tmp_path)
     path = next((tmp_path / "data" / "rows-32").glob("test-*.rows"))
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     (tmp_path / "data" / "rows-32" / "train-one-00000-0000.rows").write_bytes(b"")  # is not opened
@@ -430,25 +239,23 @@ def test_no_other_module_of_training_names_the_test_split():
     assert users == {"evaluate.py"}
 
 
-def test_training_goes_without_the_test_rows(two_sources, tmp_path, run_command):
+def test_training_goes_without_the_test_rows(two_sources, tmp_path, run_command, command):
     shutil.copytree(two_sources.data.folder, tmp_path / "data")
     for path in (tmp_path / "data").rglob("test-*"):
         path.unlink()
-    recipe = write_recipe(two_sources, tmp_path, "mine.yaml")
-    command = (sys.executable, "-m", "scaler.train", "--recipe", recipe, "--run_dir", "run", "training.steps=2")
-    done = run_command(*command, cwd=tmp_path)
+    recipe = recipe_beside(two_sources, tmp_path, "mine.yaml")
+    arguments = ("--recipe", recipe, "--run_dir", "run", "training.steps=2")
+    done = run_command(sys.executable, "-m", "scaler.train", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = next(record for record in reversed(records) if "heldout_loss" in record)
     assert {"heldout_loss_one", "heldout_loss_two", "heldout_loss_per_character"} <= set(last)
-    done = run_command(sys.executable, "-m", "scaler.evaluate", "run", "--split", "heldout", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    status, output, _ = command(tmp_path / "run", "--split", "heldout", "--json")
+    assert status == 0
+    found = json.loads(output)
     assert found["loss"] == pytest.approx(last["heldout_loss"], abs=1e-5)
     assert found["loss_per_character"] == pytest.approx(last["heldout_loss_per_character"], abs=1e-5)
-    done = run_command(sys.executable, "-m", "scaler.evaluate", "run", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "test-one-00000-0000.rows: missing" in done.stderr
+    assert "test-one-00000-0000.rows: missing" in refusal(command(tmp_path / "run"))
 
 
 # ---- adopted shards
@@ -465,7 +272,7 @@ def test_adopted_shards_may_have_a_test_split_and_their_characters_are_unknown(
     }
     test = given["test"] if with_test else []
     adopt(two_sources.tokenizer_folder, given["train"], given["heldout"], tmp_path / "data", test)
-    recipe = load(write_recipe(two_sources, tmp_path))
+    recipe = load(recipe_beside(two_sources, tmp_path))
     prepare(recipe, Team())
     assert folders.is_current(tmp_path / "data" / "shards", "shards", folders.ADOPTED)
     manifest = token_rows.read(recipe.rows_folder)

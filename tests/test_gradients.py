@@ -1,10 +1,9 @@
 """Weights after a few steps through every DeepSpeed configuration equal those of plain PyTorch."""
 
-import json
-import socket
-
 import pytest
 from conftest import ROOT
+
+from scaler import world
 
 CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 # of the distance that the weights moved: fp32 differs in summation order alone; bf16 keeps 8 bits of each gradient
@@ -12,19 +11,10 @@ BOUNDS = {"fp32": 2e-5, "bf16": 5e-2}
 
 
 @pytest.fixture(scope="module")
-def figures(tiny_recipe_file, run_command, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parity")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    done = run_command(
-        *("deepspeed", "--num_gpus", 2, "--master_port", port, "--no_local_rank", ROOT / "tests/parity_worker.py"),
-        *(tiny_recipe_file, folder / "figures.json", *CONFIGS),
-        cwd=folder,
-        CUDA_VISIBLE_DEVICES="",
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads((folder / "figures.json").read_text())
+def figures(tiny_recipe_file, worker_figures):
+    worker = ROOT / "tests" / "parity_worker.py"
+    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", world.free_port(), "--no_local_rank")
+    return worker_figures(*launcher, worker, tiny_recipe_file, *CONFIGS)
 
 
 @pytest.mark.parametrize("precision", BOUNDS)

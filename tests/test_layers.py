@@ -13,11 +13,11 @@ from conftest import ROOT
 # From the bottom up. A module imports from layers below its own, and in its own from those named before it.
 LAYERS = {
     "facts": ["errors", "world"],
-    "pure": ["manifests", "token_rows", "order", "packing", "masking", "schedule"],
+    "pure": ["manifests", "token_rows", "order", "packing", "masking", "schedule", "settings"],
     "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder", "job"],
     "engine": [
-        *("faults", "stop", "watchdog", "checkpoint", "engine", "resume"),
-        *("metrics", "export"),
+        *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint", "engine", "resume"),
+        *("heldout", "metrics", "loop", "export"),
     ],
     "verbs": ["plan", "evaluate", "train", "fill_mask"],
 }

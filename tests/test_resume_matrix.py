@@ -1,6 +1,5 @@
 """A checkpoint of any world size, ZeRO stage and precision goes on at any other, with the same losses."""
 
-import json
 import sys
 
 import pytest
@@ -12,16 +11,8 @@ LOSS_BOUND = {"fp32": 1e-5, "bf16": 5e-3}
 
 
 @pytest.fixture(scope="module")
-def figures(tiny_recipe_file, run_command, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("matrix")
-    done = run_command(
-        *(sys.executable, ROOT / "tests" / "resume_worker.py", tiny_recipe_file, folder, "some"),
-        cwd=folder,
-        timeout=900,
-        CUDA_VISIBLE_DEVICES="",
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads((folder / "figures.json").read_text())
+def figures(tiny_recipe_file, worker_figures):
+    return worker_figures(sys.executable, ROOT / "tests" / "resume_worker.py", tiny_recipe_file, "some")
 
 
 def pairs(figures):

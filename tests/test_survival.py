@@ -1,27 +1,19 @@
 """What a run survives: stops, kills, bad losses, full disks, damaged checkpoints; and what it refuses to go on with."""
 
-import json
 import math
 import re
 import sys
 
 import pytest
 from conftest import ROOT
+from transformers import AutoModelForMaskedLM
 
 STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def outcomes(tiny_recipe_file, run_command, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("survival")
-    done = run_command(
-        *(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file, folder),
-        cwd=folder,
-        timeout=1200,
-        CUDA_VISIBLE_DEVICES="",
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads((folder / "outcomes.json").read_text())
+def outcomes(tiny_recipe_file, worker_figures):
+    return worker_figures(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file)
 
 
 @pytest.fixture
@@ -39,7 +31,8 @@ def lines(outcome, start="error: "):
 
 
 def came_to_its_end(outcome):
-    return outcome["state.json"]["state"] == "finished" and outcome["exported"] and outcome["checkpoints"][0] == STEPS
+    finished = outcome["state.json"]["state"] == "finished"
+    return finished and bool(outcome["exported"]) and outcome["checkpoints"][0] == STEPS
 
 
 # ---- left alone
@@ -56,6 +49,16 @@ def test_kept(outcome, outcomes):
     assert outcome["manifest"]["progress"]["best_step"] == 24
     assert outcome["checkpoints"] == [24, 22, 20, 12, 10, 0]  # 12 is the best that 22 knew
     assert outcome["manifest"]["fingerprint"] == outcomes["alone"]["manifest"]["fingerprint"]
+
+
+def test_three_ranks(outcome, outcomes):
+    """Another world size and stage give the same losses but for rounding, and a model whose decoder is tied."""
+    alone = outcomes["alone"]
+    assert outcome["statuses"] == [[0, 0, 0]] and came_to_its_end(outcome)
+    assert series(outcome, "train_loss") == pytest.approx(series(alone, "train_loss"), abs=1e-4)
+    assert series(outcome, "heldout_loss")[0] == pytest.approx(series(alone, "heldout_loss")[0], abs=1e-5)
+    network = AutoModelForMaskedLM.from_pretrained(outcome["exported"])
+    assert network.lm_head.decoder.weight is network.roberta.embeddings.word_embeddings.weight
 
 
 def test_the_environment_names_what_a_result_hangs_on(outcomes):
@@ -251,6 +254,27 @@ def test_file_in_the_way(outcome):
     assert outcome["statuses"] == [[2, 2]] and "there is a file in the way" in lines(outcome)[0]
 
 
+# ---- what cannot begin
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        ("odd_batch", "training.rows=6 or 8"),
+        ("misspelt_key", "did you mean 'steps'?"),
+        ("folder_of_something_else", "is neither new nor a run"),
+        ("below_a_file", "file is a file; name another folder"),
+        ("damaged_rows", "-00000-0000.rows: "),
+        ("diverging", "lower optimizer.learning_rate"),
+    ],
+    indirect=["outcome"],
+)
+def test_bad_input_is_one_line_from_two_ranks(outcome, said):
+    assert outcome["statuses"] == [[2, 2]] and not outcome["exported"]
+    assert len(lines(outcome)) == 1 and said in lines(outcome)[0]
+    assert "Traceback" not in outcome["said"]
+
+
 # ---- checkpoints that are not what they were
 
 
@@ -285,6 +309,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(outcome, named
         ("other_batch", "recipe.yaml: the run began with training.rows=12, and now it is 24"),
         ("fewer_steps_allowed", "training.steps=10, but "),
         ("other_model_allowed", "recipe.yaml: the run has model.hidden_size=32, and not 64; name another --run_dir"),
+        ("unreadable", "rank_00000.safetensors: Input/output error (on "),
+        ("not_removable", "step_00000024.partial: Permission denied (on "),
         ("checkpoint_of_another_model", "manifest.json: the run has model.intermediate_size=128, and not 64"),
         ("checkpoint_of_another_recipe", "manifest.json: the run began with optimizer.learning_rate=0.0001"),
     ],

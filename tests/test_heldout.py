@@ -1,0 +1,156 @@
+"""Held-out figures: what each is, and the same at every world size."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import opened, recipe_beside
+from torch import nn
+
+from scaler import heldout
+from scaler import world as world_facts
+from scaler.manifests import read_manifest, write_json
+from scaler.metrics import RunLog
+from scaler.recipe import load
+from scaler.world import World
+
+
+def naive(engine, reader, rows):
+    """Mean loss and accuracy over some rows, one by one."""
+    losses, right = [], []
+    with torch.no_grad():
+        for row in rows:
+            batch = heldout.read_fixed(reader, np.array([row]))
+            loss, logits = engine(batch)
+            losses.append(float(loss))
+            right.append(float((logits.argmax(-1) == batch.labels).float().mean()))
+    return np.mean(losses), np.mean(right)
+
+
+# ---- the figures
+
+
+def test_the_loss_is_the_mean_of_what_the_engine_says(two_sources):
+    engine, reader = opened(two_sources)
+    loss, accuracy = naive(engine, reader, range(len(reader.rows)))
+    found = heldout.evaluate(engine, reader, 7, World())
+    assert found.loss == pytest.approx(loss, abs=1e-6)
+    assert found.masked_accuracy == pytest.approx(accuracy, abs=1e-9)
+    assert found.tokens == len(reader.rows) * reader.masked
+    assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_rows", [1, 5, 64])
+def test_each_source_has_the_loss_of_its_own_rows_though_batches_span_sources(two_sources, micro_rows):
+    engine, reader = opened(two_sources)
+    found = heldout.evaluate(engine, reader, micro_rows, World())
+    entries = read_manifest(two_sources.rows_folder, "rows")["splits"]["heldout"]
+    assert list(found.sources) == [entry["source"] for entry in entries] == ["one", "two"]
+    first = 0
+    for entry in entries:
+        loss, accuracy = naive(engine, reader, range(first, first + entry["rows"]))
+        score = found.sources[entry["source"]]
+        assert score.loss == pytest.approx(loss, abs=1e-6)
+        assert score.masked_accuracy == pytest.approx(accuracy, abs=1e-9)
+        assert score.tokens == entry["rows"] * reader.masked
+        first += entry["rows"]
+    assert sum(score.tokens for score in found.sources.values()) == found.tokens
+    assert found.sources["one"].loss != found.sources["two"].loss
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 50])
+def test_the_figures_are_the_same_at_every_world_size(two_sources, monkeypatch, ranks):
+    engine, reader = opened(two_sources)
+    alone = heldout.evaluate(engine, reader, 8, World())
+    sums, passes = [], []
+
+    def counted(batch):
+        passes[-1] += 1
+        return engine(batch)
+
+    for rank in range(ranks):  # what each rank brings to the sum, one after the other
+        passes.append(0)
+        monkeypatch.setattr(world_facts, "total", lambda value: sums.append(value) or value + 1)
+        heldout.evaluate(counted, reader, 8, World(rank=rank, size=ranks))
+    assert len(set(passes)) == 1
+    monkeypatch.setattr(world_facts, "total", lambda value: sum(sums))
+    together = heldout.evaluate(engine, reader, 8, World(rank=0, size=ranks))
+    assert together.tokens == alone.tokens
+    for name in alone.records("heldout"):
+        assert together.records("heldout")[name] == pytest.approx(alone.records("heldout")[name], rel=1e-12)
+
+
+def test_rows_are_scored_in_pieces_as_if_at_once_and_in_fp32(monkeypatch):
+    logits = torch.randn(5, 7, 90, generator=torch.manual_seed(0)) * 3
+    labels = torch.randint(0, 90, (5, 7))
+    whole = heldout.score_rows(logits, labels)
+    expected = nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="none")
+    assert whole.dtype == torch.float64
+    assert torch.allclose(whole[:, 0], expected.view(5, 7).sum(1), rtol=1e-6)
+    assert whole[:, 1].tolist() == (logits.argmax(-1) == labels).sum(1).tolist()
+    assert whole[:, 2].tolist() == [7.0] * 5
+    for at_once in (1, 90, 1000):
+        monkeypatch.setattr(heldout, "LOGITS_AT_ONCE", at_once)
+        assert torch.equal(heldout.score_rows(logits, labels), whole)
+    half = heldout.score_rows(logits.bfloat16(), labels)
+    assert torch.equal(half[:, 0], heldout.score_rows(logits.bfloat16().float(), labels)[:, 0])
+
+
+def test_loss_per_character_is_the_loss_times_the_tokens_a_character_of_the_text(two_sources):
+    engine, reader = opened(two_sources)
+    found = heldout.evaluate(engine, reader, 8, World())
+    shards = read_manifest(two_sources.rows_folder.parent / "shards", "shards")["splits"]["heldout"]
+    tokens, characters = (sum(entry[what] for entry in shards) for what in ("tokens", "characters"))
+    assert 0 < tokens < characters
+    assert found.loss_per_character == pytest.approx(found.loss * tokens / characters)
+
+
+def test_records_name_the_figures_as_tensorboard_shows_them(two_sources, tmp_path):
+    engine, reader = opened(two_sources)
+    found = heldout.evaluate(engine, reader, 8, World())
+    records = found.records("heldout")
+    assert records == {
+        "heldout_loss": found.loss,
+        "heldout_perplexity": found.perplexity,
+        "heldout_masked_accuracy": found.masked_accuracy,
+        "heldout_loss_per_character": found.loss_per_character,
+        "heldout_loss_one": found.sources["one"].loss,
+        "heldout_loss_two": found.sources["two"].loss,
+    }
+    log = RunLog(tmp_path, None)
+    log.write(3, **records)
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, **records}
+
+
+def test_one_source_alone_is_not_listed(tiny_recipe):
+    found = heldout.evaluate(*opened(tiny_recipe), 8, World())
+    assert found.sources == {}
+    assert not [name for name in found.records("heldout") if name.startswith("heldout_loss_t")]
+
+
+@pytest.mark.parametrize(("loss", "perplexity"), [(0.0, 1.0), (1e4, math.inf), (math.nan, math.nan)])
+def test_a_perplexity_beyond_all_numbers_ends_no_run(loss, perplexity):
+    found = heldout.HeldOut(loss, 0.0, 1)
+    assert found.perplexity == pytest.approx(perplexity, nan_ok=True)
+    assert "heldout_loss_per_character" not in found.records("heldout")
+
+
+def test_rows_that_were_prepared_before_give_the_loss_but_none_per_character(two_sources, tmp_path):
+    shutil.copytree(two_sources.data.folder, tmp_path / "data")
+    recipe = load(recipe_beside(two_sources, tmp_path))
+    path = recipe.rows_folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["splits"]["test"]
+    for entries in content["splits"].values():
+        for entry in entries:
+            del entry["text_tokens"], entry["characters"]
+    write_json(path, content)
+    found = heldout.evaluate(*opened(recipe), 8, World())
+    assert found.loss == heldout.evaluate(*opened(two_sources), 8, World()).loss
+    assert found.loss_per_character is None
+    assert "heldout_loss_per_character" not in found.records("heldout")
+    assert list(found.sources) == ["one", "two"]

@@ -20,12 +20,11 @@ import torch
 
 from scaler import checkpoint_format
 from scaler.checkpoint_format import Piece, fingerprint, read_manifest
-from scaler.errors import ScalerError, naming_full_disk
-from scaler.manifests import MANIFEST, write_json
+from scaler.errors import ScalerError, in_a_line, naming_full_disk
 from scaler.world import World, agree_or_raise, attempt, gathered
 
 Result = TypeVar("Result")
-PARTIAL = ".partial"
+PARTIAL, DAMAGED = ".partial", ".damaged"
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Progress:
         step: optimizer steps done, skipped ones included; the learning rate hangs on it.
         consumed_rows: rows that are behind it; order and masks hang on it.
         updates: steps that moved the weights.
-        digest: of all rows and masks that were trained on, 64 bits; between saves, this rank's part of the sum.
+        digest: of all rows and masks that were read for training, 64 bits; between saves, this rank's part of the sum.
         best_loss, best_step: of the lowest held-out loss so far.
         worse: evaluations since then.
         recent_losses: of the last steps, which a spike is measured against.
@@ -64,20 +63,23 @@ class Progress:
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints. All methods but `done` are collectives: every rank calls them.
+    """The folder of a run's checkpoints. What says so is a collective: every rank calls it.
 
     Args:
         folder: on a disk that all ranks see.
         keep_last: so many of the newest stay.
         keep_every: those whose step is a multiple of it stay, too.
+        say: tells the user what is no error of the run.
 
     Attributes:
         best_step: of the checkpoint that stays beside them.
-        watch: is told that it goes on while a write takes long.
+        watch: is told that it goes on while reading or writing takes long.
     """
 
-    def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
-        self.folder, self.world = folder, world
+    def __init__(
+        self, folder: Path, world: World, keep_last: int, keep_every: int | None, say: Callable[[str], None] = print
+    ) -> None:
+        self.folder, self.world, self.say = folder, world, say
         self.keep_last, self.keep_every = keep_last, keep_every
         self.best_step: int | None = None
         self.watch: Callable[[str], None] = lambda doing: None
@@ -91,7 +93,7 @@ class Checkpoints:
     def begin(
         self, pieces: Sequence[Piece], about: Mapping[str, Any], probe: Mapping[str, torch.Tensor], asynchronous: bool
     ) -> None:
-        """Copy what this rank holds and start to write it; `commit` ends it. Training may go on in between.
+        """Copy what this rank holds and start to write it; `commit` ends it. Training may go on in between. Collective.
 
         Args:
             pieces: of this rank.
@@ -137,7 +139,10 @@ class Checkpoints:
             files = [checkpoint_format.write_file(partial / f"rank_{self.world.rank:05d}.safetensors", content)]
             if probe:
                 files.append(checkpoint_format.write_file(partial / checkpoint_format.PROBE, probe))
-        return {"files": files, "fingerprint": fingerprint(shares)}
+        elements: dict[str, int] = {}
+        for share in shares:
+            elements[share.name] = elements.get(share.name, 0) + len(share)
+        return {"files": files, "fingerprint": fingerprint(shares), "elements": elements}
 
     def path(self, step: int, ending: str = "") -> Path:
         """Where the checkpoint of a step is, or will be."""
@@ -159,7 +164,7 @@ class Checkpoints:
             futures.wait([self._write] if self._write else [], timeout=1.0)
 
     def commit(self) -> str | None:
-        """Wait for all ranks' parts and make them a checkpoint, or remove them.
+        """Wait for all ranks' parts and make them a checkpoint, or remove them. Collective.
 
         Returns: what went wrong, the same on every rank, or None.
         """
@@ -180,9 +185,11 @@ class Checkpoints:
                     with naming_full_disk(self.folder):
                         self._publish(step, records)
             except (ScalerError, OSError) as error:
-                problem = str(error)
+                problem = in_a_line(error)
             if problem is not None:
                 shutil.rmtree(self.path(step, PARTIAL), ignore_errors=True)
+            else:
+                self._tidy(step)
         return next((found for found in gathered(problem, self.world) if found), None)
 
     def _publish(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
@@ -194,30 +201,37 @@ class Checkpoints:
                     f"{partial / file['name']}: a rank wrote it, and it is not here; the run folder must be on a disk "
                     "that all nodes share"
                 )
-        manifest = {
-            "kind": "checkpoint",
-            "format": checkpoint_format.FORMAT,
+        for name, size in self._about["sizes"].items():
+            written = sum(record["elements"].get(name, 0) for record in records)
+            if written != size:
+                raise ScalerError(f"{partial}: {written:,} of the {size:,} elements of {name} were written")
+        content = {
             **self._about,
             "fingerprint": checkpoint_format.sum_up([record["fingerprint"] for record in records]),
             "files": files,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_json(partial / MANIFEST, manifest)
+        checkpoint_format.write_manifest(partial, content)
         checkpoint_format.flush(partial)
         if final.exists():  # a damaged one that a resume went back before
             self._remove(final)
         partial.rename(final)
         checkpoint_format.flush(self.folder)
-        self._point("latest", final)
-        if self.best_step is not None and self.path(self.best_step).exists():
-            self._point("best", self.path(self.best_step))
-        paths = found(self.folder)
-        # what a run that has to go back to one of the kept ones calls its best, stays, too
-        best = {self.best_step, *map(_best_step, paths[: self.keep_last])}
-        for path in paths[self.keep_last :]:
-            is_nth = self.keep_every is not None and step_of(path) % self.keep_every == 0
-            if not is_nth and step_of(path) not in best:
-                self._remove(path)
+
+    def _tidy(self, step: int) -> None:
+        """Point to the newest and the best, and remove what is not kept; the checkpoint is there without that, too."""
+        try:
+            self._point("latest", step)
+            self._point("best", self.best_step)
+            paths = found(self.folder)
+            # what a run that has to go back to one of the kept ones calls its best, stays, too
+            best = {self.best_step, *map(_best_step, paths[: self.keep_last])}
+            for path in paths[self.keep_last :]:
+                is_nth = self.keep_every is not None and step_of(path) % self.keep_every == 0
+                if not is_nth and step_of(path) not in best:
+                    self._remove(path)
+        except OSError as error:
+            self.say(f"the checkpoint of step {step} is saved; its pointers or older ones: {in_a_line(error)}")
 
     def _remove(self, path: Path) -> None:
         doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that half of one never looks like a whole one
@@ -225,23 +239,40 @@ class Checkpoints:
         self._thread.submit(shutil.rmtree, doomed, ignore_errors=True)
 
     def forget_after(self, step: int) -> None:
-        """Remove what was saved after a step that the run has gone back to: it is no longer a part of it."""
+        """Remove what was saved after a step that the run has gone back to, and is no part of it. Collective."""
 
         def forget() -> None:
             for path in found(self.folder):
                 if step_of(path) > step:
                     self._remove(path)
+            self._tidy(step)
 
         self._on_first(forget)
 
-    def _point(self, name: str, target: Path) -> None:
-        beside = self.folder / (name + PARTIAL)
+    def set_aside_after(self, step: int) -> None:
+        """Rename what is newer than the step that the run goes on from, for it is damaged. Collective."""
+
+        def set_aside() -> None:
+            for path in found(self.folder):
+                if step_of(path) > step:
+                    aside = path.with_name(path.name + DAMAGED)
+                    if aside.exists():
+                        shutil.rmtree(aside)
+                    path.rename(aside)
+
+        self._on_first(set_aside)
+
+    def _point(self, name: str, step: int | None) -> None:
+        pointer, beside = self.folder / name, self.folder / (name + PARTIAL)
+        if step is None or not self.path(step).exists():
+            pointer.unlink(missing_ok=True)
+            return
         beside.unlink(missing_ok=True)
-        beside.symlink_to(target.name)
-        beside.replace(self.folder / name)
+        beside.symlink_to(self.path(step).name)
+        beside.replace(pointer)
 
     def clear_partial(self) -> None:
-        """Remove what a killed run left half-written."""
+        """Remove what a killed run left half-written. Collective."""
 
         def clear() -> None:
             for path in self.folder.glob(f"*{PARTIAL}"):
@@ -254,8 +285,10 @@ class Checkpoints:
 
     # ---- reading
 
-    def newest(self, say: Callable[[str], None], skip: int = 0) -> Path | None:
-        """The newest whole checkpoint but `skip`, or the oldest. None: there are none. Damaged ones are said.
+    def newest(self, skip: int = 0) -> Path | None:
+        """The newest whole checkpoint but `skip`, or the oldest; None where there is none. Collective.
+
+        Damaged ones are said.
 
         Raises: ScalerError where all are damaged.
         """
@@ -264,7 +297,7 @@ class Checkpoints:
         for path in paths:
             problem = self.damage(path)
             if problem is not None:
-                say(f"{problem}; this checkpoint is left out, and the one before is used")
+                self.say(f"{problem}; this checkpoint is left out, and the one before is used")
                 continue
             whole = path
             skip -= 1
@@ -277,14 +310,15 @@ class Checkpoints:
         return None
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint, the same on every rank, or None; the ranks share the reading."""
+        """What is wrong with a checkpoint, or None; the ranks share the reading. Collective."""
         problem = None
         try:
             files = read_manifest(path)["files"]
             for number in range(self.world.rank, len(files), self.world.size):
+                self.watch("reading a checkpoint")
                 checkpoint_format.check_file(path / files[number]["name"], files[number])
         except (ScalerError, OSError) as error:
-            problem = str(error)
+            problem = in_a_line(error)
         return next((found for found in gathered(problem, self.world) if found), None)
 
     def close(self) -> None:

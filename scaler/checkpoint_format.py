@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from scaler.errors import ScalerError
-from scaler.manifests import MANIFEST, checksum
+from scaler.manifests import MANIFEST, checksum, write_json
 from scaler.world import World, gathered
 
-FORMAT = 1
+FORMAT = 2
 WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
 # precision; other kinds are the optimizer's names of its state
 MOMENTUM = "momentum_buffer"  # of SGD, which can be switched on and off
@@ -94,18 +94,28 @@ def total_fingerprint(pieces: Sequence[Piece], world: World) -> dict[str, str]:
     return sum_up(gathered(fingerprint(piece.share(world) for piece in pieces), world))
 
 
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest of a checkpoint, with a checksum of itself."""
+    whole = {"kind": "checkpoint", "format": FORMAT, **content}
+    write_json(folder / MANIFEST, {**whole, "xxh3": _checksum_of(whole)})
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Raises ScalerError when it is missing, damaged or of another format."""
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        kind, found, xxh3 = content["kind"], content["format"], content.pop("xxh3", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ScalerError(f"{path / MANIFEST}: missing or damaged") from error
-    if not isinstance(content, dict) or content.get("kind") != "checkpoint" or content.get("format") != FORMAT:
+    if (kind, found) != ("checkpoint", FORMAT):
         raise ScalerError(f"{path / MANIFEST}: no checkpoint of format {FORMAT}")
-    missing = [name for name in ("step", "sizes", "fingerprint", "files") if name not in content]
-    if missing:
-        raise ScalerError(f"{path / MANIFEST}: has no {missing[0]!r}")
-    return content
+    if xxh3 != _checksum_of(content):
+        raise ScalerError(f"{path / MANIFEST}: its checksum is another, the file is damaged")
+    return cast(dict[str, Any], content)
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def check_file(path: Path, record: Mapping[str, Any]) -> None:
@@ -166,7 +176,7 @@ def write_file(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any
     except SafetensorError as error:  # a full disk among others, and no OSError
         raise ScalerError(f"{path}: cannot be written ({error}); look at the disk, and free some space") from error
     flush(path)
-    # the checksum is of what the disk gives back
+    # of what the system gives back, which after a failed write is not what was written
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}
 
 

@@ -142,9 +142,16 @@ def _refuse(content: dict[str, Any], path: Path, recipe: Recipe) -> None:
             raise ScalerError(f"{path}: {name!r} belongs to {owner} of the recipe ({recipe.name}); remove it here")
     if content.get("fp16", {}).get("enabled"):
         raise ScalerError(f"{path}: fp16 is not supported, for it needs loss scaling; use bf16, or fp32")
-    if content.get("zero_optimization", {}).get("round_robin_gradients"):
+    zero = content.get("zero_optimization", {})
+    if zero.get("round_robin_gradients"):
         raise ScalerError(f"{path}: round_robin_gradients gives wrong weights on export (DeepSpeed 0.19); remove it")
-    if content.get("zero_optimization", {}).get("compute_grad_norm") is False:
+    for name in ("offload_optimizer", "offload_param"):
+        if (zero.get(name) or {}).get("device") == "nvme":
+            raise ScalerError(f"{path}: {name}.device='nvme', but checkpoints cannot read state from there; use 'cpu'")
+    for name in ("mics_shard_size", "zero_hpz_partition_size"):
+        if zero.get(name, 1) not in (-1, 1):
+            raise ScalerError(f"{path}: {name}={zero[name]!r}, but checkpoints do not know such shards; remove it")
+    if zero.get("compute_grad_norm") is False:
         raise ScalerError(f"{path}: compute_grad_norm=false leaves no norm, by which bad batches are told; remove it")
     if content.get("bf16", {}).get("check_grad_overflow") is False:
         raise ScalerError(f"{path}: bf16.check_grad_overflow=false lets bad gradients into the weights; remove it")

@@ -19,7 +19,7 @@ from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
 from scaler.recipe import Optimizer
-from scaler.world import World, publish
+from scaler.world import World, device, publish
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 import deepspeed
@@ -34,24 +34,35 @@ STATE_KINDS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "
 
 
 def join(world: World) -> None:
-    """Join the process group: NCCL on GPUs, gloo on CPUs."""
+    """Join the process group: NCCL on GPUs, gloo on CPUs. Raises ScalerError when the ranks cannot meet."""
     # At every start DeepSpeed compiles a shared-memory all-reduce that only its inference engine calls (105 s on one
     # core, and it wants a C++ compiler). Training never uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     publish(world)
     if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher leaves every rank to take all cores
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
-    )
+    backend, place = "gloo", device(world)
+    if place.type == "cuda":
+        backend = "nccl"
+        torch.cuda.set_device(place)
+        os.environ["LOCAL_RANK"] = str(place.index)  # from which DeepSpeed takes its device
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    except (torch.distributed.DistError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ScalerError(
+            f"rank {world.rank}: {world.size} ranks could not meet at {where} ({str(error).splitlines()[0][:200]}); "
+            "all nodes must reach that address, and the port must be free: set MASTER_ADDR and MASTER_PORT"
+        ) from error
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
     """A collective failed because another rank is no longer there."""
+    said = str(error).lower()
+    if "invalid usage" in said or "invalid argument" in said:  # of NCCL; nothing that another start mends
+        return False
     words = ("connection", "gloo", "nccl", "peer", "socket")
-    return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in words)
+    return isinstance(error, torch.distributed.DistError) or any(word in said for word in words)
 
 
 def leave() -> None:

@@ -53,12 +53,14 @@ def export(
         ids = torch.arange(min(32, len(tokenizer))).unsqueeze(0)
         with torch.no_grad():
             difference = float((model(input_ids=ids).logits - again(input_ids=ids).logits).abs().max())
-        if difference > 0:
+        if not difference <= 0:  # or not a number
             raise ScalerError(f"{folder}: the logits of what was written differ by {difference:.1e}; not exported")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-    except SafetensorError as error:  # a full disk among others, and no OSError
-        raise ScalerError(f"{folder}: the weights cannot be written ({error}); the metrics are kept") from error
+    except Exception as error:
+        if type(error) not in (SafetensorError, Exception):  # what safetensors and tokenizers raise on a full disk
+            raise
+        raise ScalerError(f"{folder}: cannot be written ({error}); checkpoints and metrics are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return again

@@ -9,7 +9,7 @@ from enum import Enum
 from scaler.recipe import Faults
 
 WINDOW = 100  # losses that a spike is measured against
-LEAST = 20  # of them, before there is a look-out
+LEAST = 20  # of them, before there is a look-out; as many spikes in a row are the new normal
 NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
 
 
@@ -34,6 +34,7 @@ class Judge:
     def __init__(self, settings: Faults, recent: list[float]) -> None:
         self.settings, self.recent = settings, recent
         self.skipped = 0  # batches in a row
+        self.spikes = 0  # in a row
         self.rollbacks = 0  # since the last checkpoint
 
     def judge(self, loss: float, norm: float) -> Verdict:
@@ -42,15 +43,18 @@ class Judge:
             self.skipped += 1
             return Verdict.SKIPPED if self.skipped <= self.settings.skips else self._back()
         self.skipped = 0
-        if self._is_spike(loss):
+        self.spikes = self.spikes + 1 if self._is_spike(loss) else 0
+        if 0 < self.spikes < LEAST:
             return self._back() if self.settings.spike_rollback else Verdict.SPIKE
+        if self.spikes:  # the loss has risen for good
+            self.recent.clear()
         self.recent.append(loss)
         del self.recent[:-WINDOW]
         return Verdict.FINE
 
     def went_back(self, recent: list[float], rollbacks: int) -> None:
         """Forget what is no more, the losses since the checkpoint; and not how often the run has gone back."""
-        self.recent, self.skipped, self.rollbacks = recent, 0, rollbacks
+        self.recent, self.skipped, self.spikes, self.rollbacks = recent, 0, 0, rollbacks
 
     def _is_spike(self, loss: float) -> bool:
         if self.settings.spike_deviations is None or len(self.recent) < LEAST:

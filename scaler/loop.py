@@ -43,6 +43,8 @@ class Running:
     say: Callable[..., None]
     meter: metrics.Meter
     unigram: float
+    requests: stop.StopRequests
+    dog: watchdog.Watchdog
     lock: IO[str] | None
 
     @property
@@ -155,10 +157,11 @@ def meet_fault(running: Running, judge: faults.Judge, verdict: Verdict, by_rank:
         world.agree_or_raise(problem, running.here)
     if verdict is Verdict.GO_BACK:
         rollbacks = judge.rollbacks  # which a checkpoint that is committed on the way back must not reset
-        running.progress = running.saves.go_back(progress, skip=rollbacks - 1)
+        # each return but the first goes behind the one that the last went to
+        running.progress = running.saves.go_back(progress, skip=min(1, rollbacks - 1))
         judge.went_back(running.progress.recent_losses, rollbacks)
-        if running.log:
-            running.log.go_back(running.progress.step)
+        log, step = running.log, running.progress.step
+        world.attempt(lambda: log.go_back(step) if log else None, running.here)
 
 
 def agree(running: Running, summed: torch.Tensor, flags: list[float]) -> tuple[float, str | None, bool]:
@@ -194,49 +197,44 @@ def train(running: Running) -> str | None:
 
     saves.on_saved = saved
     stopped_by = None
-    first = running.run_dir if here.is_first else None
-    requests = stop.StopRequests(first)
-    dog = watchdog.Watchdog(running.run_dir, here, this.recipe.faults.hang_seconds)
-    running.engine.watch = saves.checkpoints.watch = dog.beat
-    with run_folder.telling_failure(first), requests, dog:
-        if saves.saved_at is None:
-            measure(running)
-            # so that a disk that cannot take one is found now, and there is always a way back
-            saves.begin(running.progress, asynchronous=False)
-        while running.goes_on and stopped_by is None:
-            progress = running.progress
-            clock = time.perf_counter()
-            summed, norm = train_batch(running.engine, this, progress, here)
-            loss, stopped_by, written = agree(running, summed, requests.flags())
-            running.meter.add(loss, time.perf_counter() - clock)
-            progress.step += 1
-            progress.consumed_rows += training.rows
-            progress.updates += math.isfinite(norm)
-            verdict = judge.judge(loss, norm)
-            if written:
-                saves.commit()
-            if verdict is not Verdict.FINE:
-                meet_fault(running, judge, verdict, world.gathered(float(summed) / this.batch.accumulation, here), norm)
-            if verdict is Verdict.GO_BACK:
-                continue
+    if saves.saved_at is None:
+        measure(running)
+        # so that a disk that cannot take one is found now, and there is always a way back
+        saves.begin(running.progress, asynchronous=False)
+    while running.goes_on and stopped_by is None:
+        progress = running.progress
+        clock = time.perf_counter()
+        summed, norm = train_batch(running.engine, this, progress, here)
+        loss, stopped_by, written = agree(running, summed, running.requests.flags())
+        running.meter.add(loss, time.perf_counter() - clock)
+        progress.step += 1
+        progress.consumed_rows += training.rows
+        progress.updates += math.isfinite(norm)
+        verdict = judge.judge(loss, norm)
+        if written:
+            saves.commit()
+        if verdict is not Verdict.FINE:
+            meet_fault(running, judge, verdict, world.gathered(float(summed) / this.batch.accumulation, here), norm)
+        if verdict is Verdict.GO_BACK:
+            continue
 
-            best = progress.best_step
-            last = progress.step == training.steps
-            if progress.step % training.log_every == 0 or last or stopped_by:
-                report(running, norm)
-            if progress.step % training.evaluate_every == 0 or last:
-                measure(running)
-            # batches that had to be skipped leave it open whether the weights are good, unless they are the best yet
-            if progress.best_step != best or (progress.step % keep.every == 0 and not judge.skipped):
-                saves.begin(progress, keep.asynchronous)
-        if saves.saved_at != running.progress.step and not judge.skipped:
-            saves.begin(running.progress, asynchronous=False)
-        saves.commit()
-        if stopped_by and here.is_first:
-            requests.honoured()
-        if stopped_by and saves.saved_at is None:
-            problem = (
-                f"stopped by {stopped_by}, and could not save; --run_dir {running.run_dir} goes on from the one before"
-            )
-            world.agree_or_raise(problem, here)
+        best = progress.best_step
+        last = progress.step == training.steps
+        if progress.step % training.log_every == 0 or last or stopped_by:
+            report(running, norm)
+        if progress.step % training.evaluate_every == 0 or last:
+            measure(running)
+        # batches that had to be skipped leave it open whether the weights are good, unless they are the best yet
+        if progress.best_step != best or (progress.step % keep.every == 0 and not judge.skipped):
+            saves.begin(progress, keep.asynchronous)
+    saves.commit()
+    if saves.saved_at != running.progress.step:
+        saves.begin(running.progress, asynchronous=False)
+    if stopped_by:
+        running.requests.honoured()
+    if stopped_by and saves.saved_at is None:
+        problem = (
+            f"stopped by {stopped_by}, and could not save; --run_dir {running.run_dir} goes on from the one before"
+        )
+        world.agree_or_raise(problem, here)
     return stopped_by if running.goes_on else None

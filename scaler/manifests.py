@@ -25,15 +25,19 @@ def checksum(path: Path) -> str:
     return state.hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that `path` appears whole or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that `path` appears whole or not at all, even through a power cut."""
     beside = path.with_name(path.name + ".partial")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The same with JSON."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

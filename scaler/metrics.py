@@ -15,7 +15,8 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler.errors import ScalerError, naming_full_disk
+from scaler.errors import ScalerError, in_a_line, naming_full_disk
+from scaler.manifests import write_whole
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -129,13 +130,12 @@ class RunLog:
         self._open(step)
 
     def _open(self, step: int | None) -> None:
-        path, beside = self.run_dir / "metrics.jsonl", self.run_dir / "metrics.jsonl.partial"
+        path = self.run_dir / "metrics.jsonl"
         with naming_full_disk(self.run_dir):
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
             last = -1 if step is None else step
             self.records = [record for record in map(_whole, lines) if record is not None and record["step"] <= last]
-            beside.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
-            beside.replace(path)
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
             self._file = path.open("a", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=last + 1)
 
@@ -159,8 +159,8 @@ class RunLog:
         try:
             with naming_full_disk(self.run_dir):
                 yield
-        except ScalerError as error:
-            self.problem = str(error)
+        except (ScalerError, OSError) as error:
+            self.problem = in_a_line(error)
 
     def fault(self, **facts: Any) -> None:
         """Record a fault; records of faults stay when the run goes back."""

@@ -75,7 +75,8 @@ def restore(
     Raises: ScalerError when it is another run's checkpoint, or what was read is not what was saved.
     """
     manifest = world.attempt(lambda: checkpoint_format.read_manifest(path), here)
-    world.attempt(lambda: belongs(path, manifest, job, allow_changes), here)
+    for change in world.attempt(lambda: belongs(path, manifest, job, allow_changes), here):
+        say(f"changed, as asked for: {change}")
     progress = Progress(**manifest["progress"])
     progress.digest *= here.is_first  # each rank adds its own part to it, and saving sums them up
     world.attempt(lambda: checkpoint_format.fill(engine.pieces(progress.updates), path, manifest), here)
@@ -166,13 +167,14 @@ class Saves:
     def go_back(self, progress: Progress, skip: int) -> Progress:
         """Return to the newest whole checkpoint but `skip`, and step over the rows since then."""
         self.commit()
-        path = self.checkpoints.newest(self.say, skip)
+        path = self.checkpoints.newest(skip)
         if path is None:
             problem = f"{self.checkpoints.folder}: there is no checkpoint to go back to; training stopped"
             world.agree_or_raise(problem, self.here)
             raise AssertionError(problem)
         before = restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
         before.consumed_rows = progress.consumed_rows
+        self.checkpoints.best_step = before.best_step
         self.checkpoints.forget_after(before.step)
         self.saved_at = None  # that checkpoint does not know of the rows that were stepped over
         return before
@@ -189,8 +191,11 @@ class Saves:
         return restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
 
 
-def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> None:
-    """Raises ScalerError when a checkpoint is of another recipe, model, tokenizer or data than the job."""
+def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> list[str]:
+    """What is no more as it was saved, where that was asked for and the job's recipe does not say it.
+
+    Raises: ScalerError when a checkpoint is of another recipe, model, tokenizer or data than the job.
+    """
     origin = path / "manifest.json"
     if manifest["tokenizer_xxh3"] != now.data.manifest.tokenizer_xxh3:
         raise ScalerError(
@@ -198,8 +203,12 @@ def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool)
             f"{now.data.manifest.tokenizer_xxh3[:8]}; bring that one back, or name another --run_dir"
         )
     job.compare(origin, manifest["recipe"], now.recipe.to_plain(), allow_changes)
-    if manifest["rows_xxh3"] != now.data.manifest.xxh3("train") and not allow_changes:
+    rows = now.data.manifest.xxh3("train")
+    if manifest["rows_xxh3"] == rows:
+        return []
+    if not allow_changes:
         raise ScalerError(
             f"{origin}: trained on other rows than {now.recipe.rows_folder} holds; bring those back, name another "
             "--run_dir, or say --allow_changes"
         )
+    return [f"rows of {now.recipe.rows_folder}: {manifest['rows_xxh3'][:8]} -> {rows[:8]}"]

@@ -55,6 +55,8 @@ def is_run(folder: Path | None) -> bool:
 def lock(folder: Path) -> IO[str]:
     """Make the folder and hold it for this process, until the returned file is closed.
 
+    On a disk without locks it only says so.
+
     Raises: ScalerError when another run is at work in it.
     """
     with naming_full_disk(folder):
@@ -62,11 +64,13 @@ def lock(folder: Path) -> IO[str]:
         file = (folder / LOCK).open("w", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise ScalerError(
             f"{folder}: another run is at work in it; stop that one, or name another --run_dir"
         ) from error
+    except OSError as error:  # some disks of clusters have no locks
+        print(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it", flush=True)
     return file
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ class StopRequests:
     def __init__(self, folder: Path | None) -> None:
         self._file = folder / STOP_FILE if folder is not None else None
         self._asked: str | None = None
+        self._interrupts = 0
         self._looked = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -38,7 +41,8 @@ class StopRequests:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         reason = SIGNALS[signal.Signals(number)]
-        if reason == self._asked == "Ctrl-C":
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self._asked = self._asked or reason
 
@@ -47,14 +51,15 @@ class StopRequests:
         now = time.monotonic()
         if self._asked is None and self._file is not None and now - self._looked > _FILE_SECONDS:
             self._looked = now
-            if self._file.exists():
+            if os.path.exists(self._file):  # which takes a disk that does not answer for no
                 self._asked = REASONS[-1]
         return [float(reason == self._asked) for reason in REASONS]
 
     def honoured(self) -> None:
         """Remove the file, so that it does not stop the next start."""
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
 
 
 def reason(flags: list[float]) -> str | None:

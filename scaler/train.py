@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import platform
@@ -28,13 +27,15 @@ from scaler import (
     plan,
     resume,
     run_folder,
+    stop,
     token_rows,
+    watchdog,
     world,
 )
-from scaler.errors import TryAgain, command, naming_full_disk
+from scaler.errors import EXIT_INTERRUPTED, ScalerError, TryAgain, command, naming_full_disk
 from scaler.export import export, model_card
 from scaler.job import Job
-from scaler.manifests import write_json
+from scaler.manifests import write_json, write_whole
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -54,15 +55,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def write_settings(this: Job, here: world.World, hosts: list[str]) -> None:
-    """Write the settings of the run and this start of it into its folder."""
+def write_settings(this: Job, here: world.World, hosts: list[str], step: int) -> None:
+    """Write the settings of the run and this start of it into its folder; the recipe last, which makes it a run's."""
+    settings = {"seed": this.recipe.seed, "rows_xxh3": this.data.manifest.xxh3("train"), "ds_config": this.resolved}
     with naming_full_disk(this.run_dir):
-        beside = this.run_dir / f"{run_folder.RECIPE}.partial"
-        beside.write_text(this.recipe.to_yaml(), encoding="utf-8")
-        beside.replace(this.run_dir / run_folder.RECIPE)
+        run_folder.set_state(this.run_dir, "running", step=step, steps=this.recipe.training.steps)
+        run_folder.add_attempt(this.run_dir, run_folder.facts(here, hosts) | settings | {"changes": this.changes})
         write_json(this.run_dir / run_folder.DS_CONFIG, this.asked)
-        settings = {"seed": this.recipe.seed, "ds_config": this.resolved, "changes": this.changes}
-        run_folder.add_attempt(this.run_dir, run_folder.facts(here, hosts) | settings)
+        write_whole(this.run_dir / run_folder.RECIPE, this.recipe.to_yaml())
+
+
+def say(line: str) -> None:
+    """Tell the user. Nobody listening, or a full disk there, is no reason to end a training."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        pass
+
+
+def be_silent(line: str) -> None:
+    """What the other ranks do instead."""
 
 
 def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -> loop.Running | None:
@@ -73,9 +87,9 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     this = world.attempt(lambda: job.resolve(arguments, here), here)
     this = replace(this, run_dir=world.gathered(this.run_dir, here)[0])
     recipe, training, run_dir = this.recipe, this.recipe.training, this.run_dir
-    say = functools.partial(print, flush=True) if here.is_first else lambda *_, **__: None
+    tell = say if here.is_first else be_silent
     if world.attempt(lambda: run_folder.state(run_dir), here).get("state") == "finished" and not this.changes:
-        say(f"{run_dir}: this run is finished; its model is in {run_dir / 'export'}; name another --run_dir")
+        tell(f"{run_dir}: this run is finished; its model is in {run_dir / 'export'}; name another --run_dir")
         return None
     world.attempt(lambda: engines.check(this.resolved, this.ds_config_file), here)
     world.attempt(lambda: token_rows.verify(this.data.manifest, here.rank, here.size), here)
@@ -89,37 +103,42 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     engine = world.attempt(lambda: engines.Engine(model.MaskedLM(network), recipe.optimizer, this.resolved), here)
     lock = world.attempt(lambda: run_folder.lock(run_dir) if here.is_first else None, here)
     keep = recipe.checkpoint
-    checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", here, keep.keep_last, keep.keep_every)
+    checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", here, keep.keep_last, keep.keep_every, tell)
     checkpoints.clear_partial()
-    newest = checkpoints.newest(say)
+    newest = checkpoints.newest()
     progress = checkpoint.Progress()
     if newest is not None:
-        progress = resume.restore(engine, this, newest, here, say, arguments.allow_changes)
+        progress = resume.restore(engine, this, newest, here, tell, arguments.allow_changes)
         short = f"training.steps={training.steps}, but {run_dir} has done {progress.step}; name another --run_dir"
         world.agree_or_raise(short if progress.step > training.steps else None, here)
         if this.changes:
             progress.worse = 0  # the patience begins anew
     # only now, so that a start that is refused changes nothing
     hosts = world.gathered(platform.node(), here)
-    world.attempt(lambda: write_settings(this, here, hosts) if here.is_first else None, here)
+    world.attempt(lambda: write_settings(this, here, hosts, progress.step) if here.is_first else None, here)
+    if newest is not None:
+        checkpoints.set_aside_after(progress.step)
     for change in this.changes:
-        say(f"changed, as asked for: {change}")
+        tell(f"changed, as asked for: {change}")
     begun_at = None if newest is None else progress.step
     log = world.attempt(lambda: metrics.RunLog(run_dir, begun_at) if here.is_first else None, here)
-    saves = resume.Saves(engine, this, checkpoints, here, say, begun_at)
+    saves = resume.Saves(engine, this, checkpoints, here, tell, begun_at)
 
     # ---- the machine's ceiling, and the loss that needs no model
     ceiling = metrics.measure_matmul_flops(device, torch.bfloat16 if engine.bf16 else torch.float32)
     ceiling = float(world.total(torch.tensor(ceiling, device=device, dtype=torch.float64)))
     unigram = heldout.unigram_entropy(this.rows["heldout"], unigram_counts)
     meter = metrics.Meter(training.rows, recipe.data.seq_len, flops_per_row / ceiling)
-    say(
+    tell(
         f"{run_dir}: {parameters:,} parameters, {here.size} ranks, ZeRO-{engine.stage}, "
         f"{resume.precision(this.resolved)}, {training.steps:,} steps of {training.rows} x {recipe.data.seq_len} "
         f"tokens ({this.batch.micro_rows} rows x {this.batch.accumulation} accumulation a rank); "
         f"matrix-multiply ceiling {ceiling / 1e9:,.0f} GFLOP/s; started in {time.perf_counter() - started:.0f} s"
     )
-    return loop.Running(this, here, engine, progress, saves, log, say, meter, unigram, lock)
+    requests = stop.StopRequests(run_dir if here.is_first else None)
+    dog = watchdog.Watchdog(run_dir, here, recipe.faults.hang_seconds)
+    engine.watch = checkpoints.watch = dog.beat
+    return loop.Running(this, here, engine, progress, saves, log, tell, meter, unigram, requests, dog, lock)
 
 
 def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -> None:
@@ -128,8 +147,15 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
     running = start(arguments, here, engines)
     if running is None:
         return
+    with run_folder.telling_failure(running.run_dir if here.is_first else None), running.requests, running.dog:
+        end(running, loop.train(running), started)
+    running.saves.checkpoints.close()
+    running.engine.close()
+
+
+def end(running: loop.Running, stopped_by: str | None, started: float) -> None:
+    """After the last step: export the model, or say how the run goes on."""
     run_dir, steps = running.run_dir, running.job.recipe.training.steps
-    stopped_by = loop.train(running)
     progress = running.progress
     if stopped_by:
         if running.log:
@@ -149,8 +175,6 @@ def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -
             with naming_full_disk(run_dir):
                 finish(running, running.log, state, measured, time.perf_counter() - started)
                 run_folder.set_state(run_dir, "finished", step=progress.step, steps=steps)
-    running.saves.checkpoints.close()
-    running.engine.close()
 
 
 def finish(
@@ -177,7 +201,7 @@ def finish(
             "held-out masked accuracy": f"{measured.masked_accuracy:.2%}",
             "training loss, last logged": f"{losses[-1]:.3f} nats" if losses else "not logged",
             "optimizer steps": f"{progress.step:,}",
-            "tokens seen": f"{progress.consumed_rows * recipe.data.seq_len:,}",
+            "tokens seen or stepped over": f"{progress.consumed_rows * recipe.data.seq_len:,}",
             "time": f"{metrics.duration(seconds)} on {here.size} ranks, since the last start",
         },
         f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
@@ -186,7 +210,7 @@ def finish(
     )
     folder = log.run_dir / "export"
     export(state, model.build(this.config, recipe.seed), this.data.tokenizer, card, folder)
-    print(
+    running.say(
         f"done in {metrics.duration(seconds)}: held-out loss {measured.loss:.3f}, "
         f"{unigram - measured.loss:.2f} nats under the unigram entropy\n"
         f"  {picture}\n  {folder}\n"
@@ -204,6 +228,14 @@ def main() -> None:
 
         try:
             run(arguments, here, engine)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C at once; --run_dir goes on from the last checkpoint", file=sys.stderr, flush=True)
+            os._exit(EXIT_INTERRUPTED)  # no waiting for a write to a disk that hangs
+        except torch.OutOfMemoryError as error:
+            raise ScalerError(
+                f"rank {here.rank}: the GPU's memory is full ({str(error).splitlines()[0][:160]}); lower "
+                "training.max_micro_rows, or take a ds_config of a higher ZeRO stage"
+            ) from error
         except RuntimeError as error:
             if not engine.is_lost_connection(error):
                 raise

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 from scaler.errors import EXIT_TRY_AGAIN
-from scaler.world import World
+from scaler.world import World, attempt
 
 GRACE_SECONDS = 5.0  # that ranks wait for each other's reports
 FOLDER = "hung"
@@ -31,22 +32,27 @@ class Watchdog:
 
     def __init__(self, folder: Path, world: World, seconds: float) -> None:
         self.folder, self.world, self.seconds = folder / FOLDER, world, seconds
-        self._beats, self._doing, self._last = 0, "", time.monotonic()
+        self._beats, self._doing, self._last, self._longest = 0, "", time.monotonic(), 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob("rank_?????.txt") if self.world.is_first else ():  # of an earlier start
-            path.unlink(missing_ok=True)
-        self._file = self._report(".native").open("w", encoding="utf-8")
-        self.beat("start")
+        self._file = attempt(self._prepare, self.world)
+        self._last = time.monotonic()
         self._thread.start()
         return self
 
+    def _prepare(self) -> IO[str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("rank_?????.txt") if self.world.is_first else ():  # of an earlier start
+            path.unlink(missing_ok=True)
+        return self._report(".native").open("w", encoding="utf-8")
+
     def beat(self, doing: str) -> None:
         """Say that the rank goes on, and what it is about to do."""
-        self._beats, self._doing, self._last = self._beats + 1, doing, time.monotonic()
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._last)
+        self._beats, self._doing, self._last = self._beats + 1, doing, now
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -68,22 +74,30 @@ class Watchdog:
 
     def _bark(self) -> None:
         facts = {"rank": self.world.rank, "beats": self._beats, "doing": self._doing, "host": os.uname().nodename}
+        reports, stacks = [facts], f"stacks of all ranks are in {self.folder}"
         try:
-            beside = self._report(".partial")
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(facts) + "\n")
-                file.flush()
-                faulthandler.dump_traceback(file)
-            beside.replace(self._report())
-            self._report(".native").unlink(missing_ok=True)
-            time.sleep(GRACE_SECONDS)
-            paths = [self.folder / f"rank_{rank:05d}.txt" for rank in range(self.world.size)]
-            reports = [json.loads(path.open().readline()) for path in paths if path.is_file()]
+            try:
+                self._write(facts)
+                # a rank that beats seldom barks later: it was waited for since its last beat
+                time.sleep(GRACE_SECONDS + min(self._longest, self.seconds))
+                paths = [self.folder / f"rank_{rank:05d}.txt" for rank in range(self.world.size)]
+                reports = [json.loads(path.open().readline()) for path in paths if path.is_file()]
+            except (OSError, ValueError) as error:
+                stacks = f"no stacks could be written to {self.folder} ({error})"
             if reports[0]["rank"] == self.world.rank:
-                said = f"{blame(reports, self.world.size, self.seconds)}; stacks of all ranks are in {self.folder}"
+                said = f"{blame(reports, self.world.size, self.seconds)}; {stacks}"
                 print(f"error: {said}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         finally:
             os._exit(EXIT_TRY_AGAIN)
+
+    def _write(self, facts: dict[str, object]) -> None:
+        beside = self._report(".partial")
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
+        beside.replace(self._report())
+        self._report(".native").unlink(missing_ok=True)
 
 
 def blame(reports: list[dict[str, object]], size: int, seconds: float) -> str:

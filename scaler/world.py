@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -104,8 +105,18 @@ def free_port() -> int:
 
 
 def device(world: World) -> torch.device:
-    """The device this rank trains on: its own GPU where there is one, else the CPU."""
-    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """The device this rank trains on: its own GPU where there is one, else the CPU.
+
+    Raises: ScalerError when there are fewer GPUs than ranks on this host.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if visible == 1:  # SLURM can show each of its tasks no more than its own
+        return torch.device("cuda", 0)
+    if world.local_rank >= visible:
+        raise ScalerError(f"{world.local_size} ranks on {platform.node()}, but {visible} GPUs; start one rank a GPU")
+    return torch.device("cuda", world.local_rank)
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
@@ -136,7 +147,10 @@ def agree_or_raise(problem: str | None, world: World) -> None:
 
 
 def attempt(work: Callable[[], Result], world: World) -> Result:
-    """Do something that may fail on one rank alone, and let all ranks fail together. `work` is no collective."""
+    """Do something that may fail on one rank alone, and let all ranks fail together.
+
+    Where `work` has collectives of its own, it must fail on all ranks or on none.
+    """
     problem, result = None, None
     try:
         result = work()

@@ -97,7 +97,7 @@ def read(recipe, folder: Path, source: str, config: str, here: world.World):
     """Read a checkpoint into another engine, and train on."""
     running, recipe, batch = start(recipe, config, here, fresh=True)
     kept = checkpoint.Checkpoints(folder / source, here, keep_last=1, keep_every=None)
-    path = kept.newest(print)
+    path = kept.newest()
     manifest = checkpoint_format.read_manifest(path)
     checkpoint_format.fill(running.pieces(STEPS), path, manifest)
     running.take_over(STEPS)

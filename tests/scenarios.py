@@ -146,6 +146,27 @@ def longer(scene: Scene):
     return scene.facts(first, scene.start("--allow_changes", ranks=1))
 
 
+def longer_and_killed(scene: Scene):
+    """A finished run is given more steps, and killed before it has saved any."""
+    first = scene.start("training.steps=12", ranks=1)
+    killed = before_step(14, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    second = scene.start("--allow_changes", ranks=1, patch=killed)
+    state = json.loads((scene.folder / "run" / "state.json").read_text())
+    return {**scene.facts(first, second, scene.start("--allow_changes", ranks=1)), "state": state}
+
+
+def nobody_listens(scene: Scene):
+    """What reads the run's words goes away: `| head -1`."""
+
+    def patch() -> None:
+        if world.detect().is_first:
+            read, write = os.pipe()
+            os.close(read)
+            os.dup2(write, 1)
+
+    return scene.facts(scene.start(patch=patch))
+
+
 def occupied(scene: Scene):
     """Another start in the same folder, while one is at work."""
     path = ROOT / "ds_configs" / "zero2.json"
@@ -193,6 +214,17 @@ def went_back(scene: Scene):
 
 def gave_up(scene: Scene):
     return scene.facts(scene.start(patch=bad_losses(range(8, 1000))))
+
+
+def gave_up_later(scene: Scene):
+    """With one more return, and checkpoints in between."""
+    settings = ("checkpoint.every=2", "faults.rollbacks=3")
+    return scene.facts(scene.start(*settings, patch=bad_losses(range(8, 1000))))
+
+
+def stopped_after_a_skip(scene: Scene):
+    stop = before_step(10, lambda: os.kill(os.getpid(), signal.SIGTERM), rank=1)
+    return scene.facts(scene.start(patch=both(bad_losses({10}), stop)))
 
 
 def spike(scene: Scene):
@@ -464,9 +496,9 @@ def spoil(edit: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     """A damage: the manifest says something else."""
 
     def how(path: Path) -> None:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = checkpoint_format.read_manifest(path)
         edit(manifest)
-        (path / "manifest.json").write_text(json.dumps(manifest))
+        checkpoint_format.write_manifest(path, manifest)
 
     return how
 
@@ -475,7 +507,19 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     **{
         scenario.__name__: scenario
         for scenario in (
-            *(alone, three_ranks, kept, repeated, stopped, second_ctrl_c, finished, longer, occupied),
+            *(
+                alone,
+                three_ranks,
+                kept,
+                repeated,
+                stopped,
+                second_ctrl_c,
+                finished,
+                longer,
+                longer_and_killed,
+                occupied,
+            ),
+            *(nobody_listens, gave_up_later, stopped_after_a_skip),
             *(skipped, went_back, gave_up, spike, spike_back, early, hang, frozen, killed),
             *(
                 full_disk_once,
@@ -505,7 +549,7 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "wrong_probe_loss": damage(spoil(lambda manifest: manifest.update(probe_loss=1.5))),
     "other_tokenizer": damage(spoil(lambda manifest: manifest.update(tokenizer_xxh3="0" * 32))),
     "other_rows": damage(spoil(lambda manifest: manifest.update(rows_xxh3="0" * 32))),
-    "manifest_without_files": damage(spoil(lambda manifest: manifest.pop("files"))),
+    "flipped_digit": damage(lambda path: flip(path / "manifest.json")),
     "other_clipping": other_clipping,
     "log_removed": log_removed,
     "other_seed": changed("seed=5"),

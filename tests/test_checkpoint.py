@@ -1,6 +1,8 @@
 """The checkpoint's format: stretches of parameters, cut and put together in any way; names, pointers, retention."""
 
+import errno
 import json
+import os
 from itertools import pairwise
 
 import pytest
@@ -116,6 +118,62 @@ def test_pointers_and_retention(tmp_path):
     assert (tmp_path / "best").resolve().name == "step_00000003"
 
 
+def test_what_is_damaged_takes_no_place_of_those_that_are_kept(tmp_path):
+    for step in (5, 6, 9):
+        saved(tmp_path, parameters(), step)
+    (tmp_path / "step_00000009" / "rank_00000.safetensors").unlink()
+    said = []
+    kept = Checkpoints(tmp_path, ALONE, 1, None, said.append)
+    assert kept.newest() == tmp_path / "step_00000006" and "rank_00000.safetensors: missing" in said[0]
+    kept.set_aside_after(6)
+    kept.set_aside_after(6)
+    kept.begin(list(pieces(parameters())), {"step": 7}, PROBE, asynchronous=False)
+    assert kept.commit() is None
+    kept.close()
+    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [7]
+    assert (tmp_path / "step_00000009.damaged" / "manifest.json").is_file()
+
+
+def test_going_back_points_to_where_it_went(tmp_path):
+    for step in (1, 2, 3):
+        saved(tmp_path, parameters(), step, best_step=min(step, 2))
+    kept = Checkpoints(tmp_path, ALONE, 9, None)
+    kept.best_step = 1
+    kept.forget_after(1)
+    kept.close()
+    assert [(tmp_path / name).resolve().name for name in ("latest", "best")] == ["step_00000001"] * 2
+
+
+def test_a_disk_without_symbolic_links_has_checkpoints_without_pointers(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
+
+    monkeypatch.setattr(type(tmp_path), "symlink_to", refuse)
+    said = []
+    kept = Checkpoints(tmp_path, ALONE, 9, None, said.append)
+    kept.begin(list(pieces(parameters())), {"step": 1}, PROBE, asynchronous=False)
+    assert kept.commit() is None and kept.newest() == tmp_path / "step_00000001"
+    kept.close()
+    assert len(said) == 1 and "the checkpoint of step 1 is saved" in said[0]
+
+
+def test_a_checkpoint_that_lacks_elements_is_none(tmp_path):
+    kept = Checkpoints(tmp_path, ALONE, 9, None)
+    whole = [*list(pieces(parameters()))[:-1], Piece("b.bias", 0, 33, {WEIGHT: torch.empty(0)})]
+    kept.begin(whole, {"step": 1}, PROBE, asynchronous=False)
+    assert "0 of the 33 elements of b.bias were written" in str(kept.commit())
+    kept.close()
+    assert checkpoint.found(tmp_path) == []
+
+
+def test_a_manifest_with_another_digit_is_damaged(tmp_path):
+    path = saved(tmp_path, parameters(), consumed_rows=120)
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace("120", "180"))
+    with pytest.raises(ScalerError, match="its checksum is another"):
+        checkpoint_format.read_manifest(path)
+
+
 def test_half_written_ones_are_no_checkpoints_and_go(tmp_path):
     saved(tmp_path, parameters())
     for name in ("step_00000002.partial", "step_00000003.removed.partial"):
@@ -124,7 +182,7 @@ def test_half_written_ones_are_no_checkpoints_and_go(tmp_path):
     kept = Checkpoints(tmp_path, ALONE, 1, None)
     kept.clear_partial()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
-    assert kept.newest(print) == tmp_path / "step_00000001"
+    assert kept.newest() == tmp_path / "step_00000001"
     kept.close()
 
 
@@ -132,8 +190,8 @@ def test_the_newest_but_so_many(tmp_path):
     for step in (1, 2, 3):
         saved(tmp_path, parameters(), step)
     kept = Checkpoints(tmp_path, ALONE, 9, None)
-    assert [checkpoint.step_of(kept.newest(print, skip)) for skip in (0, 1, 2, 3)] == [3, 2, 1, 1]
-    assert Checkpoints(tmp_path / "none", ALONE, 9, None).newest(print) is None
+    assert [checkpoint.step_of(kept.newest(skip)) for skip in (0, 1, 2, 3)] == [3, 2, 1, 1]
+    assert Checkpoints(tmp_path / "none", ALONE, 9, None).newest() is None
     kept.close()
 
 
@@ -141,7 +199,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
     path = saved(tmp_path, parameters())
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(ScalerError, match="no checkpoint of format 1"):
+    with pytest.raises(ScalerError, match="no checkpoint of format 2"):
         checkpoint_format.read_manifest(path)
 
 

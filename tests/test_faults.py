@@ -45,6 +45,12 @@ def test_a_spike_does_not_enter_the_losses_that_the_next_is_measured_against():
     assert [judge.judge(9.0, 1.0) for _ in range(3)] == [SPIKE] * 3 and max(recent) < 4
 
 
+def test_a_loss_that_has_risen_for_good_is_a_spike_no_more():
+    recent = [3.0 + 0.01 * (number % 5) for number in range(50)]
+    found = verdicts(Faults(), [(5.0 + 0.01 * (number % 5), 1.0) for number in range(60)], recent)
+    assert found == [SPIKE] * 19 + [FINE] * 41
+
+
 def test_spikes_can_be_left_unwatched_or_gone_back_from():
     recent = [3.0 + 0.01 * (number % 5) for number in range(50)]
     assert verdicts(Faults(spike_deviations=None), [(9.0, 1.0)], recent) == [FINE]

@@ -116,6 +116,16 @@ def test_longer(outcome):
     )
 
 
+def test_longer_and_killed(outcome):
+    """It is no finished run any more, and the same command goes on."""
+    assert outcome["statuses"] == [[0], [-9], [0]] and came_to_its_end(outcome)
+    assert outcome["state"]["state"] == "running" and outcome["state"]["step"] == 12
+
+
+def test_nobody_listens(outcome):
+    assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
+
+
 def test_occupied(outcome):
     assert outcome["statuses"] == [[2]]
     assert len(lines(outcome)) == 1 and "another run is at work in it" in lines(outcome)[0]
@@ -156,6 +166,24 @@ def test_gave_up(outcome):
     assert [re.search(r"step_0+(\d)", line)[1] for line in lines(outcome, "resumed from")] == ["6", "0"]
     assert outcome["checkpoints"] == [0]  # the later one is no part of the run any more
     assert len(lines(outcome)) == 1 and "lower optimizer.learning_rate" in lines(outcome)[0]
+
+
+def test_gave_up_later(outcome):
+    """Each return is to the checkpoint before the last one's."""
+    assert outcome["statuses"] == [[2, 2]]
+    assert [re.search(r"step_0+(\d)", line)[1] for line in lines(outcome, "resumed from")] == ["8", "6", "4"]
+
+
+def test_stopped_after_a_skip(outcome):
+    """It is saved all the same."""
+    assert outcome["statuses"] == [[0, 0]] and outcome["state.json"] | {"written": ""} == {
+        "state": "stopped",
+        "step": 11,
+        "steps": STEPS,
+        "by": "SIGTERM",
+        "written": "",
+    }
+    assert outcome["checkpoints"][0] == 11
 
 
 def test_spike(outcome):
@@ -283,7 +311,7 @@ def test_bad_input_is_one_line_from_two_ranks(outcome, said):
     [
         ("flipped_byte", "step_00000018/rank_00001.safetensors: its checksum is not the manifest's"),
         ("missing_file", "step_00000018/rank_00000.safetensors: missing"),
-        ("manifest_without_files", "step_00000018/manifest.json: has no 'files'"),
+        ("flipped_digit", "step_00000018/manifest.json: "),
         ("missing_manifest", "step_00000018/manifest.json: missing or damaged"),
         ("cut_file", "step_00000018/rank_00000.safetensors: 1000 bytes where"),
     ],

@@ -1,65 +1,24 @@
-"""Checkpoints: written beside, checksummed, renamed, then pointed to; read back at any world size and ZeRO stage.
-
-A checkpoint is a folder `step_N`; checkpoint_format.py says what is in it.
-"""
+"""Checkpoints: every rank writes its part, and together they commit a checkpoint or take the newest whole one."""
 
 from __future__ import annotations
 
-import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
 from scaler import checkpoint_format
+from scaler.checkpoint_folder import CheckpointFolder
 from scaler.checkpoint_format import Piece, fingerprint, read_manifest
 from scaler.errors import ScalerError, in_a_line, naming_full_disk
 from scaler.world import World, agree_or_raise, attempt, gathered
 
 Result = TypeVar("Result")
-PARTIAL, DAMAGED = ".partial", ".damaged"
-
-
-@dataclass
-class Progress:
-    """What a run remembers beside its tensors.
-
-    Attributes:
-        step: optimizer steps done, skipped ones included; the learning rate hangs on it.
-        consumed_rows: rows that are behind it; order and masks hang on it.
-        updates: steps that moved the weights.
-        digest: of all rows and masks that were read for training, 64 bits; between saves, this rank's part of the sum.
-        best_loss, best_step: of the lowest held-out loss so far.
-        worse: evaluations since then.
-        recent_losses: of the last steps, which a spike is measured against.
-    """
-
-    step: int = 0
-    consumed_rows: int = 0
-    updates: int = 0
-    digest: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    worse: int = 0
-    recent_losses: list[float] = field(default_factory=list)
-
-    def judge_evaluation(self, loss: float) -> None:
-        """Note a held-out loss of this step."""
-        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
-            self.best_loss, self.best_step, self.worse = loss, self.step, 0
-        else:
-            self.worse += 1
-
-    def waited(self, patience: int | None) -> bool:
-        """The held-out loss has not fallen for so many evaluations."""
-        return patience is not None and self.worse >= patience
 
 
 class Checkpoints:
@@ -79,8 +38,8 @@ class Checkpoints:
     def __init__(
         self, folder: Path, world: World, keep_last: int, keep_every: int | None, say: Callable[[str], None] = print
     ) -> None:
-        self.folder, self.world, self.say = folder, world, say
-        self.keep_last, self.keep_every = keep_last, keep_every
+        self.world, self.say = world, say
+        self.kept = CheckpointFolder(folder, keep_last, keep_every, say)
         self.best_step: int | None = None
         self.watch: Callable[[str], None] = lambda doing: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -128,13 +87,13 @@ class Checkpoints:
         return Piece(piece.name, piece.start, piece.size, copies)
 
     def _write_files(self, shares: Sequence[Piece], probe: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        partial = self.path(self._about["step"], PARTIAL)
+        partial = self.kept.partial(self._about["step"])
         content = {
             f"{kind}/{share.name}/{share.start}": tensor.detach().float().cpu().contiguous()
             for share in shares
             for kind, tensor in share.tensors.items()
         }
-        with naming_full_disk(self.folder):
+        with naming_full_disk(self.kept.folder):
             partial.mkdir(parents=True, exist_ok=True)
             files = [checkpoint_format.write_file(partial / f"rank_{self.world.rank:05d}.safetensors", content)]
             if probe:
@@ -143,10 +102,6 @@ class Checkpoints:
         for share in shares:
             elements[share.name] = elements.get(share.name, 0) + len(share)
         return {"files": files, "fingerprint": fingerprint(shares), "elements": elements}
-
-    def path(self, step: int, ending: str = "") -> Path:
-        """Where the checkpoint of a step is, or will be."""
-        return self.folder / f"step_{step:08d}{ending}"
 
     @property
     def pending(self) -> bool:
@@ -182,18 +137,18 @@ class Checkpoints:
             step = self._about["step"]
             try:
                 if problem is None:
-                    with naming_full_disk(self.folder):
-                        self._publish(step, records)
+                    with naming_full_disk(self.kept.folder):
+                        self._publish(records)
             except (ScalerError, OSError) as error:
                 problem = in_a_line(error)
             if problem is not None:
-                shutil.rmtree(self.path(step, PARTIAL), ignore_errors=True)
+                shutil.rmtree(self.kept.partial(step), ignore_errors=True)
             else:
-                self._tidy(step)
+                self.kept.tidy(step, self.best_step)
         return next((found for found in gathered(problem, self.world) if found), None)
 
-    def _publish(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
-        partial, final = self.path(step, PARTIAL), self.path(step)
+    def _publish(self, records: Sequence[Mapping[str, Any]]) -> None:
+        partial = self.kept.partial(self._about["step"])
         files = [file for record in records for file in record["files"]]
         for file in files:
             if not (partial / file["name"]).is_file():
@@ -213,72 +168,19 @@ class Checkpoints:
         }
         checkpoint_format.write_manifest(partial, content)
         checkpoint_format.flush(partial)
-        if final.exists():  # a damaged one that a resume went back before
-            self._remove(final)
-        partial.rename(final)
-        checkpoint_format.flush(self.folder)
-
-    def _tidy(self, step: int) -> None:
-        """Point to the newest and the best, and remove what is not kept; the checkpoint is there without that, too."""
-        try:
-            self._point("latest", step)
-            self._point("best", self.best_step)
-            paths = found(self.folder)
-            # what a run that has to go back to one of the kept ones calls its best, stays, too
-            best = {self.best_step, *map(_best_step, paths[: self.keep_last])}
-            for path in paths[self.keep_last :]:
-                is_nth = self.keep_every is not None and step_of(path) % self.keep_every == 0
-                if not is_nth and step_of(path) not in best:
-                    self._remove(path)
-        except OSError as error:
-            self.say(f"the checkpoint of step {step} is saved; its pointers or older ones: {in_a_line(error)}")
-
-    def _remove(self, path: Path) -> None:
-        doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that half of one never looks like a whole one
-        path.rename(doomed)
-        self._thread.submit(shutil.rmtree, doomed, ignore_errors=True)
+        self.kept.publish(self._about["step"])
 
     def forget_after(self, step: int) -> None:
         """Remove what was saved after a step that the run has gone back to, and is no part of it. Collective."""
-
-        def forget() -> None:
-            for path in found(self.folder):
-                if step_of(path) > step:
-                    self._remove(path)
-            self._tidy(step)
-
-        self._on_first(forget)
+        self._on_first(lambda: self.kept.forget_after(step, self.best_step))
 
     def set_aside_after(self, step: int) -> None:
         """Rename what is newer than the step that the run goes on from, for it is damaged. Collective."""
-
-        def set_aside() -> None:
-            for path in found(self.folder):
-                if step_of(path) > step:
-                    aside = path.with_name(path.name + DAMAGED)
-                    if aside.exists():
-                        shutil.rmtree(aside)
-                    path.rename(aside)
-
-        self._on_first(set_aside)
-
-    def _point(self, name: str, step: int | None) -> None:
-        pointer, beside = self.folder / name, self.folder / (name + PARTIAL)
-        if step is None or not self.path(step).exists():
-            pointer.unlink(missing_ok=True)
-            return
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(self.path(step).name)
-        beside.replace(pointer)
+        self._on_first(lambda: self.kept.set_aside_after(step))
 
     def clear_partial(self) -> None:
         """Remove what a killed run left half-written. Collective."""
-
-        def clear() -> None:
-            for path in self.folder.glob(f"*{PARTIAL}"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-        self._on_first(clear)
+        self._on_first(self.kept.clear_partial)
 
     def _on_first(self, work: Callable[[], Result]) -> Result | None:
         return attempt(lambda: work() if self.world.is_first else None, self.world)
@@ -292,7 +194,7 @@ class Checkpoints:
 
         Raises: ScalerError where all are damaged.
         """
-        paths = gathered(self._on_first(lambda: found(self.folder)), self.world)[0]
+        paths = gathered(self._on_first(self.kept.found), self.world)[0]
         whole: Path | None = None
         for path in paths:
             problem = self.damage(path)
@@ -305,7 +207,7 @@ class Checkpoints:
                 break
         if whole is not None:
             return whole
-        nothing = f"{self.folder}: no checkpoint is whole; remove the folder to train from the beginning"
+        nothing = f"{self.kept.folder}: no checkpoint is whole; remove the folder to train from the beginning"
         agree_or_raise(nothing if paths else None, self.world)
         return None
 
@@ -322,24 +224,6 @@ class Checkpoints:
         return next((found for found in gathered(problem, self.world) if found), None)
 
     def close(self) -> None:
-        """End the writing thread."""
+        """End the threads that write and remove."""
         self._thread.shutdown()
-
-
-def found(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, the newest first."""
-    paths = folder.glob("step_*") if folder.is_dir() else []
-    return sorted((path for path in paths if re.fullmatch(r"step_\d+", path.name)), key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """The optimizer step that a checkpoint's name says."""
-    return int(path.name.partition("_")[2])
-
-
-def _best_step(path: Path) -> int | None:
-    try:
-        progress = read_manifest(path).get("progress", {})
-    except ScalerError:
-        return None
-    return cast("int | None", progress.get("best_step"))
+        self.kept.close()

@@ -13,7 +13,6 @@ import torch
 
 from scaler import (
     batches,
-    checkpoint,
     faults,
     heldout,
     metrics,
@@ -27,6 +26,7 @@ from scaler import (
 )
 from scaler.faults import Verdict
 from scaler.job import Job
+from scaler.progress import Progress
 from scaler.recipe import Recipe
 
 
@@ -37,7 +37,7 @@ class Running:
     job: Job
     here: world.World
     engine: Any
-    progress: checkpoint.Progress
+    progress: Progress
     saves: resume.Saves
     log: metrics.RunLog | None
     say: Callable[..., None]
@@ -59,7 +59,7 @@ class Running:
         return self.job.run_dir
 
 
-def train_batch(engine: Any, this: Job, progress: checkpoint.Progress, here: world.World) -> tuple[torch.Tensor, float]:
+def train_batch(engine: Any, this: Job, progress: Progress, here: world.World) -> tuple[torch.Tensor, float]:
     """Train on the next batch; return this rank's summed loss over micro-batches, and the gradient norm."""
     recipe, batch, reader = this.recipe, this.batch, this.rows["train"]
     device = world.device(here)

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from scaler import checkpoint_format, ds_config, job, world
 from scaler.batches import Batch
-from scaler.checkpoint import Checkpoints, Progress
+from scaler.checkpoint import Checkpoints
 from scaler.errors import ScalerError
 from scaler.job import Job
+from scaler.progress import Progress
 from scaler.world import World
 
 Say = Callable[[str], None]
@@ -169,7 +170,7 @@ class Saves:
         self.commit()
         path = self.checkpoints.newest(skip)
         if path is None:
-            problem = f"{self.checkpoints.folder}: there is no checkpoint to go back to; training stopped"
+            problem = f"{self.checkpoints.kept.folder}: there is no checkpoint to go back to; training stopped"
             world.agree_or_raise(problem, self.here)
             raise AssertionError(problem)
         before = restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
@@ -183,7 +184,7 @@ class Saves:
         """Return to the checkpoint of the lowest held-out loss, if it is there."""
         if progress.best_step is None:
             return progress
-        path = self.checkpoints.path(progress.best_step)
+        path = self.checkpoints.kept.path(progress.best_step)
         problem = self.checkpoints.damage(path)
         if problem is not None:
             self.say(f"{problem}; the last weights are taken and not the best")

@@ -23,6 +23,8 @@ from scaler.world import World
 
 RECIPE, DS_CONFIG, ENVIRONMENT, STATE = "recipe.yaml", "ds_config.json", "environment.json", "state.json"
 LOCK = ".lock"
+FIRST_WRITTEN = (STATE, ENVIRONMENT, DS_CONFIG, RECIPE)  # in this order
+BEFORE_THE_RECIPE = {LOCK, *FIRST_WRITTEN[:-1], *(name + ".partial" for name in FIRST_WRITTEN)}
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "safetensors", "scaler")
 _SOURCE = Path(__file__).resolve().parent
 
@@ -36,8 +38,8 @@ def choose(asked: Path | None, name: str) -> Path:
         in_the_way = next((above for above in asked.parents if above.exists()), Path())
         if not in_the_way.is_dir():
             raise ScalerError(f"--run_dir {asked}: {in_the_way} is a file; name another folder")
-        # a start that was killed at once leaves no more than its lock
-        if asked.exists() and not is_run(asked) and (not asked.is_dir() or {p.name for p in asked.iterdir()} - {LOCK}):
+        # a start that was killed at once leaves no more than what is written before the recipe
+        if asked.exists() and not is_run(asked) and not (asked.is_dir() and _names(asked) <= BEFORE_THE_RECIPE):
             raise ScalerError(f"--run_dir {asked}: is neither new nor a run (no {RECIPE}); name another")
         return asked
     candidate, number = Path("runs") / name, 1
@@ -45,6 +47,10 @@ def choose(asked: Path | None, name: str) -> Path:
         number += 1
         candidate = Path("runs") / f"{name}-{number}"
     return candidate
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def is_run(folder: Path | None) -> bool:

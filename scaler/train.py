@@ -36,6 +36,7 @@ from scaler.errors import EXIT_INTERRUPTED, ScalerError, TryAgain, command, nami
 from scaler.export import export, model_card
 from scaler.job import Job
 from scaler.manifests import write_json, write_whole
+from scaler.progress import Progress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -106,7 +107,7 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     checkpoints = checkpoint.Checkpoints(run_dir / "checkpoints", here, keep.keep_last, keep.keep_every, tell)
     checkpoints.clear_partial()
     newest = checkpoints.newest()
-    progress = checkpoint.Progress()
+    progress = Progress()
     if newest is not None:
         progress = resume.restore(engine, this, newest, here, tell, arguments.allow_changes)
         short = f"training.steps={training.steps}, but {run_dir} has done {progress.step}; name another --run_dir"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ranks import ROOT, ended, forked, kill
 
-from scaler import checkpoint, checkpoint_format, loop
+from scaler import checkpoint_folder, checkpoint_format, loop
 
 RANKS, CONFIGS = (2, 3, 4), ("zero1", "zero2", "zero3")
 WAYS = ("kill one", "kill all", "power cut in a save", "SIGTERM", "SIGUSR1", "STOP file")
@@ -154,10 +154,10 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
         if not job.wait_for(min(target, steps - MARGIN)):
             break
         way = chance.choice(WAYS)
-        before = [checkpoint.step_of(path) for path in checkpoint.found(run / "checkpoints")]
+        before = [checkpoint_folder.step_of(path) for path in checkpoint_folder.found(run / "checkpoints")]
         interrupt(job, way, run, chance)
         reached = job.step() + (way in POLITE)  # the step that was on its way is finished, then saved
-        after = [checkpoint.step_of(path) for path in checkpoint.found(run / "checkpoints")]
+        after = [checkpoint_folder.step_of(path) for path in checkpoint_folder.found(run / "checkpoints")]
         assert after and max(after) >= max(before), "a checkpoint was lost"
         done.append(Interruption(way, ranks, config, reached, max(after)))
     return done, {name: outcome(run, steps) for name, run in runs.items()}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from ranks import ROOT, before_step, ended, forked
 
-from scaler import checkpoint, checkpoint_format, heldout, loop, metrics, model, world
+from scaler import checkpoint_folder, checkpoint_format, heldout, loop, metrics, model, world
 from scaler.errors import ScalerError
 from scaler.recipe import load
 
@@ -52,7 +52,9 @@ class Scene:
             found[name] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         for name in ("state.json", "environment.json"):
             found[name] = json.loads((folder / name).read_text()) if (folder / name).exists() else None
-        found["checkpoints"] = [checkpoint.step_of(path) for path in checkpoint.found(folder / "checkpoints")]
+        found["checkpoints"] = [
+            checkpoint_folder.step_of(path) for path in checkpoint_folder.found(folder / "checkpoints")
+        ]
         if found["checkpoints"]:
             newest = folder / "checkpoints" / f"step_{found['checkpoints'][0]:08d}"
             try:
@@ -403,7 +405,7 @@ def damage(how: Callable[[Path], None]) -> Callable[[Scene], dict[str, Any]]:
     """A scenario: the newest checkpoint is damaged so, and the run is started again."""
 
     def scenario(scene: Scene) -> dict[str, Any]:
-        how(checkpoint.found(interrupted_copy(scene))[0])
+        how(checkpoint_folder.found(interrupted_copy(scene))[0])
         return scene.facts(scene.start())
 
     return scenario
@@ -416,7 +418,7 @@ def flip(file: Path) -> None:
 
 
 def all_damaged(scene: Scene):
-    for path in checkpoint.found(interrupted_copy(scene)):
+    for path in checkpoint_folder.found(interrupted_copy(scene)):
         flip(path / "rank_00001.safetensors")
     return scene.facts(scene.start())
 
@@ -445,7 +447,7 @@ def not_removable(scene: Scene):
         def rmtree(path, **_):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-        checkpoint.shutil.rmtree = rmtree
+        checkpoint_folder.shutil.rmtree = rmtree
 
     (interrupted_copy(scene) / "step_00000024.partial").mkdir()
     return scene.facts(scene.start(patch=patch))

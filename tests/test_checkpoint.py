@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from scaler import checkpoint, checkpoint_format
-from scaler.checkpoint import Checkpoints, Progress
+from scaler import checkpoint_folder, checkpoint_format
+from scaler.checkpoint import Checkpoints
 from scaler.checkpoint_format import WEIGHT, Piece
 from scaler.errors import ScalerError
+from scaler.progress import Progress
 from scaler.world import World
 
 ALONE = World()
@@ -113,7 +114,7 @@ def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
 def test_pointers_and_retention(tmp_path):
     for step in range(1, 10):
         saved(tmp_path, parameters(), step, keep_last=2, keep_every=4, best_step=3 if step >= 3 else None)
-    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [9, 8, 4, 3]
+    assert [checkpoint_folder.step_of(path) for path in checkpoint_folder.found(tmp_path)] == [9, 8, 4, 3]
     assert (tmp_path / "latest").resolve().name == "step_00000009"
     assert (tmp_path / "best").resolve().name == "step_00000003"
 
@@ -130,7 +131,7 @@ def test_what_is_damaged_takes_no_place_of_those_that_are_kept(tmp_path):
     kept.begin(list(pieces(parameters())), {"step": 7}, PROBE, asynchronous=False)
     assert kept.commit() is None
     kept.close()
-    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [7]
+    assert [checkpoint_folder.step_of(path) for path in checkpoint_folder.found(tmp_path)] == [7]
     assert (tmp_path / "step_00000009.damaged" / "manifest.json").is_file()
 
 
@@ -163,7 +164,7 @@ def test_a_checkpoint_that_lacks_elements_is_none(tmp_path):
     kept.begin(whole, {"step": 1}, PROBE, asynchronous=False)
     assert "0 of the 33 elements of b.bias were written" in str(kept.commit())
     kept.close()
-    assert checkpoint.found(tmp_path) == []
+    assert checkpoint_folder.found(tmp_path) == []
 
 
 def test_a_manifest_with_another_digit_is_damaged(tmp_path):
@@ -190,7 +191,7 @@ def test_the_newest_but_so_many(tmp_path):
     for step in (1, 2, 3):
         saved(tmp_path, parameters(), step)
     kept = Checkpoints(tmp_path, ALONE, 9, None)
-    assert [checkpoint.step_of(kept.newest(skip)) for skip in (0, 1, 2, 3)] == [3, 2, 1, 1]
+    assert [checkpoint_folder.step_of(kept.newest(skip)) for skip in (0, 1, 2, 3)] == [3, 2, 1, 1]
     assert Checkpoints(tmp_path / "none", ALONE, 9, None).newest() is None
     kept.close()
 

@@ -13,10 +13,10 @@ from conftest import ROOT
 # From the bottom up. A module imports from layers below its own, and in its own from those named before it.
 LAYERS = {
     "facts": ["errors", "world"],
-    "pure": ["manifests", "token_rows", "order", "packing", "masking", "schedule", "settings"],
+    "pure": ["manifests", "token_rows", "order", "packing", "masking", "schedule", "settings", "progress"],
     "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder", "job"],
     "engine": [
-        *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint", "engine", "resume"),
+        *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint_folder", "checkpoint", "engine", "resume"),
         *("heldout", "metrics", "loop", "export"),
     ],
     "verbs": ["plan", "evaluate", "train", "fill_mask"],

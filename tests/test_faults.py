@@ -71,6 +71,14 @@ def test_a_signal_is_noted_and_the_handler_given_back(number):
     assert signal.getsignal(number) is before
 
 
+def test_the_second_ctrl_c_interrupts_also_after_another_signal():
+    with stop.StopRequests(None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # the first one
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_the_stop_file_is_seen_on_the_first_rank_and_removed_once_honoured(tmp_path):
     (tmp_path / "STOP").touch()
     requests, elsewhere = stop.StopRequests(tmp_path), stop.StopRequests(None)

@@ -15,7 +15,7 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from scaler import heldout, model, prepared, world
+from scaler import heldout, model, prepared, train, world
 from scaler.recipe import load
 from scaler.world import World
 
@@ -164,6 +164,26 @@ def test_a_misspelt_key_of_deepspeeds_section_is_named_and_nothing_is_written(ti
     )
     assert f"{config}: zero_optimization.overlap_com=True" in refusal(done)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "failure, status, said",
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nmore"),
+            2,
+            "lower training.max_micro_rows",
+        ),
+        (RuntimeError("Connection closed by peer [10.0.0.2]\nmore"), 75, "with --run_dir goes on from the last check"),
+    ],
+)
+def test_what_happens_to_a_rank_in_the_middle_is_one_line(monkeypatch, call, failure, status, said):
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(train, "run", fail)
+    ended, _, printed = call(train.main)
+    assert ended == status and said in printed and printed.count("\n") == 1
 
 
 def test_one_process_without_a_launcher_trains_too(tiny_recipe_file, run_command, tmp_path):

@@ -1,11 +1,14 @@
 """Rank facts from every launcher, and ranks that give up together."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
+from scaler import engine, world
 from scaler.errors import ScalerError
 from scaler.world import World, detect, publish
 
@@ -69,6 +72,44 @@ def test_one_rank_finds_a_free_port_by_itself():
 def test_several_ranks_need_an_address_and_the_error_says_which():
     with pytest.raises(ScalerError, match="MASTER_PORT not set for 8 ranks started by srun"):
         publish(detect(SRUN), {"MASTER_ADDR": "node0"})
+
+
+@pytest.mark.parametrize("local_rank, visible, index", [(0, 8, 0), (3, 8, 3), (3, 1, 0)])
+def test_each_rank_takes_its_own_gpu_or_the_only_one_it_sees(monkeypatch, local_rank, visible, index):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    assert world.device(World(local_rank, 8, local_rank, 8)) == torch.device("cuda", index)
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ScalerError, match=r"4 ranks on .*, but 2 GPUs; start one rank a GPU"):
+        world.device(World(2, 4, 2, 4))
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ScalerError, match=f"could not meet at 127.0.0.1:{port} .* set MASTER_ADDR and MASTER_PORT"):
+            engine.join(World())
+
+
+@pytest.mark.parametrize(
+    "said, lost",
+    [
+        ("[../gloo/transport/tcp/pair.cc:544] Connection closed by peer [10.0.0.2]:4312", True),
+        ("NCCL error in: NCCLUtils.cpp:77, unhandled system error, remote process exited", True),
+        ("NCCL error in: init.cpp:1, invalid usage (run with NCCL_DEBUG=WARN for details)", False),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+    ],
+)
+def test_a_rank_that_has_gone_is_told_from_a_mistake(said, lost):
+    assert engine.is_lost_connection(RuntimeError(said)) is lost
 
 
 RANK_PROGRAM = """

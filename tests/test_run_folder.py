@@ -1,0 +1,64 @@
+"""The folder of a run: which one is taken, who holds it, and what a killed start may leave in it."""
+
+import errno
+import fcntl
+import json
+import os
+
+import pytest
+
+from scaler import run_folder
+from scaler.errors import ScalerError
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", "state.json"], ["state.json", "recipe.yaml.partial"]])
+def test_a_start_that_was_killed_early_leaves_a_folder_that_is_still_new(tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_text("half")
+    assert run_folder.choose(tmp_path, "any") == tmp_path
+
+
+def test_what_is_written_before_the_recipe_counts_as_nothing(tmp_path):
+    run_folder.lock(tmp_path).close()
+    run_folder.set_state(tmp_path, "running", step=0)
+    run_folder.add_attempt(tmp_path, {"ranks": 1})
+    (tmp_path / run_folder.DS_CONFIG).write_text("{}")
+    assert run_folder.choose(tmp_path, "any") == tmp_path and not run_folder.is_run(tmp_path)
+
+
+def test_somebody_elses_files_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ScalerError, match="neither new nor a run"):
+        run_folder.choose(tmp_path, "any")
+    with pytest.raises(ScalerError, match=r"thesis.tex is a file; name another folder"):
+        run_folder.choose(tmp_path / "thesis.tex" / "run", "any")
+
+
+def test_without_a_wish_the_first_free_name_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny-2").mkdir()
+    assert str(run_folder.choose(None, "tiny")) == "runs/tiny-3"
+
+
+def test_two_cannot_hold_one_folder(tmp_path):
+    held = run_folder.lock(tmp_path)
+    with pytest.raises(ScalerError, match="another run is at work in it"):
+        run_folder.lock(tmp_path)
+    held.close()
+    run_folder.lock(tmp_path).close()
+
+
+def test_a_disk_without_locks_is_worked_on_and_it_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run_folder.lock(tmp_path).close()
+    assert "cannot be locked (No locks available); let no second start work in it" in capsys.readouterr().out
+
+
+def test_the_reason_of_a_failure_is_written_down(tmp_path):
+    with pytest.raises(ScalerError), run_folder.telling_failure(tmp_path):
+        raise ScalerError("the loss is not finite")
+    assert json.loads((tmp_path / "state.json").read_text())["why"] == "the loss is not finite"

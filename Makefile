@@ -19,7 +19,7 @@ help:
 	@echo "make data         set up and prepare the data of RECIPE"
 	@echo "make test         set up and run the tests"
 	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
-	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (half an hour)"
+	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (25 minutes)"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        measure the data path"
 	@echo "make bench-checkpoint  measure what training waits for at a checkpoint"

@@ -23,6 +23,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from data_prep.folders import TASKS
+from scaler import mpi
 from scaler.errors import ScalerError
 from scaler.manifests import write_json
 
@@ -142,6 +143,7 @@ def gathered(processes: int | None = None) -> Iterator[Team]:
 
 @contextmanager
 def _mpi() -> Iterator[Executor | None]:
+    mpi.use_launchers_library()
     try:
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor

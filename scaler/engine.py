@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,14 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 STATE_KINDS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
-def join(world: World) -> None:
-    """Join the process group: NCCL on GPUs, gloo on CPUs. Raises ScalerError when the ranks cannot meet."""
+def join(world: World, seconds: float | None = None) -> None:
+    """Join the process group: NCCL on GPUs, gloo on CPUs.
+
+    Args:
+        seconds: that the ranks wait for each other, now and in every collective; torch's 30 minutes by default.
+
+    Raises: ScalerError when the ranks cannot meet.
+    """
     # At every start DeepSpeed compiles a shared-memory all-reduce that only its inference engine calls (105 s on one
     # core, and it wants a C++ compiler). Training never uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -46,8 +54,9 @@ def join(world: World) -> None:
         backend = "nccl"
         torch.cuda.set_device(place)
         os.environ["LOCAL_RANK"] = str(place.index)  # from which DeepSpeed takes its device
+    limit = {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
     try:
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **limit)
     except (torch.distributed.DistError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ScalerError(
@@ -91,15 +100,51 @@ def check(resolved: dict[str, Any], path: Path) -> None:
         raise ScalerError(f"{path}: {key}={first.get('input')!r}: {first['msg']}") from error
 
 
+class OwnWork:
+    """Seconds that this rank's device was at work inside `with`, where it waits for no other rank."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds, self._start = 0.0, 0.0
+        self._events: list[torch.cuda.Event] = []
+
+    def __enter__(self) -> None:
+        self._note()
+
+    def __exit__(self, *_: object) -> None:
+        self._note()
+
+    def _note(self) -> None:
+        if self._on_gpu:  # which works on behind; its own marks are read later
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record()
+        else:
+            now, start = time.perf_counter(), self._start
+            self._start = 0.0 if start else now
+            self._seconds += now - start if start else 0.0
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        if self._events:
+            self._events[-1].synchronize()
+            starts, stops = self._events[::2], self._events[1::2]
+            self._seconds = sum(a.elapsed_time(b) for a, b in zip(starts, stops, strict=True)) / 1000
+            self._events = []
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
 class Engine:
     """A DeepSpeed engine that shows the training loop the same face for every ZeRO stage and precision.
 
     Attributes:
         watch: is told what the engine is about to do.
+        own_work: a clock for what needs no other rank.
     """
 
     def __init__(self, model: nn.Module, settings: Optimizer, resolved: dict[str, Any]) -> None:
         self.watch: Callable[[str], None] = lambda doing: None
+        self.own_work = OwnWork(next(model.parameters()).device)
         self.optimizer = optimizer = make_optimizer(model, settings)
         without = settings.name == "sgd" and settings.momentum == 0
         self._state_kinds = () if without else STATE_KINDS[settings.name]

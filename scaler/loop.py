@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,9 +70,10 @@ def train_batch(engine: Any, this: Job, progress: Progress, here: world.World) -
     summed, norm = torch.zeros((), device=device, dtype=torch.float64), 0.0
     first = progress.consumed_rows + here.rank * batch.micro_rows * batch.accumulation
     for start in range(first, first + batch.micro_rows * batch.accumulation, batch.micro_rows):
-        rows = reader.at(start, batch.micro_rows)
-        progress.digest = (progress.digest + batches.digest(rows, start)) % (1 << 64)
-        loss, _ = engine(rows.to(device))
+        with engine.own_work:
+            rows = reader.at(start, batch.micro_rows)
+            progress.digest = (progress.digest + batches.digest(rows, start)) % (1 << 64)
+            loss, _ = engine(rows.to(device))
         engine.backward(loss)
         norm = engine.step(rate)
         summed += loss.detach()
@@ -125,6 +127,9 @@ def report(running: Running, norm: float) -> None:
     """Log the steps since the last report."""
     recipe, step = running.job.recipe, running.progress.step
     values = running.meter.read(recipe.training.steps - step, recipe.training.evaluate_every)
+    own = world.gathered(running.engine.own_work.read(), running.here)
+    values["speed_slowest_rank"] = own.index(max(own))
+    values["speed_slowest_rank_to_median"] = max(own) / statistics.median(own)
     rate = learning_rate(recipe, step - 1)
     if running.log:
         values["speed_memory_bytes"] = metrics.memory_bytes(world.device(running.here))

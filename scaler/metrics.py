@@ -21,7 +21,7 @@ from scaler.manifests import write_whole
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FAULTS = "faults.jsonl"
+METRICS, FAULTS = "metrics.jsonl", "faults.jsonl"
 CEILING_SIZE = 1024  # rows and columns of the matrices that measure the ceiling
 
 
@@ -67,6 +67,12 @@ def _whole(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl or faults.jsonl; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [record for record in map(_whole, lines) if record is not None]
 
 
 class Meter:
@@ -130,11 +136,10 @@ class RunLog:
         self._open(step)
 
     def _open(self, step: int | None) -> None:
-        path = self.run_dir / "metrics.jsonl"
+        path = self.run_dir / METRICS
         with naming_full_disk(self.run_dir):
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
             last = -1 if step is None else step
-            self.records = [record for record in map(_whole, lines) if record is not None and record["step"] <= last]
+            self.records = [record for record in records(path) if record["step"] <= last]
             write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
             self._file = path.open("a", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=last + 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import PreTrainedModel
 
 from scaler import ds_config, initialisation, model
 from scaler.job import Job
@@ -15,11 +16,30 @@ from scaler.job import Job
 FP32_BYTES = 4
 
 
+def empty_model(job: Job) -> PreTrainedModel:
+    """The job's model without memory behind its weights."""
+    with torch.device("meta"):
+        return model.build(job.config, job.recipe.seed)
+
+
+def memory_per_rank(job: Job, parameters: int, trainable: int) -> dict[str, int]:
+    """Bytes that one rank needs, by what for; other activations than the largest one come on top."""
+    memory = ds_config.memory_per_rank(job.resolved, parameters, trainable)
+    # the largest single activation, forward and backward: the masked positions' scores, in fp32 for the loss
+    memory["logits"] = 2 * job.batch.micro_rows * job.rows["train"].masked * job.config.vocab_size * FP32_BYTES
+    return memory
+
+
+def checkpoint_bytes(job: Job, parameters: int, trainable: int) -> int:
+    """Size of one checkpoint: fp32 weights, and AdamW's two moments or SGD's momentum."""
+    states = {"adamw": 2, "sgd": 1}[job.recipe.optimizer.name]
+    return FP32_BYTES * (parameters + states * trainable)
+
+
 def plan(job: Job) -> dict[str, Any]:
     """Describe a run, from its resolved settings and opened data, without building it."""
-    recipe, resolved, batch, config, rows = job.recipe, job.resolved, job.batch, job.config, job.rows
-    with torch.device("meta"):
-        empty = model.build(config, recipe.seed)
+    recipe, resolved, batch, rows = job.recipe, job.resolved, job.batch, job.rows
+    empty = empty_model(job)
     # on the meta device this computes nothing, but it refuses what it cannot do
     if recipe.initialisation.neighbour_heads:
         initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
@@ -27,12 +47,7 @@ def plan(job: Job) -> dict[str, Any]:
     train = rows["train"]
     seq_len = recipe.data.seq_len
     bytes_each = 2 if resolved["bf16"].get("enabled") else FP32_BYTES
-    memory = ds_config.memory_per_rank(resolved, parameters, trainable)
-    # the largest single activation, forward and backward: the masked positions' scores, in fp32 for the loss
-    memory["logits"] = 2 * batch.micro_rows * train.masked * config.vocab_size * FP32_BYTES
-    # fp32 weights, and AdamW's two moments or SGD's momentum
-    states = {"adamw": 2, "sgd": 1}[recipe.optimizer.name]
-    checkpoint_bytes = FP32_BYTES * (parameters + states * trainable)
+    megabytes = checkpoint_bytes(job, parameters, trainable) / 1e6
     seen = recipe.training.steps * recipe.training.rows
     return {
         "recipe": recipe.to_plain(),
@@ -54,7 +69,7 @@ def plan(job: Job) -> dict[str, Any]:
         "epochs": round(seen / len(train.rows), 2),
         "training_flops": seen * model.flops_per_row(empty, seq_len, train.masked),
         "bytes_per_weight": bytes_each,
-        "memory_per_rank_bytes": memory,
+        "memory_per_rank_bytes": memory_per_rank(job, parameters, trainable),
         "writes": {
             str(job.run_dir / name): what
             for name, what in {
@@ -64,7 +79,7 @@ def plan(job: Job) -> dict[str, Any]:
                 "metrics.jsonl": "one line a measurement",
                 "tensorboard/": "the same for TensorBoard",
                 "loss.png": "the loss curves",
-                "checkpoints/": f"every {recipe.checkpoint.every} steps, {checkpoint_bytes / 1e6:,.0f} MB each",
+                "checkpoints/": f"every {recipe.checkpoint.every} steps, {megabytes:,.0f} MB each",
                 "export/": f"Transformers folder, {parameters * FP32_BYTES / 1e6:.0f} MB",
             }.items()
         },

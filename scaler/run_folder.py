@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import IO, Any
 import psutil
 import torch
 
+from scaler import slurm
 from scaler.errors import ScalerError, naming_full_disk
 from scaler.manifests import read_json, write_json
 from scaler.world import World
@@ -24,7 +26,8 @@ from scaler.world import World
 RECIPE, DS_CONFIG, ENVIRONMENT, STATE = "recipe.yaml", "ds_config.json", "environment.json", "state.json"
 LOCK = ".lock"
 FIRST_WRITTEN = (STATE, ENVIRONMENT, DS_CONFIG, RECIPE)  # in this order
-BEFORE_THE_RECIPE = {LOCK, *FIRST_WRITTEN[:-1], *(name + ".partial" for name in FIRST_WRITTEN)}
+LOGS, PREFLIGHT = "logs", "preflight"  # of starts that a job scheduler makes
+BEFORE_THE_RECIPE = {LOGS, PREFLIGHT, LOCK, *FIRST_WRITTEN[:-1], *(name + ".partial" for name in FIRST_WRITTEN)}
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "safetensors", "scaler")
 _SOURCE = Path(__file__).resolve().parent
 
@@ -67,16 +70,26 @@ def lock(folder: Path) -> IO[str]:
     """
     with naming_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w", encoding="utf-8")
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    file.seek(0)
+    holder = file.read().strip()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        free = True
+    except BlockingIOError:
+        free = False
+    except OSError as error:  # some disks of clusters have no locks, and some only for one node
+        free = True
+        print(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it", flush=True)
+    job, other = slurm.job_facts().get("id"), re.match(r"job (\d+)", holder)
+    if not free or (other and other[1] != job and slurm.is_running(other[1])):
         file.close()
         raise ScalerError(
-            f"{folder}: another run is at work in it; stop that one, or name another --run_dir"
-        ) from error
-    except OSError as error:  # some disks of clusters have no locks
-        print(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it", flush=True)
+            f"{folder}: another run is at work in it ({holder}); stop that one, or name another --run_dir"
+        )
+    file.truncate(0)
+    file.write((f"job {job}, " if job else "") + f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
     return file
 
 
@@ -85,12 +98,13 @@ def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "ranks": world.size,
         "launcher": world.launcher,
+        "slurm": slurm.job_facts(),
         "hosts": {host: hosts.count(host) for host in sorted(set(hosts))},
         "system": platform.platform(),
         "processor": _processor(),
@@ -109,7 +123,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this program's source, "+changes" behind it where the files are others; None without git."""
     try:
         said = subprocess.run(
@@ -126,9 +140,13 @@ def _commit() -> str | None:
 
 def add_attempt(folder: Path, attempt: dict[str, Any]) -> None:
     """Write a start of the run into environment.json, behind the earlier ones."""
+    write_json(folder / ENVIRONMENT, {"attempts": [*attempts(folder), attempt]})
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """All starts of the run."""
     path = folder / ENVIRONMENT
-    attempts = read_json(path).get("attempts", []) if path.is_file() else []
-    write_json(path, {"attempts": [*attempts, attempt]})
+    return list(read_json(path).get("attempts", [])) if path.is_file() else []
 
 
 def set_state(folder: Path, state: str, **more: Any) -> None:

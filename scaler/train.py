@@ -41,15 +41,9 @@ from scaler.progress import Progress
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="scaler/train.py", description=__doc__)
-    parser.add_argument("--deepspeed_config", type=Path, help="DeepSpeed's JSON (the run's, or ds_configs/zero2.json)")
-    parser.add_argument("--recipe", help="name or YAML file (the run's, or quickstart)")
-    parser.add_argument("--run_dir", type=Path, help="folder of the run; a run that is there goes on (a new runs/NAME)")
-    parser.add_argument("--allow_changes", action="store_true", help="go on with another batch, seed, rate or data")
+    parser = job.parser("scaler/train.py", __doc__)
     parser.add_argument("--dry_run", action="store_true", help="say what the run would do, and touch nothing")
     parser.add_argument("--json", action="store_true", help="the dry run as JSON")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.json and not parsed.dry_run:
         parser.error("--json goes with --dry_run")

@@ -12,14 +12,15 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from scaler import mpi, slurm
 from scaler.errors import EXIT_BAD_INPUT, ScalerError, in_a_line
 
 Result = TypeVar("Result")
-# (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks.
+# (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks. Inside a SLURM
+# job MPI's daemons are started by srun, and their ranks inherit its variables; so srun comes last.
 LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     ("deepspeed", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     (
         "Open MPI",
         "OMPI_COMM_WORLD_RANK",
@@ -28,7 +29,10 @@ LAUNCHERS = (
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
     ("MPICH or Intel MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
+# torchrun from deepspeed, and mpiexec from `srun --mpi=pmi2`
+TOLD_BY_LOCAL_SIZE = ("torchrun", "MPICH or Intel MPI")
 
 
 @dataclass(frozen=True)
@@ -56,28 +60,49 @@ def detect(environ: Mapping[str, str] = os.environ) -> World:
     Raises ScalerError when a launcher's variables are not numbers or contradict each other.
     """
     for launcher, rank, size, local_rank, local_size in LAUNCHERS:
-        if rank not in environ or size not in environ or (launcher == "torchrun" and local_size not in environ):
+        needed = {rank, size, *([local_size] if launcher in TOLD_BY_LOCAL_SIZE else [])}
+        if not needed <= environ.keys():
             continue
         try:
             facts = World(
                 rank=int(environ[rank]),
                 size=int(environ[size]),
                 local_rank=int(environ.get(local_rank, 0)),
-                # SLURM writes "2(x3)" or "2,1": the first node's number
-                local_size=int(environ.get(local_size, "1").split(",")[0].split("(")[0]),
+                local_size=_local_size(launcher, environ.get(local_size, "1"), environ),
                 launcher=launcher,
             )
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             names = f"{rank}, {size}, {local_rank} or {local_size}"
-            raise ScalerError(f"{names} from {launcher} is not a number: {error}") from error
+            raise ScalerError(f"{names} from {launcher} makes no sense: {error}") from error
         if not 0 <= facts.rank < facts.size:
             raise ScalerError(f"{rank}={facts.rank} is not below {size}={facts.size}; check the launcher's environment")
         return facts
     return World()
 
 
+def _local_size(launcher: str, said: str, environ: Mapping[str, str]) -> int:
+    if launcher != "srun":
+        return int(said)
+    counts = slurm.tasks_per_node(said)
+    return counts[int(environ.get("SLURM_NODEID", 0))]
+
+
+def hosts(world: World) -> list[str]:
+    """The node of each rank, where the launcher says it; else ""."""
+    return (slurm.step_hosts() if world.launcher == "srun" else []) or [""] * world.size
+
+
+def launch_id(environ: Mapping[str, str] = os.environ) -> str:
+    """A name for this start, the same on all its ranks, and another than any start's before, where there is one."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    return "-".join(environ[name] for name in names if name in environ) or "by-hand"
+
+
 def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables that torch.distributed and DeepSpeed read, where the launcher has not set them."""
+    """Set the variables that torch.distributed and DeepSpeed read, where the launcher has not set them.
+
+    Raises: ScalerError when nobody knows where the first rank is.
+    """
     facts = {
         "RANK": world.rank,
         "WORLD_SIZE": world.size,
@@ -89,12 +114,21 @@ def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> Non
     if world.size == 1:
         environ.setdefault("MASTER_ADDR", "127.0.0.1")
         environ.setdefault("MASTER_PORT", str(free_port()))
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
-    if missing:
-        raise ScalerError(
-            f"{' and '.join(missing)} not set for {world.size} ranks started by {world.launcher}; "
-            "export the first node's address and a free port before the ranks start"
-        )
+    elif not {"MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
+        address, port = _meeting_point(world, environ)
+        environ.setdefault("MASTER_ADDR", address)
+        environ.setdefault("MASTER_PORT", port)
+
+
+def _meeting_point(world: World, environ: Mapping[str, str]) -> tuple[str, str]:
+    if world.launcher == "srun":
+        return slurm.first_host(environ), str(slurm.port(environ))
+    if world.launcher in ("Open MPI", "MPICH or Intel MPI"):
+        return mpi.meeting_point(world.size)
+    raise ScalerError(
+        f"MASTER_ADDR and MASTER_PORT are not both set for {world.size} ranks started by {world.launcher}; "
+        "export the first node's address and a free port before the ranks start"
+    )
 
 
 def free_port() -> int:

@@ -11,10 +11,15 @@ from scaler import train
 
 COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "scaler.train": (
-        {"deepspeed_config", "recipe", "run_dir", "allow_changes", "dry_run", "json"},
+        {"deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes", "dry_run", "json"},
         ["section.key=value"],
     ),
     "scaler.evaluate": ({"split", "recipe", "json"}, ["model"]),
+    "scaler.preflight": (
+        {"deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes", "gpu", "slowest_share", "seconds"},
+        ["section.key=value"],
+    ),
+    "scaler.status": ({"json"}, ["runs/NAME"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),
     "data_prep.corpus": (
@@ -41,7 +46,7 @@ def test_every_command_is_among_these():
 
 def test_the_options_of_training_are_these_and_no_others():
     assert set(vars(train.parse([]))) == {
-        *("deepspeed_config", "recipe", "run_dir", "allow_changes", "dry_run", "json"),
+        *("deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes", "dry_run", "json"),
         *("local_rank", "overrides"),  # the launcher's, and the recipe's
     }
 

@@ -12,14 +12,24 @@ from conftest import ROOT
 
 # From the bottom up. A module imports from layers below its own, and in its own from those named before it.
 LAYERS = {
-    "facts": ["errors", "world"],
-    "pure": ["manifests", "token_rows", "order", "packing", "masking", "schedule", "settings", "progress"],
+    "facts": ["errors", "slurm", "mpi", "world"],
+    "pure": [
+        "manifests",
+        "token_rows",
+        "order",
+        "packing",
+        "masking",
+        "schedule",
+        "settings",
+        "progress",
+        "node_verdict",
+    ],
     "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder", "job"],
     "engine": [
         *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint_folder", "checkpoint", "engine", "resume"),
-        *("heldout", "metrics", "loop", "export"),
+        *("heldout", "metrics", "loop", "export", "links", "parity"),
     ],
-    "verbs": ["plan", "evaluate", "train", "fill_mask"],
+    "verbs": ["plan", "evaluate", "train", "fill_mask", "preflight", "status"],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}
@@ -60,7 +70,7 @@ def test_data_preparation_shares_little_with_training():
         for name in imports(path)
         if _top(name) == "scaler"
     }
-    assert used == {"errors", "manifests", "token_rows", "order", "packing", "masking", "recipe"}
+    assert used == {"errors", "mpi", "manifests", "token_rows", "order", "packing", "masking", "recipe"}
 
 
 def test_training_knows_nothing_of_data_preparation():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import engine, world
+from scaler import engine, slurm, world
 from scaler.errors import ScalerError
 from scaler.world import World, detect, publish
 
@@ -32,6 +32,11 @@ MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         (MPICH, "MPICH or Intel MPI"),
         ({**SRUN, **TORCHRUN}, "torchrun"),  # torchrun under srun: the inner one started this process
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,3,1"}, "srun"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1,4,3", "SLURM_NODEID": "1"}, "srun"),
+        ({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"}, "srun"),  # srun --mpi=pmi2
+        # in a job, srun starts the daemons of MPI, and their ranks inherit its variables
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", **OPEN_MPI}, "Open MPI"),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", **MPICH}, "MPICH or Intel MPI"),
     ],
 )
 def test_every_launcher_is_understood(environ, launcher):
@@ -70,8 +75,19 @@ def test_one_rank_finds_a_free_port_by_itself():
 
 
 def test_several_ranks_need_an_address_and_the_error_says_which():
-    with pytest.raises(ScalerError, match="MASTER_PORT not set for 8 ranks started by srun"):
-        publish(detect(SRUN), {"MASTER_ADDR": "node0"})
+    with pytest.raises(ScalerError, match="MASTER_PORT are not both set for 8 ranks started by torchrun"):
+        publish(detect(TORCHRUN), {"MASTER_ADDR": "node0"})
+
+
+def test_srun_needs_no_address():
+    environ = {**SRUN, "SLURM_STEP_NODELIST": "gpu[03-05,9]", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2"}
+    publish(detect(environ), environ)
+    assert environ["MASTER_ADDR"] == "gpu03" and 10000 <= int(environ["MASTER_PORT"]) < 30000
+
+
+def test_steps_and_jobs_meet_at_ports_of_their_own():
+    steps = [{"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)} for job in range(50) for step in range(5)]
+    assert len({slurm.port(step) for step in steps}) == len(steps)
 
 
 @pytest.mark.parametrize("local_rank, visible, index", [(0, 8, 0), (3, 8, 3), (3, 1, 0)])

@@ -1,0 +1,95 @@
+"""How fast data goes between ranks: inside each host, between hosts in pairs, and among all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+ROUNDS = 8  # of pairs of hosts; all pairs of up to nine hosts
+REPEATS = 3  # of which the best counts, for others share the network
+
+
+@dataclass(frozen=True)
+class Links:
+    """Bytes a second, as this rank measured them; None where there is no such link.
+
+    All-reduces are given as NCCL's tests do ("bus bandwidth", doc/PERFORMANCE.md there): 2 (n - 1) / n of the size of
+    the data by the time, which does not hang on the number of ranks.
+
+    Attributes:
+        inside: all-reduce among the ranks of this host.
+        between: to and from other hosts, the best of the pairs that this rank was in; on the first rank of a host.
+        everywhere: all-reduce among all ranks.
+    """
+
+    inside: float | None
+    between: float | None
+    everywhere: float | None
+
+
+def pairs(members: Sequence[int], limit: int = ROUNDS) -> list[list[tuple[int, int]]]:
+    """Rounds of pairs of members, each in one pair of a round, and no pair twice: a round-robin tournament.
+
+    >>> pairs([0, 2, 4, 6])
+    [[(0, 6), (2, 4)], [(0, 4), (6, 2)], [(0, 2), (4, 6)]]
+    """
+    ring: list[int | None] = [*members, *([None] if len(members) % 2 else [])]
+    rounds = []
+    for _ in range(min(limit, len(ring) - 1)):
+        both = zip(ring[: len(ring) // 2], reversed(ring[len(ring) // 2 :]), strict=True)
+        rounds.append([(one, other) for one, other in both if one is not None and other is not None])
+        ring = [ring[0], ring[-1], *ring[1:-1]]
+    return rounds
+
+
+def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
+    """Measure the links of this rank. Every rank must call it.
+
+    Args:
+        hosts: of all ranks.
+    """
+    mebibytes = 64 if device.type == "cuda" else 8
+    data, other = (torch.ones(mebibytes << 18, device=device) for _ in range(2))
+    size = data.numel() * data.element_size()
+    by_host = [[r for r, name in enumerate(hosts) if name == host] for host in dict.fromkeys(hosts)]
+    mine, _ = dist.new_subgroups_by_enumeration(by_host)
+    leaders = [ranks[0] for ranks in by_host]
+
+    def all_reduce(group: dist.ProcessGroup | None, ranks: int) -> float | None:
+        if ranks == 1:
+            return None
+        return 2 * (ranks - 1) / ranks * size / _best(lambda: dist.all_reduce(data, group=group), device)
+
+    everywhere = all_reduce(None, len(hosts))
+    inside = all_reduce(mine, hosts.count(hosts[rank]))
+    between = []
+    for ended in pairs(leaders):
+        dist.barrier()
+        for partner in [(set(pair) - {rank}).pop() for pair in ended if rank in pair]:
+            between.append(size / _best(partial(_exchange, data, other, partner), device))
+    dist.barrier()
+    return Links(inside, max(between, default=None), everywhere)
+
+
+def _exchange(data: torch.Tensor, other: torch.Tensor, partner: int) -> None:
+    for request in dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, data, partner), dist.P2POp(dist.irecv, other, partner)]
+    ):
+        request.wait()
+
+
+def _best(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of several times, after one that does not count."""
+    seconds = []
+    for _ in range(REPEATS + 1):
+        clock = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - clock)
+    return min(seconds[1:])

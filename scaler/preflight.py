@@ -1,0 +1,270 @@
+"""Check all nodes before a run begins: `srun python -m scaler.preflight --recipe NAME --run_dir runs/NAME`.
+
+Takes train.py's command line, and is started in the same way, on the same ranks. Every rank leaves a report in
+RUN_DIR/preflight/; the first one compares them, prints a table of the nodes, and names those that are bad.
+
+Status: 0 all is well; 2 a setting is wrong, on all nodes; 75 some nodes are bad: start again without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: find the package beside it, and let no file here shadow a library
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import psutil
+import torch
+
+from scaler import job, metrics, model, plan, run_folder, token_rows, world
+from scaler.errors import ScalerError, command, in_a_line, naming_full_disk
+from scaler.job import Job
+from scaler.manifests import write_json
+from scaler.node_verdict import PHASES, TOGETHER, Report, judge, table
+from scaler.world import World
+
+RESULT, BAD_NODES = "result.json", "bad_nodes"  # the second for shell scripts: names with commas between
+OTHERS = "other ranks have come no further"
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 5.0  # that the first rank waits for others' reports beyond the limit that all have
+
+
+class Rank:
+    """This rank's way through the phases, of which each ends within a set time.
+
+    Args:
+        folder: of all reports.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, here: World, folder: Path) -> None:
+        self.arguments, self.here, self.folder = arguments, here, folder
+        self.report = Report(here.rank, platform.node())
+        self.job: Job | None = None
+
+    def write(self) -> None:
+        """Leave the report where the first rank looks."""
+        write_json(self.folder / f"rank_{self.here.rank:05d}.json", asdict(self.report))
+
+    def go(self, give_up: Callable[[], None]) -> None:
+        """Go through all phases, or to the first problem. Where one takes too long, `give_up` ends the process."""
+        for phase in PHASES[:-1]:
+            self.report.phase = phase
+            self.write()
+            timer = threading.Timer(self.arguments.seconds, self._late, [phase, give_up])
+            timer.daemon = True
+            timer.start()
+            try:
+                self.report.facts |= getattr(self, phase)()
+            except (ScalerError, OSError, RuntimeError) as error:
+                self.report.problem = in_a_line(error)[:300]
+                self.report.waited = _is_of_others(error)
+                self.write()
+                return
+            finally:
+                timer.cancel()
+        self.report.phase = PHASES[-1]
+        self.write()
+
+    def _late(self, phase: str, give_up: Callable[[], None]) -> None:
+        self.report.problem, self.report.waited = f"no end within {self.arguments.seconds:g} s", phase in TOGETHER
+        self.write()
+        give_up()
+
+    def settings(self) -> dict[str, Any]:
+        """Recipe, configuration and data are there and agree."""
+        self.job = job.resolve(self.arguments, self.here)
+        manifest = self.job.data.manifest
+        token_rows.verify(manifest, self.here.rank, self.here.size)
+        versions = {name: metadata.version(name) for name in run_folder.PACKAGES}
+        return {
+            **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": versions},
+            **{"python": platform.python_version(), "commit": run_folder.commit()},
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """Device, memory and disks."""
+        assert self.job is not None
+        device = world.device(self.here)
+        wanted = self.arguments.gpu
+        on_gpu = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {len(os.sched_getaffinity(0))} cores"
+        if wanted and wanted.lower() not in name.lower():
+            raise ScalerError(f"the device is {name}, and not --gpu {wanted}")
+        if on_gpu:
+            free, total = torch.cuda.mem_get_info(device)
+            if free < 0.9 * total:
+                raise ScalerError(f"{name}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free; who uses it?")
+        else:
+            free = psutil.virtual_memory().available // self.here.local_size
+        parameters = model.count_parameters(plan.empty_model(self.job))
+        need = sum(plan.memory_per_rank(self.job, *parameters).values())
+        if need > free:
+            raise ScalerError(f"{free / 2**30:.1f} GiB of memory are free, and a rank needs {need / 2**30:.1f}")
+        self._disks(plan.checkpoint_bytes(self.job, *parameters))
+        return {
+            **{"device": name, "gpus": torch.cuda.device_count(), "memory_bytes": free},
+            "matmul": metrics.measure_matmul_flops(device, torch.bfloat16 if on_gpu else torch.float32),
+        }
+
+    def _disks(self, checkpoint_bytes: int) -> None:
+        assert self.job is not None
+        for folder in (self.folder, Path(tempfile.gettempdir())):
+            with naming_full_disk(folder), tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(1 << 20))
+                file.flush()
+                os.fsync(file.fileno())
+        needed = (self.job.recipe.checkpoint.keep_last + 2) * checkpoint_bytes
+        free = psutil.disk_usage(str(self.folder)).free
+        if free < needed:
+            raise ScalerError(
+                f"{self.folder}: {free / 1e9:.1f} GB are free, and the run's checkpoints take {needed / 1e9:.1f}; free "
+                "some, or lower checkpoint.keep_last"
+            )
+
+    def meeting(self) -> dict[str, Any]:
+        """Go on only once all have come so far, for whoever has not would be waited for in each collective."""
+        go, stop = self.folder / "go", self.folder / "stop"
+        while self.here.is_first and not go.exists() and not stop.exists():
+            ready = PHASES.index("meeting")
+            reports = read(self.folder)
+            if any(report.problem for report in reports):
+                stop.touch()
+            elif sum(PHASES.index(report.phase) >= ready for report in reports) == self.here.size:
+                go.touch()
+            else:
+                time.sleep(POLL_SECONDS)
+        while not go.exists():
+            if stop.exists():
+                raise ScalerError(OTHERS)
+            time.sleep(POLL_SECONDS)
+        return {}
+
+    def network(self) -> dict[str, Any]:
+        """All ranks meet; clocks and links."""
+        from scaler import engine, links
+
+        engine.join(self.here, self.arguments.seconds)
+        hosts = world.gathered(self.report.host, self.here)
+        return {"clock": self._clock(), **asdict(links.measure(hosts, self.here.rank, world.device(self.here)))}
+
+    def _clock(self) -> float:
+        """Seconds by which this clock is ahead of the first rank's; right to the milliseconds that a word takes."""
+        world.gathered(None, self.here)  # from here all go on together
+        now = time.time()
+        return now - float(world.gathered(now, self.here)[0])
+
+    def parity(self) -> dict[str, Any]:
+        """The same rows give the same everywhere, and the engine's step is plain PyTorch's."""
+        from scaler import parity
+
+        assert self.job is not None
+        found = parity.check(self.job, self.here)
+        return {
+            **{"loss": found.loss, "gradient_norm": found.gradient_norm},
+            **{"error": found.relative_error, "bound": found.bound},
+        }
+
+
+def _is_of_others(error: Exception) -> bool:
+    """The error is that other ranks were not there, or went."""
+    said = str(error).lower()
+    if "failed to connect" in said:  # to the first rank, which others have reached
+        return False
+    return any(word in said for word in (OTHERS, "timed out", "timeout", "closed by peer", "connection reset"))
+
+
+def read(folder: Path) -> list[Report]:
+    """The reports that are there."""
+    reports = []
+    for path in sorted(folder.glob("rank_?????.json")):
+        try:
+            reports.append(Report(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError):  # just being written
+            continue
+    return reports
+
+
+def conclude(rank: Rank, wait_seconds: float) -> int:
+    """Wait for all ranks' reports, print the table, write the result; the first rank's last act.
+
+    Returns: the status of the command.
+    """
+    arguments, here = rank.arguments, rank.here
+    end = time.monotonic() + wait_seconds
+    reports = read(rank.folder)
+    while sum(report.over for report in reports) < here.size and time.monotonic() < end:
+        time.sleep(0.1)
+        reports = read(rank.folder)
+    hosts = world.hosts(here)
+    for report in reports:
+        hosts[report.rank] = report.host
+        if not report.over:
+            report.problem, report.waited = f"no end within {arguments.seconds:g} s", report.phase in TOGETHER
+    verdict = judge(reports, hosts, arguments.slowest_share, arguments.seconds)
+    print(table(reports, verdict), flush=True)
+    if verdict.setting:
+        print(f"error: preflight: {verdict.setting}", file=sys.stderr, flush=True)
+    elif verdict.bad:
+        names = ", ".join(verdict.bad)
+        print(f"error: preflight: bad nodes: {names}; start again without them", file=sys.stderr, flush=True)
+    else:
+        print(f"preflight: {here.size} ranks on {len(set(hosts))} nodes are well", flush=True)
+    write_json(
+        rank.folder / RESULT,
+        {"bad_nodes": verdict.bad, "setting": verdict.setting, "ranks": [asdict(report) for report in reports]},
+    )
+    (rank.folder.parent / BAD_NODES).write_text(",".join(verdict.bad) + "\n" * bool(verdict.bad), encoding="utf-8")
+    return verdict.status
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line: train.py's, and a few words more."""
+    parser = job.parser("python -m scaler.preflight", __doc__)
+    parser.add_argument("--gpu", help="what every device's name must have in it, such as H100")
+    parser.add_argument(
+        "--slowest_share", type=float, default=0.5, help="of the median speed, below which a node is bad"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="that each phase may take (60)")
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.run_dir is None:
+        parser.error("--run_dir is needed: the ranks leave their reports there")
+    return parsed
+
+
+@command
+def main() -> None:
+    """Run the command line."""
+    arguments = parse()
+    here = world.detect()
+    folder = arguments.run_dir / run_folder.PREFLIGHT / world.launch_id()
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir() if here.is_first else ():  # of a start by hand before
+            if time.time() - path.stat().st_mtime > GRACE_SECONDS:
+                path.unlink(missing_ok=True)
+    rank = Rank(arguments, here, folder)
+
+    def give_up() -> None:
+        os._exit(conclude(rank, GRACE_SECONDS) if here.is_first else 0)
+
+    rank.go(give_up)
+    # the others' status is 0, so that no launcher ends the first rank for theirs before it has spoken
+    status = conclude(rank, arguments.seconds + GRACE_SECONDS) if here.is_first else 0
+    sys.stdout.flush()
+    os._exit(status)  # a process group that never met does not end by itself
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+#!/bin/bash
+# Many short runs, one a line of a file:  sbatch --array=1-8 slurm/array.sh runs.txt
+# A line holds what scaler/train.py takes, such as: --recipe quickstart optimizer.learning_rate=1e-3
+# Each run has a node of its own, and its folder is runs/array-JOB-LINE.
+#SBATCH --job-name=array
+#SBATCH --nodes=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A-%a.out
+cd "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}" && [ -f slurm/job.sh ] ||
+    { echo "error: $PWD has no slurm/job.sh; submit from the project's folder, or export SCALER_HOME" >&2 && exit 2; }
+# shellcheck source=slurm/job.sh
+. slurm/job.sh
+[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || fail "no array; submit with --array=1-N for a file of N lines"
+[ -f "${1:-}" ] || fail "${1:-no file}: no such file; name one that has a run's arguments in each line"
+line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")
+[ -n "$line" ] || fail "$1 has no line ${SLURM_ARRAY_TASK_ID}; submit with --array=1-$(wc -l <"$1")"
+read -ra arguments <<<"$line"
+train "${arguments[@]}"

@@ -1,0 +1,14 @@
+#!/bin/bash
+# Evaluate a finished run on the test split:  sbatch slurm/evaluate.sh runs/NAME [what scaler.evaluate takes]
+# pretrain.sh submits it by itself.
+#SBATCH --job-name=evaluate
+#SBATCH --nodes=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=01:00:00
+#SBATCH --output=%x-%j.out
+cd "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}" && [ -f slurm/job.sh ] ||
+    { echo "error: $PWD has no slurm/job.sh; submit from the project's folder, or export SCALER_HOME" >&2 && exit 2; }
+# shellcheck source=slurm/job.sh
+. slurm/job.sh
+on_nodes 1 -- python -m scaler.evaluate "$@"

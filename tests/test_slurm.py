@@ -1,0 +1,312 @@
+"""The job scripts on a real SLURM of four virtual nodes: from submission through failure to the end; refusals."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from slurm_cluster import PARTITIONS, Cluster, missing
+
+from scaler import batches, model, prepared
+from scaler.checkpoint_folder import found
+from scaler.checkpoint_format import read_manifest
+from scaler.recipe import load
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+SCRIPTS = [name for name in sorted(os.listdir(ROOT / "slurm")) if name not in ("env.sh", "job.sh")]
+LONG = ["training.steps=30000", "training.log_every=20", "training.evaluate_every=30000", "checkpoint.every=40"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(Path(f"/tmp/scaler-slurm-{os.getpid()}")) as running:
+        yield running
+
+
+class Site:
+    """A project folder on a cluster, with an env.sh of its own."""
+
+    def __init__(self, folder: Path, cluster: Cluster, recipe: Path) -> None:
+        self.folder, self.cluster, self.recipe = folder, cluster, recipe
+        self.environ = {
+            "VENV": sys.prefix,
+            "RANKS_PER_NODE": "1",
+            "PREPARE_RANKS_PER_NODE": "2",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.environ |= {"RUN_EVALUATION": "no", "RUN_PREFLIGHT": "no", "HF_HUB_OFFLINE": "1"}
+        for name in ("scaler", "data_prep", "ds_configs"):
+            (folder / name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "slurm", folder / "slurm")
+
+    def submit(self, *arguments: object, **environ: str) -> str:
+        """The number of a new job."""
+        done = self.cluster.submit(*arguments, cwd=self.folder, **{**self.environ, **environ})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()[-1]
+
+    def words(self, number: str) -> str:
+        """What a job's script has said."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob(f"*-{number}*.out")))
+
+    def over(self, number: str, *states: str, **limits: float) -> str:
+        """Wait for a job's end; what its script said."""
+        ended = self.cluster.wait(number, *ENDS, **limits)
+        assert ended["JobState"] in states, f"{ended['JobState']}: {self.words(number)}"
+        return self.words(number)
+
+    def trains(self, run: str, start: int = 1, seconds: float = 120) -> None:
+        """Wait until a run has saved a step after so many starts."""
+        end, before = time.monotonic() + seconds, None
+        while before is None or self.latest(run) == before:
+            if before is None and len(self.starts(run)) >= start:
+                before = self.latest(run)
+            assert time.monotonic() < end, f"{run}: start {start} has saved nothing"
+            time.sleep(0.2)
+
+    def latest(self, run: str) -> str:
+        """Name of the newest checkpoint, or empty."""
+        latest = self.folder / run / "checkpoints" / "latest"
+        return os.readlink(latest) if latest.is_symlink() else ""
+
+    def starts(self, run: str) -> list[dict]:
+        """What is written of each start of a run."""
+        path = self.folder / run / "environment.json"
+        return json.loads(path.read_text())["attempts"] if path.is_file() else []
+
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+@pytest.fixture
+def site(tmp_path, cluster, tiny_recipe_file):
+    made = Site(tmp_path, cluster, tiny_recipe_file)
+    yield made
+    cluster.control("scancel", "--user", "root")
+    end = time.monotonic() + 60
+    while cluster.control("squeue", "-h") and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def test_from_text_to_an_evaluated_model_on_two_nodes(site):
+    recipe = site.recipe.read_text()
+    recipe = re.sub(r"folder: [^,}]*", f"folder: {site.folder}/data", recipe)
+    (site.folder / "mine.yaml").write_text(recipe)
+    said = site.over(site.submit("slurm/prepare_data.sh", "--recipe", "mine.yaml"), "COMPLETED")
+    assert (site.folder / "data" / "rows-32" / "manifest.json").is_file(), said
+
+    number = site.submit("slurm/pretrain.sh", "--recipe", "mine.yaml", RUN_PREFLIGHT="yes", RUN_EVALUATION="yes")
+    said = site.over(number, "COMPLETED")
+    run = site.folder / "runs" / f"pretrain-{number}"
+    assert "preflight: 2 ranks on 2 nodes are well" in said and "2 ranks, ZeRO-2" in said and "done in" in said
+    assert (run / "export" / "model.safetensors").is_file()
+    logs = sorted(path.name for path in (run / "logs" / "start-000").iterdir())
+    assert logs == ["node1-rank0.txt", "node2-rank1.txt", "preflight.txt", "srun.txt"]
+    (start,) = site.starts(f"runs/pretrain-{number}")
+    assert start["hosts"] == {"node1": 1, "node2": 1} and start["slurm"] == {"id": number, "name": "pretrain"}
+
+    evaluation = re.findall(r"Submitted batch job (\d+)", said)[0]
+    site.over(evaluation, "COMPLETED")
+    assert (run / "evaluation_test.json").is_file()
+
+    again = site.over(site.submit("slurm/pretrain.sh", "--run_dir", run), "COMPLETED")
+    assert "this run is finished" in again
+
+
+def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, cluster):
+    number = site.submit("-p", "pair", "-N", "1-2", "slurm/pretrain.sh", "--recipe", site.recipe, *LONG)
+    run = f"runs/pretrain-{number}"
+    site.trains(run)
+
+    # ---- a second job on the same folder is refused, and the first one named
+    other = site.submit("-N1", "-w", "node4", "slurm/pretrain.sh", "--run_dir", run)
+    assert f"another run is at work in it (job {number}, " in site.over(other, "FAILED")
+
+    # ---- the warning before the time limit: save, requeue, go on
+    cluster.control("scancel", "--signal=USR1", "--batch", number)
+    cluster.wait(number, "RUNNING", restarts=1)
+    site.trains(run, 2)
+    assert "stopped by SIGUSR1" in site.words(number)
+
+    cluster.control("scontrol", "requeue", number)
+    cluster.wait(number, "RUNNING", restarts=2)
+    site.trains(run, 3)
+
+    # ---- preemption by a job of a higher partition
+    urgent = site.submit("-p", "urgent", "-w", "node1", "--exclusive", "--wrap", "sleep 3")
+    cluster.wait(urgent, "COMPLETED")
+    cluster.wait(number, "RUNNING", restarts=3)
+    site.trains(run, 4)
+
+    # ---- a power cut of one of its two nodes: it goes on with the other
+    cluster.cut_power("node2")
+    cluster.wait(number, "RUNNING", restarts=4, seconds=120)
+    site.trains(run, 5)
+    cluster.start_node("node2")
+    (site.folder / run / "STOP").touch()
+    said = site.over(number, "COMPLETED")
+    assert "stopped by a file STOP" in said
+
+    assert [start["ranks"] for start in site.starts(run)] == [2, 2, 2, 2, 1]
+    assert len(list((site.folder / run / "logs").glob("start-*"))) == 5
+    progress = read_manifest(found(site.folder / run / "checkpoints")[0])["progress"]
+    assert progress["consumed_rows"] == 12 * progress["step"]
+    assert progress["digest"] == digest(load(str(site.recipe)), progress["consumed_rows"])
+
+    status = subprocess.run(
+        [sys.executable, "-m", "scaler.status", site.folder / run], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert f"stopped (a file STOP)\n  step     {progress['step']:,} of 30,000" in status.stdout
+    assert f"5; the last one: 1 ranks on node1 (1), SLURM job {number}" in status.stdout
+
+
+def digest(recipe, rows: int) -> int:
+    """Of all rows and masks that a run of so many rows trains on, whatever happens to it."""
+    data = prepared.open_prepared(recipe)
+    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    reader = data.rows("train", recipe, model.first_position(config))
+    return sum(batches.digest(reader.at(row, 12), row) for row in range(0, rows, 12)) % (1 << 64)
+
+
+def test_a_node_that_does_not_see_the_data_is_named_and_left_out(site, cluster):
+    data = str(load(str(site.recipe)).data.folder)
+    cluster.change("node2", "mount", "-t", "tmpfs", "none", data)
+    try:
+        number = site.submit("slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT="yes")
+        said = site.over(number, "COMPLETED")
+    finally:
+        cluster.change("node2", "umount", data)
+    assert "node2: settings: " in said and "requeued: the run goes on from its last checkpoint, without node2" in said
+    assert cluster.job(number)["ExcNodeList"] == "node2"
+    (start,) = site.starts(f"runs/pretrain-{number}")
+    assert len(start["hosts"]) == 2 and "node2" not in start["hosts"]
+
+
+def test_a_node_with_a_slow_link_is_named(site, cluster):
+    shaping = ["root", "tbf", "rate", "200mbit", "burst", "32kbit", "latency", "50ms"]
+    cluster.change("node3", "tc", "qdisc", "add", "dev", "eth0", *shaping)
+    try:
+        done = cluster.run(
+            *("srun", "-N3", "--ntasks-per-node=1", sys.executable, "-m", "scaler.preflight", "--recipe", site.recipe),
+            *("--run_dir", "runs/slow", "--ranks", "3", "--slowest_share", "0.2"),
+            cwd=site.folder,
+            **site.environ,
+        )
+    finally:
+        cluster.change("node3", "tc", "qdisc", "del", "dev", "eth0", "root")
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert re.search(r"^node3 .* bad$", done.stdout, re.MULTILINE)
+    assert re.search(r"^node3: links to other nodes: \d+% of the median of all$", done.stdout, re.MULTILINE)
+    assert "bad nodes: node3; start again without them" in done.stderr
+    assert (site.folder / "runs" / "slow" / "preflight" / "bad_nodes").read_text() == "node3\n"
+
+
+def test_a_wrong_network_interface_fails_soon_with_its_name(site):
+    begun = time.monotonic()
+    number = site.submit("slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT="yes", GLOO_SOCKET_IFNAME="ib7")
+    said = site.over(number, "FAILED", seconds=60)
+    assert time.monotonic() - begun < 60
+    assert re.search(r"error: preflight: network: .*ib7.* \(on all nodes, so it is a setting\)", said)
+
+
+@pytest.mark.parametrize("preflight", ["yes", "no"])
+def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight):
+    shared = site.folder / "runs"
+    shared.mkdir()
+    for name in cluster.nodes[:2]:
+        cluster.change(name, "mount", "-t", "tmpfs", "-o", "size=200k", f"scaler-{name}", str(shared))
+    try:
+        number = site.submit(
+            "-N1", "-w", "node1", "slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT=preflight
+        )
+        said = site.over(number, "FAILED", seconds=60)
+    finally:
+        for name in cluster.nodes[:2]:
+            cluster.change(name, "umount", str(shared))
+    assert "error: " in said and ("the disk is full" in said or "No space left on device" in said)
+
+
+def test_an_array_has_a_run_for_each_line(site):
+    lines = [f"--recipe {site.recipe} seed={seed} training.steps=4" for seed in (1, 2)]
+    (site.folder / "runs.txt").write_text("\n".join(lines) + "\n")
+    number = site.submit("--array=1-2", "slurm/array.sh", "runs.txt")
+    for task in (1, 2):
+        site.over(f"{number}_{task}", "COMPLETED")
+        run = site.folder / "runs" / f"array-{number}-{task}"
+        assert load(str(run / "recipe.yaml")).seed == task and (run / "export").is_dir()
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 64, 512])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_templates_are_accepted_for_any_number_of_nodes(site, cluster, script, nodes):
+    done = cluster.submit(
+        *("--test-only", "-p", "declared", f"--nodes={nodes}", "--gpus-per-node=8", f"slurm/{script}"), cwd=site.folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"to start at .* using {8 * nodes} processors", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gpus-per-node=9"], "Requested node configuration is not available"),
+        (["--nodes=5"], "Node count specification invalid|Requested node configuration is not available"),
+        (["--partition=gpus"], "invalid partition specified: gpus"),
+        (["--partition=closed", "--account=other"], "Invalid account"),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_refused_at_once(site, cluster, options, said):
+    done = cluster.submit(*options, "slurm/pretrain.sh", cwd=site.folder)
+    assert done.returncode != 0 and re.search(said, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "said"),
+    [
+        ("VENV=", [], "slurm/env.sh: VENV is not set; give it a value there"),
+        ("VENV=/nowhere", [], "slurm/env.sh: VENV=/nowhere has no bin/python"),
+        ("RANKS_PER_NODE=9", [], "9 ranks on a node, and it has 8 cores"),
+        ("", ["--recipe", "nowhere"], "nowhere"),
+        ("", ["training.stepz=3"], "stepz"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_no_start_is_tried_again(site, cluster, change, arguments, said):
+    with (site.folder / "slurm" / "env.sh").open("a") as file:
+        file.write(f"{change}\n")
+    number = site.submit("-N1", "slurm/pretrain.sh", *(arguments or ["--recipe", site.recipe]))
+    words = site.over(number, "FAILED", seconds=60)
+    assert len([line for line in words.splitlines() if line.startswith("error: ")]) == 1 and said in words
+    assert cluster.job(number)["ExitCode"] == "2:0" and cluster.job(number)["Restarts"] == "0"
+
+
+def test_a_start_that_never_comes_far_is_given_up(site):
+    (site.folder / "slurm" / "env.sh").open("a").write("INSIDE=(bash -c 'exit 9' --)\n")
+    said = site.over(site.submit("-N1", "slurm/pretrain.sh", "--recipe", site.recipe), "FAILED")
+    assert said.count("requeued: the run goes on") == 2 and "3 starts in a row have brought no new checkpoint" in said
+
+
+def test_a_job_script_that_no_scheduler_started_says_so(site):
+    done = subprocess.run(["bash", "slurm/pretrain.sh"], cwd=site.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "this is a job script; submit it: sbatch" in done.stderr
+
+
+def test_the_scripts_are_clean():
+    checker = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [checker, "-x", *(f"slurm/{name}" for name in SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_partitions_of_the_tests_are_there(cluster):
+    listed = cluster.control("sinfo", "-h", "-o", "%R").split()
+    assert set(listed) == {*PARTITIONS, "declared"}

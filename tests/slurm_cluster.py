@@ -73,7 +73,7 @@ JobCompType=jobcomp/none
 MUNGE_FILES = {"socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "munged.seed"}
 PARTITIONS = {
     "main": "Default=YES PriorityTier=1",
-    "pair": "PriorityTier=1",
+    "three": "PriorityTier=1 GraceTime=15",  # the first three nodes
     "urgent": "PriorityTier=10 PreemptMode=OFF",
     "closed": "AllowAccounts=nobody",
 }
@@ -141,7 +141,7 @@ class Cluster:
         text += "".join(f"NodeName={n} NodeAddr={a} {facts} State=UNKNOWN\n" for n, a in addresses.items())
         text += f"NodeName=big[1-512] {facts} State=CLOUD\n"
         for partition, what in PARTITIONS.items():
-            members = ",".join(names[:2] if partition == "pair" else names)
+            members = ",".join(names[:3] if partition == "three" else names)
             text += f"PartitionName={partition} Nodes={members} MaxTime=7-0 {what}\n"
         text += "PartitionName=declared Nodes=big[1-512] MaxTime=7-0\n"
         (etc / "slurm.conf").write_text(text)

@@ -120,7 +120,8 @@ def test_from_text_to_an_evaluated_model_on_two_nodes(site):
 
 
 def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, cluster):
-    number = site.submit("-p", "pair", "-N", "1-2", "slurm/pretrain.sh", "--recipe", site.recipe, *LONG)
+    job = ("slurm/pretrain.sh", "--recipe", site.recipe, *LONG, "training.rows=9")
+    number = site.submit("-p", "three", "-N", "1-3", *job)
     run = f"runs/pretrain-{number}"
     site.trains(run)
 
@@ -138,26 +139,26 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
     cluster.wait(number, "RUNNING", restarts=2)
     site.trains(run, 3)
 
-    # ---- preemption by a job of a higher partition
+    # ---- preemption by a job of a higher partition, which leaves the ranks fifteen seconds
     urgent = site.submit("-p", "urgent", "-w", "node1", "--exclusive", "--wrap", "sleep 3")
     cluster.wait(urgent, "COMPLETED")
     cluster.wait(number, "RUNNING", restarts=3)
     site.trains(run, 4)
 
-    # ---- a power cut of one of its two nodes: it goes on with the other
+    # ---- a power cut of one of its three nodes: two ranks cannot share nine rows, so it goes on with one
     cluster.cut_power("node2")
     cluster.wait(number, "RUNNING", restarts=4, seconds=120)
     site.trains(run, 5)
     cluster.start_node("node2")
     (site.folder / run / "STOP").touch()
     said = site.over(number, "COMPLETED")
-    assert "stopped by a file STOP" in said
+    assert "stopped by a file STOP" in said and "only 1 of 2 nodes are used, to share 9 rows equally" in said
 
-    assert [start["ranks"] for start in site.starts(run)] == [2, 2, 2, 2, 1]
+    assert [start["ranks"] for start in site.starts(run)] == [3, 3, 3, 3, 1]
     assert len(list((site.folder / run / "logs").glob("start-*"))) == 5
     progress = read_manifest(found(site.folder / run / "checkpoints")[0])["progress"]
-    assert progress["consumed_rows"] == 12 * progress["step"]
-    assert progress["digest"] == digest(load(str(site.recipe)), progress["consumed_rows"])
+    assert progress["consumed_rows"] == 9 * progress["step"]
+    assert progress["digest"] == digest(load(str(site.recipe)), progress["consumed_rows"], 9)
 
     status = subprocess.run(
         [sys.executable, "-m", "scaler.status", site.folder / run], capture_output=True, text=True, check=True, cwd=ROOT
@@ -166,12 +167,12 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
     assert f"5; the last one: 1 ranks on node1 (1), SLURM job {number}" in status.stdout
 
 
-def digest(recipe, rows: int) -> int:
+def digest(recipe, rows: int, batch: int) -> int:
     """Of all rows and masks that a run of so many rows trains on, whatever happens to it."""
     data = prepared.open_prepared(recipe)
     config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
     reader = data.rows("train", recipe, model.first_position(config))
-    return sum(batches.digest(reader.at(row, 12), row) for row in range(0, rows, 12)) % (1 << 64)
+    return sum(batches.digest(reader.at(row, batch), row) for row in range(0, rows, batch)) % (1 << 64)
 
 
 def test_a_node_that_does_not_see_the_data_is_named_and_left_out(site, cluster):
@@ -235,7 +236,9 @@ def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight)
 def test_an_array_has_a_run_for_each_line(site):
     lines = [f"--recipe {site.recipe} seed={seed} training.steps=4" for seed in (1, 2)]
     (site.folder / "runs.txt").write_text("\n".join(lines) + "\n")
-    number = site.submit("--array=1-2", "slurm/array.sh", "runs.txt")
+    # and a command before each command stands for a container
+    (site.folder / "slurm" / "env.sh").open("a").write('VENV=\nINSIDE=(env PATH="$SEARCH" IN_CONTAINER=1)\n')
+    number = site.submit("--array=1-2", "slurm/array.sh", "runs.txt", SEARCH=f"{sys.prefix}/bin:{os.environ['PATH']}")
     for task in (1, 2):
         site.over(f"{number}_{task}", "COMPLETED")
         run = site.folder / "runs" / f"array-{number}-{task}"

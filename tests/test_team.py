@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_prep import folders
@@ -147,7 +148,9 @@ def test_after_an_error_no_worker_is_left_that_could_write_on(partial):
         with pytest.raises(ScalerError, match="stop"):
             slow = Task("slow", 9, wait_and_double, (1, PATIENCE))
             team.run([slow, Task("bad", 1, fail, (ScalerError, "stop"))], partial, "doubling")
-        assert set(multiprocessing.active_children()) <= others
+        # where the pool's thread and `stop` wait for a process at once, one of them may not yet know that it has ended
+        left = {process.pid for process in set(multiprocessing.active_children()) - others}
+        assert not [pid for pid in left if psutil.pid_exists(pid)]
     assert records(partial) == []
 
 

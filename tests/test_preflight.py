@@ -1,0 +1,140 @@
+"""What a preflight makes of the reports of its ranks; and one of two ranks, for real."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+
+from scaler import links, world
+from scaler.node_verdict import Report, judge, table
+
+HOSTS = [f"node{number}" for number in range(4)]
+WELL = {
+    **{"python": "3.11", "packages": {"torch": "2.13"}, "commit": "abc", "device": "H100", "gpus": 8, "rows": "r"},
+    **{"tokenizer": "t", "memory_bytes": 80 << 30, "matmul": 6e14, "inside": 3e11, "between": 5e10, "clock": 0.01},
+    **{"loss": 6.0, "gradient_norm": 2.5, "error": 1e-3, "bound": 5e-2},
+}
+
+
+def reports(changes=None, **of_all):
+    """Of four nodes with a rank each; `changes` by rank."""
+    made = []
+    for rank, host in enumerate(HOSTS):
+        change = dict((changes or {}).get(rank, {}))
+        facts = WELL | of_all | change.pop("facts", {})
+        made.append(Report(rank, host, **{"phase": "end", "facts": facts} | change))
+    return made
+
+
+def verdict(found, hosts=HOSTS):
+    return judge(found, hosts, slowest_share=0.5, seconds=60)
+
+
+def test_nodes_that_are_alike_are_well():
+    found = verdict(reports())
+    assert (found.bad, found.setting, found.status) == ({}, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"packages": {"torch": "2.12"}}, "packages is torch 2.12, not 2.13"),
+        ({"commit": "abc+changes"}, "commit is abc+changes, not abc"),
+        ({"device": "A100"}, "device is A100, not H100"),
+        ({"rows": "other"}, "rows is other, not r"),
+        ({"clock": 2.5}, "its clock is +2.5 s off the others'"),
+        ({"matmul": 2.9e14}, "matrix multiplications: 48% of the median of all"),
+        ({"between": 1e9}, "links to other nodes: 2% of the median of all"),
+        ({"inside": 1e11}, "all-reduce inside the node: 33% of the median of all"),
+        ({"loss": 6.1}, "computes a loss of 6.1 where others get 6"),
+        ({"gradient_norm": float("nan")}, "computes a gradient_norm of nan where others get 2.5"),
+        ({"error": 0.2}, "the engine's step is 2.0e-01 away from plain PyTorch's"),
+        ({"error": float("nan")}, "the engine's step is nan away from plain PyTorch's"),
+    ],
+)
+def test_a_node_that_differs_from_most_is_bad(facts, said):
+    found = verdict(reports({2: {"facts": facts}}))
+    assert found.bad == {"node2": [said]}
+    assert found.status == 75 and found.setting is None
+
+
+def test_a_node_with_a_problem_of_its_own_is_bad_and_those_that_waited_for_it_are_not():
+    waited = {"phase": "meeting", "problem": "other ranks have come no further", "waited": True}
+    own = {"phase": "machine", "problem": "the disk is full"}
+    found = verdict(reports({0: waited, 1: waited, 2: own, 3: waited}))
+    assert found.bad == {"node2": ["machine: the disk is full"]} and found.status == 75
+
+
+def test_a_node_that_is_not_heard_of_is_bad():
+    found = verdict(reports()[:3])
+    assert list(found.bad) == ["node3"] and "rank 3 was not heard of for 60 s" in found.bad["node3"][0]
+
+
+def test_where_no_launcher_says_the_nodes_the_silent_rank_is_named():
+    found = verdict(reports()[:3], hosts=["", "", "", ""])
+    assert list(found.bad) == ["the node of rank 3"]
+
+
+@pytest.mark.parametrize("ranks", [{0, 1, 2, 3}, {1, 2, 3}])
+def test_what_is_wrong_on_most_nodes_is_a_setting(ranks):
+    problem = {"phase": "network", "problem": "no interface ib7"}
+    found = verdict(reports(dict.fromkeys(ranks, problem)))
+    assert found.status == 2 and "no interface ib7" in found.setting
+
+
+def test_the_engine_that_differs_on_all_ranks_is_a_setting():
+    found = verdict(reports(error=0.3))
+    assert found.status == 2 and "away from plain PyTorch's" in found.setting
+
+
+def test_ranks_that_all_wait_for_each_other_are_no_nodes_fault():
+    waited = {"phase": "network", "problem": "no end within 60 s", "waited": True}
+    found = verdict(reports(dict.fromkeys(range(4), waited)))
+    assert found.status == 2 and "wait for each other in network" in found.setting
+
+
+def test_the_table_has_a_line_for_each_node_and_marks_the_bad_one():
+    found = reports({2: {"facts": {"matmul": 1e14}}})
+    lines = table(found, verdict(found)).splitlines()
+    assert lines[0].split() == ["node", "ranks", "device", "free", "TFLOP/s", "inside", "between"]
+    assert [line.split()[0] for line in lines[1:5]] == HOSTS
+    assert [line.endswith("bad") for line in lines[1:5]] == [False, False, True, False]
+    assert "node3  1      H100    80 GiB  600.00   300.00  50.00" in lines
+
+
+@pytest.mark.parametrize("members", range(2, 12))
+def test_pairs_of_hosts_meet_once_and_one_at_a_time(members):
+    rounds = links.pairs(range(members), limit=99)
+    for pairs in rounds:
+        assert len({member for pair in pairs for member in pair}) == 2 * len(pairs)
+    met = [frozenset(pair) for pairs in rounds for pair in pairs]
+    assert len(met) == len(set(met)) == members * (members - 1) // 2
+
+
+@pytest.fixture
+def preflight(run_command, tiny_recipe_file, tmp_path):
+    def run(*arguments):
+        launcher = ("deepspeed", "--num_gpus", 2, "--master_port", world.free_port())
+        program = (*launcher, ROOT / "scaler" / "preflight.py", "--run_dir", tmp_path / "run")
+        return run_command(*program, "--recipe", tiny_recipe_file, *arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+
+    return run
+
+
+def test_two_ranks_are_well(preflight, tmp_path):
+    done = preflight("--ranks", 2, "--slowest_share", 0.01)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "preflight: 2 ranks on 1 nodes are well" in done.stdout
+    result = json.loads((tmp_path / "run" / "preflight" / "by-hand" / "result.json").read_text())
+    assert result["bad_nodes"] == {} and result["setting"] is None
+    for rank in result["ranks"]:
+        assert rank["phase"] == "end" and rank["facts"]["error"] < rank["facts"]["bound"]
+    # and the run can begin in that folder
+    done = preflight("--ranks", 2, "--gpu", "H900")
+    assert done.returncode == 2 and "and not --gpu H900 (on all nodes, so it is a setting)" in done.stderr
+
+
+def test_a_missing_run_folder_is_asked_for(run_command, tmp_path):
+    done = run_command(sys.executable, "-m", "scaler.preflight", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2 and "--run_dir is needed" in done.stderr

@@ -1,0 +1,82 @@
+"""What is said of a run from its folder alone, however far it came."""
+
+import json
+import os
+import time
+
+import pytest
+
+from scaler import run_folder, status
+from scaler.errors import ScalerError
+
+
+@pytest.fixture
+def run(tmp_path, tiny_recipe_file):
+    """A run that began, logged, met a fault and is running."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / run_folder.RECIPE).write_text(tiny_recipe_file.read_text().replace("steps: 12", "steps: 100"))
+    (folder / "checkpoints" / "step_00000020").mkdir(parents=True)
+    run_folder.set_state(folder, "running", step=20, steps=100)
+    for ranks in (4, 2):
+        slurm = {"id": "12", "name": "pretrain"}
+        run_folder.add_attempt(folder, {"ranks": ranks, "hosts": {"node1": ranks}, "slurm": slurm})
+    records = [
+        {"step": 20, "heldout_loss": 5.5},
+        {"step": 30, "train_loss": 5.25, "speed_tokens_per_second": 1234.5, "speed_seconds_left": 75.0},
+        {"step": 30, "speed_slowest_rank": 1, "speed_slowest_rank_to_median": 1.5},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 3')
+    (folder / "faults.jsonl").write_text(json.dumps({"step": 25, "verdict": "skipped"}) + "\n")
+    return folder
+
+
+def test_a_running_one_says_all_of_it(run):
+    lines = [" ".join(line.split()) for line in status.render(status.status(run)).splitlines()]
+    assert lines == [
+        str(run),
+        "state running",
+        "step 30 of 100, saved at 20",
+        "loss training 5.250, held-out 5.500",
+        "speed 1,234 tokens/s, 1m15s left",
+        "slowest rank 1, 1.50 times the median's time for its own work",
+        "starts 2; the last one: 2 ranks on node1 (2), SLURM job 12",
+        "faults 1; the last at step 25: skipped",
+    ]
+
+
+def test_one_that_has_been_silent_for_long_may_be_dead(run):
+    for path in run.iterdir():
+        os.utime(path, (0, time.time() - 7200))
+    assert "its last word is 2h00m old: look whether it still is" in status.render(status.status(run))
+
+
+def test_a_failed_one_says_why(run):
+    run_folder.set_state(run, "failed", why="the disk is full")
+    found = status.status(run)
+    assert "failed (the disk is full)" in status.render(found)
+    assert found["seconds_left"] is None
+
+
+def test_one_that_has_only_begun(tmp_path):
+    (tmp_path / run_folder.RECIPE).write_text("name: mine\n")
+    text = status.render(status.status(tmp_path))
+    assert "step     0 of ?, nothing saved" in text and "loss     -" in text
+
+
+def test_reports_of_a_hung_rank_are_named(run):
+    (run / "hung").mkdir()
+    (run / "hung" / "rank_00001.txt").write_text("{}")
+    assert "reports in hung/: rank_00001.txt" in status.render(status.status(run))
+
+
+def test_several_as_json(run, call):
+    ended, printed, _ = call(status.main, run, run, "--json")
+    assert ended == 0 and [found["step"] for found in json.loads(printed)] == [30, 30]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, call):
+    with pytest.raises(ScalerError, match=r"no run \(no recipe.yaml\)"):
+        status.status(tmp_path)
+    ended, _, said = call(status.main, tmp_path / "nowhere")
+    assert ended == 2 and said.count("\n") == 1

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where the run was
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+# of shared disks that are away for a while
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EREMOTEIO}
 
 
 class ScalerError(Exception):
@@ -63,6 +65,13 @@ def in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())  # libraries whose words we pass on like to use several lines
 
 
+def status_of(error: Exception) -> int:
+    """The exit status that an error calls for: whether the same command may go better another time."""
+    if isinstance(error, ScalerError):
+        return error.status
+    return EXIT_TRY_AGAIN if isinstance(error, OSError) and error.errno in PASSING else EXIT_BAD_INPUT
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a command's `main`: an error of input or files, or Ctrl-C, is one line and a non-zero exit status."""
 
@@ -82,6 +91,6 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             if error.filename is None:  # no file of the user's
                 raise
             print("error:", in_a_line(error), file=sys.stderr, flush=True)
-            sys.exit(EXIT_BAD_INPUT)
+            sys.exit(status_of(error))
 
     return run

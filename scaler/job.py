@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from scaler import ds_config, initialisation, model, prepared, recipe, run_folder, world
 from scaler.batches import RowReader
+from scaler.command_line import chosen_recipe, run_recipe
 from scaler.errors import ScalerError
-from scaler.recipe import DEFAULT_RECIPE, Recipe
+from scaler.recipe import Recipe
 from scaler.settings import differences
 from scaler.world import World
 
@@ -54,21 +55,6 @@ class Job:
     changes: tuple[str, ...]
 
 
-def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """The words of a command line that say which run, for every command that all its ranks start."""
-    made = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--deepspeed_config", type=Path, help="DeepSpeed's JSON (the run's, or ds_configs/zero2.json)")
-    made.add_argument("--recipe", help="name or YAML file (the run's, or quickstart)")
-    made.add_argument("--run_dir", type=Path, help="folder of the run; a run that is there goes on (a new runs/NAME)")
-    made.add_argument("--ranks", type=int, help="refuse to start on any other number of ranks")
-    made.add_argument("--allow_changes", action="store_true", help="go on with another batch, seed, rate or data")
-    made.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
-    return made
-
-
 def resolve(arguments: argparse.Namespace, here: World) -> Job:
     """Read recipe, DeepSpeed configuration and data, and make them agree. Raises ScalerError where they cannot.
 
@@ -79,10 +65,8 @@ def resolve(arguments: argparse.Namespace, here: World) -> Job:
             f"--ranks {arguments.ranks}, but this is one of {here.size} ranks started by {here.launcher}; start them "
             "by srun, deepspeed, torchrun or mpiexec, or say the right number"
         )
-    resumes = run_folder.is_run(arguments.run_dir)
-    began_with = arguments.run_dir / run_folder.RECIPE if resumes else None
-    name = arguments.recipe or (str(began_with) if resumes else DEFAULT_RECIPE)
-    settings = recipe.load(name, arguments.overrides)
+    began_with = run_recipe(arguments.run_dir)
+    name, settings = chosen_recipe(arguments)
     path = arguments.deepspeed_config or _configuration_beside(began_with or recipe.find(name))
     batch = ds_config.solve_batch(settings.training.rows, here.size, settings.training.max_micro_rows)
     asked = ds_config.read(path)

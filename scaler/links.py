@@ -23,7 +23,8 @@ class Links:
 
     Attributes:
         inside: all-reduce among the ranks of this host.
-        between: to and from other hosts, the best of the pairs that this rank was in; on the first rank of a host.
+        between: to and from other hosts, the best of the pairs that this rank was in. Ranks pair up with those of the
+            same number on another host, all at once, so a host's links are shared as they are in training.
         everywhere: all-reduce among all ranks.
     """
 
@@ -58,7 +59,6 @@ def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
     size = data.numel() * data.element_size()
     by_host = [[r for r, name in enumerate(hosts) if name == host] for host in dict.fromkeys(hosts)]
     mine, _ = dist.new_subgroups_by_enumeration(by_host)
-    leaders = [ranks[0] for ranks in by_host]
 
     def all_reduce(group: dist.ProcessGroup | None, ranks: int) -> float | None:
         if ranks == 1:
@@ -68,10 +68,13 @@ def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
     everywhere = all_reduce(None, len(hosts))
     inside = all_reduce(mine, hosts.count(hosts[rank]))
     between = []
-    for ended in pairs(leaders):
+    here = next(number for number, ranks in enumerate(by_host) if rank in ranks)
+    for ended in pairs(range(len(by_host))):
         dist.barrier()
-        for partner in [(set(pair) - {rank}).pop() for pair in ended if rank in pair]:
-            between.append(size / _best(partial(_exchange, data, other, partner), device))
+        for there in [(set(pair) - {here}).pop() for pair in ended if here in pair]:
+            mates = dict(zip(by_host[here], by_host[there], strict=False))
+            if rank in mates:
+                between.append(size / _best(partial(_exchange, data, other, mates[rank]), device))
     dist.barrier()
     return Links(inside, max(between, default=None), everywhere)
 

@@ -51,15 +51,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the reports say together: problems by node, and one of a setting, which is no node's."""
+    """What the reports say together: problems by node; one of a setting; or one that cannot be laid at any door."""
 
     bad: dict[str, list[str]]
     setting: str | None = None
+    unclear: str | None = None
 
     @property
     def status(self) -> int:
         """Of the command."""
-        return EXIT_BAD_INPUT if self.setting else EXIT_TRY_AGAIN if self.bad else 0
+        return EXIT_BAD_INPUT if self.setting else EXIT_TRY_AGAIN if self.bad or self.unclear else 0
 
 
 def judge(reports: Sequence[Report], hosts: Sequence[str], slowest_share: float, seconds: float) -> Verdict:
@@ -68,66 +69,101 @@ def judge(reports: Sequence[Report], hosts: Sequence[str], slowest_share: float,
     Args:
         reports: of the ranks that gave one.
         hosts: of all ranks, where known; "" where not.
-        slowest_share: of the median of all ranks; what is under it is bad.
+        slowest_share: of the median of all ranks (of the faster of two); what is under it is bad.
         seconds: that each phase may take.
     """
+    own = _own_problems(reports, hosts, seconds)
+    nodes = {*(report.host for report in reports), *(host for host in hosts if host), *own}
+    if own:
+        first = next(iter(own.values()))[0]
+        if len(own) == len(nodes) and (len(nodes) > 1 or first.startswith(f"{PHASES[0]}:")):
+            return Verdict(own, setting=f"{first} (on all nodes, so it is a setting)")
+        return _most(own, nodes)
+    waiting = [report for report in reports if report.waited]
+    if waiting:
+        last = min(waiting, key=lambda report: PHASES.index(report.phase))
+        return Verdict({}, unclear=f"all ranks wait for each other in {last.phase}: {last.problem}")
+    unlike, unclear = _unlike(reports)
     bad: dict[str, list[str]] = {}
+    for report, problem in [*unlike, *_slow(reports, slowest_share)]:
+        _add(bad, report.host, problem)
+    if not bad and unclear:
+        return Verdict({}, unclear=unclear)
+    return _most(bad, nodes)
 
-    def blame(host: str, problem: str) -> None:
-        if problem not in bad.setdefault(host, []):
-            bad[host].append(problem)
 
+def _own_problems(reports: Sequence[Report], hosts: Sequence[str], seconds: float) -> dict[str, list[str]]:
+    """By node, what ranks say of themselves, and which were not heard of."""
+    own: dict[str, list[str]] = {}
     heard = {report.rank for report in reports}
     for rank, host in enumerate(hosts):
         if rank not in heard:
-            blame(
-                host or f"the node of rank {rank}",
-                f"rank {rank} was not heard of for {seconds:g} s: it does not run, or does not see the run folder",
-            )
+            silent = f"rank {rank} was not heard of for {seconds:g} s: it does not run, or does not see the run folder"
+            _add(own, host or f"the node of rank {rank}", silent)
     for report in reports:
         if report.problem and not report.waited:
-            blame(report.host, f"{report.phase}: {report.problem}")
-    if not bad:
-        for report, problem in [*_unlike(reports), *_slow(reports, slowest_share)]:
-            blame(report.host, problem)
-    waiting = [report for report in reports if report.waited]
-    if not bad and waiting:
-        last = min(waiting, key=lambda report: PHASES.index(report.phase))
-        return Verdict({}, f"all ranks wait for each other in {last.phase}: {last.problem}")
-    own = [report for report in reports if report.problem and not report.waited]
-    if own and len({report.host for report in own}) == len(set(hosts) | {report.host for report in reports}):
-        return Verdict(bad, f"{own[0].phase}: {own[0].problem} (on all nodes, so it is a setting)")
-    if len(bad) * 2 > len(set(hosts) | set(bad)):
+            _add(own, report.host, f"{report.phase}: {report.problem}")
+    return own
+
+
+def _add(problems: dict[str, list[str]], host: str, problem: str) -> None:
+    if problem not in problems.setdefault(host, []):
+        problems[host].append(problem)
+
+
+def _most(bad: dict[str, list[str]], nodes: set[str]) -> Verdict:
+    if len(bad) * 2 > len(nodes) > 1:
         said = "; ".join(f"{host}: {problems[0]}" for host, problems in bad.items())
-        return Verdict(bad, f"most nodes are bad, so it is a setting or the network: {said}")
+        return Verdict(bad, setting=f"most nodes are bad, so it is a setting or the network: {said}")
     return Verdict(bad)
 
 
-def _unlike(reports: Sequence[Report]) -> list[tuple[Report, str]]:
-    """Ranks that are not as most are."""
-    found = []
+def _unlike(reports: Sequence[Report]) -> tuple[list[tuple[Report, str]], str | None]:
+    """Ranks that are not as most are; and a difference of which nobody can say who is right."""
+    found, unclear = [], None
     for key in EQUAL:
-        values = [json.dumps(report.facts[key], sort_keys=True) for report in reports if key in report.facts]
-        usual = Counter(values).most_common(1)[0][0] if values else ""
-        for report in reports:
-            if key in report.facts and json.dumps(report.facts[key], sort_keys=True) != usual:
-                found.append((report, f"{key} is {_short(report.facts[key], json.loads(usual))}"))
+        held = [(report, json.dumps(report.facts[key], sort_keys=True)) for report in reports if key in report.facts]
+        if not held:
+            continue
+        usual, count = Counter(value for _, value in held).most_common(1)[0]
+        others = [(report, value) for report, value in held if value != usual]
+        if others and count * 2 <= len(held):
+            one = next(report for report, value in held if value == usual)
+            differs = _short(others[0][0].facts[key], json.loads(usual))
+            unclear = f"{key} on {others[0][0].host} is {differs} as on {one.host}; make them equal"
+        else:
+            found += [(report, f"{key} is {_short(report.facts[key], json.loads(usual))}") for report, _ in others]
     for key, bound in LIKE.items():
         middle = _median(reports, key)
-        for report in reports:
-            if (
-                middle is not None
-                and key in report.facts
-                and not abs(report.facts[key] - middle) <= bound * abs(middle)
-            ):
-                found.append((report, f"computes a {key} of {report.facts[key]:.6g} where others get {middle:.6g}"))
-    middle = _median(reports, "clock")
+        odd = [report for report in reports if middle is not None and _differs(report.facts.get(key), middle, bound)]
+        said = [(r, f"computes a {key} of {r.facts[key]:.6g} where others get {middle:.6g}") for r in odd]
+        if odd and not _are_few(odd, reports):
+            unclear = f"{odd[0].host} {said[0][1]}; one of the nodes computes wrongly"
+        else:
+            found += said
+    clocks = [report for report in reports if "clock" in report.facts]
+    ahead = [report.facts["clock"] for report in clocks]
+    if clocks and max(ahead) - min(ahead) > SKEW_SECONDS:
+        middle = statistics.median(ahead)
+        off = [report for report in clocks if abs(report.facts["clock"] - middle) > SKEW_SECONDS]
+        if off and _are_few(off, reports):
+            found += [(r, f"its clock is {r.facts['clock'] - middle:+.1f} s off the others'") for r in off]
+        else:
+            unclear = f"the clocks of the nodes are up to {max(ahead) - min(ahead):.1f} s apart"
     for report in reports:
-        if middle is not None and "clock" in report.facts and abs(report.facts["clock"] - middle) > SKEW_SECONDS:
-            found.append((report, f"its clock is {report.facts['clock'] - middle:+.1f} s off the others'"))
         if not report.facts.get("error", 0.0) <= report.facts.get("bound", 0.0):
             found.append((report, f"the engine's step is {report.facts['error']:.1e} away from plain PyTorch's"))
-    return found
+    return found, unclear
+
+
+def _are_few(odd: Sequence[Report], reports: Sequence[Report]) -> bool:
+    """They are on less than half of the nodes, or there is but one node."""
+    nodes = len({report.host for report in reports})
+    return nodes == 1 or len({report.host for report in odd}) * 2 < nodes
+
+
+def _differs(value: float | None, middle: float, bound: float) -> bool:
+    return value is not None and not abs(value - middle) <= bound * abs(middle)
 
 
 def _slow(reports: Sequence[Report], share: float) -> list[tuple[Report, str]]:
@@ -142,9 +178,10 @@ def _slow(reports: Sequence[Report], share: float) -> list[tuple[Report, str]]:
 
 
 def _median(reports: Sequence[Report], key: str) -> float | None:
+    """Of two, the greater: a node may be slow, but none is too fast."""
     found = [report.facts.get(key) for report in reports]
     values = [value for value in found if value is not None and math.isfinite(value)]
-    return statistics.median(values) if values else None
+    return statistics.median_high(values) if values else None
 
 
 def _short(value: Any, usual: Any) -> str:
@@ -156,7 +193,7 @@ def _short(value: Any, usual: Any) -> str:
 
 def table(reports: Sequence[Report], verdict: Verdict) -> str:
     """The nodes, a line each."""
-    lines: list[tuple[str, ...]] = [("node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "")]
+    lines: list[tuple[str, ...]] = [("node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all", "")]
     by_host: dict[str, list[Report]] = {}
     for report in sorted(reports, key=lambda report: report.rank):
         by_host.setdefault(report.host, []).append(report)
@@ -168,7 +205,7 @@ def table(reports: Sequence[Report], verdict: Verdict) -> str:
                 *(host, str(len(found)), str(facts[0].get("device", "-"))),
                 f"{min(free) / 2**30:.0f} GiB" if free else "-",
                 _least(facts, "matmul", 1e12),
-                *(_least(facts, key, 1e9) for key in ("inside", "between")),
+                *(_least(facts, key, 1e9) for key in ("inside", "between", "everywhere")),
                 "bad" if host in verdict.bad else "",
             )
         )

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
 import psutil
 import torch
 
-from scaler import job, metrics, model, plan, run_folder, world
+from scaler import engine, job, links, metrics, model, parity, plan, run_folder, slurm, world
+from scaler.command_line import parser as command_line_parser
 from scaler.errors import ScalerError, command, in_a_line, naming_full_disk
 from scaler.job import Job
 from scaler.manifests import write_json
@@ -37,7 +37,7 @@ from scaler.world import World
 
 RESULT, BAD_NODES = "result.json", "bad_nodes"  # the second for shell scripts: names with commas between
 OTHERS = "other ranks have come no further"
-POLL_SECONDS = 0.2
+POLL_SECONDS = (0.2, 2.0)  # the first pause, and the longest
 GRACE_SECONDS = 5.0  # that the first rank waits for others' reports beyond the limit that all have
 
 
@@ -50,7 +50,7 @@ class Rank:
 
     def __init__(self, arguments: argparse.Namespace, here: World, folder: Path) -> None:
         self.arguments, self.here, self.folder = arguments, here, folder
-        self.report = Report(here.rank, platform.node())
+        self.report = Report(here.rank, slurm.node_name())
         self.job: Job | None = None
 
     def write(self) -> None:
@@ -67,9 +67,9 @@ class Rank:
             timer.start()
             try:
                 self.report.facts |= getattr(self, phase)()
-            except (ScalerError, OSError, RuntimeError) as error:
-                self.report.problem = in_a_line(error)[:300]
-                self.report.waited = _is_of_others(error)
+            except Exception as error:  # whatever it is, the first rank waits to hear of it
+                self.report.problem = _reason(error)
+                self.report.waited = phase in TOGETHER and _is_of_others(error)
                 self.write()
                 return
             finally:
@@ -79,16 +79,20 @@ class Rank:
 
     def _late(self, phase: str, give_up: Callable[[], None]) -> None:
         self.report.problem, self.report.waited = f"no end within {self.arguments.seconds:g} s", phase in TOGETHER
-        self.write()
-        give_up()
+        try:
+            self.write()
+        finally:
+            give_up()
 
     def settings(self) -> dict[str, Any]:
         """Recipe, configuration and data are there and agree."""
         self.job = job.resolve(self.arguments, self.here)
         manifest = self.job.data.manifest
-        versions = {name: metadata.version(name) for name in run_folder.PACKAGES}
+        parameters = model.count_parameters(plan.empty_model(self.job))
+        self._shared_disk(plan.checkpoint_bytes(self.job, *parameters))
         return {
-            **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": versions},
+            "memory_needed": sum(plan.memory_per_rank(self.job, *parameters).values()),
+            **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": run_folder.versions()},
             **{"python": platform.python_version(), "commit": run_folder.commit()},
         }
 
@@ -107,24 +111,20 @@ class Rank:
                 raise ScalerError(f"{name}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free; who uses it?")
         else:
             free = psutil.virtual_memory().available // self.here.local_size
-        parameters = model.count_parameters(plan.empty_model(self.job))
-        need = sum(plan.memory_per_rank(self.job, *parameters).values())
+        need = self.report.facts["memory_needed"]
         if need > free:
             raise ScalerError(f"{free / 2**30:.1f} GiB of memory are free, and a rank needs {need / 2**30:.1f}")
-        self._disks(plan.checkpoint_bytes(self.job, *parameters))
+        _write_to(Path(tempfile.gettempdir()))
         return {
             **{"device": name, "gpus": torch.cuda.device_count(), "memory_bytes": free},
             "matmul": metrics.measure_matmul_flops(device, torch.bfloat16 if on_gpu else torch.float32),
         }
 
-    def _disks(self, checkpoint_bytes: int) -> None:
+    def _shared_disk(self, checkpoint_bytes: int) -> None:
         assert self.job is not None
-        for folder in (self.folder, Path(tempfile.gettempdir())):
-            with naming_full_disk(folder), tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(1 << 20))
-                file.flush()
-                os.fsync(file.fileno())
-        needed = (self.job.recipe.checkpoint.keep_last + 2) * checkpoint_bytes
+        _write_to(self.folder)
+        there = sum(path.stat().st_size for path in (self.arguments.run_dir / "checkpoints").glob("step_*/*"))
+        needed = (self.job.recipe.checkpoint.keep_last + 2) * checkpoint_bytes - there
         free = psutil.disk_usage(str(self.folder)).free
         if free < needed:
             raise ScalerError(
@@ -143,17 +143,20 @@ class Rank:
             elif sum(PHASES.index(report.phase) >= ready for report in reports) == self.here.size:
                 go.touch()
             else:
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS[0])
+        pause, most = POLL_SECONDS
         while not go.exists():
             if stop.exists():
                 raise ScalerError(OTHERS)
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, most)
+            self.write()  # which also makes NFS look at the folder anew
         return {}
 
     def network(self) -> dict[str, Any]:
         """All ranks meet; clocks and links."""
-        from scaler import engine, links
-
+        # a rank that ends must not take the first one with it before that has spoken
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         engine.join(self.here, self.arguments.seconds)
         hosts = world.gathered(self.report.host, self.here)
         return {"clock": self._clock(), **asdict(links.measure(hosts, self.here.rank, world.device(self.here)))}
@@ -166,8 +169,6 @@ class Rank:
 
     def parity(self) -> dict[str, Any]:
         """The same rows give the same everywhere, and the engine's step is plain PyTorch's."""
-        from scaler import parity
-
         assert self.job is not None
         found = parity.check(self.job, self.here)
         return {
@@ -176,12 +177,26 @@ class Rank:
         }
 
 
+def _write_to(folder: Path) -> None:
+    with naming_full_disk(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in a line; of NCCL's words those behind its own "Last error"."""
+    said = in_a_line(error) or type(error).__name__
+    return said[max(0, said.find("Last error:")) :][:300]
+
+
 def _is_of_others(error: Exception) -> bool:
     """The error is that other ranks were not there, or went."""
     said = str(error).lower()
-    if "failed to connect" in said:  # to the first rank, which others have reached
+    if "failed to connect" in said or "trying to connect" in said:  # to the first rank, which others have reached
         return False
-    return any(word in said for word in (OTHERS, "timed out", "timeout", "closed by peer", "connection reset"))
+    words = (OTHERS, "timed out", "timeout", "closed by", "connection reset", "broken pipe", "remote process exited")
+    return any(word in said for word in words)
 
 
 def read(folder: Path) -> list[Report]:
@@ -204,38 +219,51 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
     end = time.monotonic() + wait_seconds
     reports = read(rank.folder)
     while sum(report.over for report in reports) < here.size and time.monotonic() < end:
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS[0])
         reports = read(rank.folder)
     hosts = world.hosts(here)
+    ended = any(report.over for report in reports if report.rank)  # others have, so those that have not are silent
     for report in reports:
         hosts[report.rank] = report.host
         if not report.over:
-            report.problem, report.waited = f"no end within {arguments.seconds:g} s", report.phase in TOGETHER
+            report.problem, report.waited = f"no word for {arguments.seconds:g} s", not ended
     verdict = judge(reports, hosts, arguments.slowest_share, arguments.seconds)
     print(table(reports, verdict), flush=True)
     if verdict.setting:
         print(f"error: preflight: {verdict.setting}", file=sys.stderr, flush=True)
+    elif verdict.unclear:
+        print(f"error: preflight: {verdict.unclear}", file=sys.stderr, flush=True)
     elif verdict.bad:
         names = ", ".join(verdict.bad)
         print(f"error: preflight: bad nodes: {names}; start again without them", file=sys.stderr, flush=True)
     else:
         print(f"preflight: {here.size} ranks on {len(set(hosts))} nodes are well", flush=True)
-    write_json(
-        rank.folder / RESULT,
-        {"bad_nodes": verdict.bad, "setting": verdict.setting, "ranks": [asdict(report) for report in reports]},
-    )
-    (rank.folder.parent / BAD_NODES).write_text(",".join(verdict.bad) + "\n" * bool(verdict.bad), encoding="utf-8")
+    known = [host for host in verdict.bad if host in hosts] if not verdict.setting else []
+    (rank.folder / BAD_NODES).write_text("".join(f"{','.join(known)}\n" for _ in known[:1]), encoding="utf-8")
+    result = {"bad_nodes": verdict.bad, "setting": verdict.setting, "unclear": verdict.unclear}
+    write_json(rank.folder / RESULT, result | {"ranks": [asdict(report) for report in reports]})  # others wait for it
     return verdict.status
+
+
+def wait_for_the_first(rank: Rank) -> int:
+    """Stay until the first rank has spoken, for a rank that goes may end those that it has a connection with.
+
+    Returns: 0, so that no launcher ends the first rank for another's status before that.
+    """
+    end = time.monotonic() + rank.arguments.seconds + 2 * GRACE_SECONDS
+    while not (rank.folder / RESULT).exists() and time.monotonic() < end:
+        time.sleep(POLL_SECONDS[0])
+    return 0
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line: train.py's, and a few words more."""
-    parser = job.parser("python -m scaler.preflight", __doc__)
+    parser = command_line_parser("python -m scaler.preflight", __doc__)
     parser.add_argument("--gpu", help="what every device's name must have in it, such as H100")
     parser.add_argument(
         "--slowest_share", type=float, default=0.5, help="of the median speed, below which a node is bad"
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="that each phase may take (60)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="that each phase may take (120)")
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.run_dir is None:
         parser.error("--run_dir is needed: the ranks leave their reports there")
@@ -250,17 +278,17 @@ def main() -> None:
     folder = arguments.run_dir / run_folder.PREFLIGHT / world.launch_id()
     with naming_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir() if here.is_first else ():  # of a start by hand before
-            if time.time() - path.stat().st_mtime > GRACE_SECONDS:
-                path.unlink(missing_ok=True)
+        if here.is_first and not slurm.job_facts():  # whose steps have folders of their own
+            for path in folder.iterdir():  # of a start by hand before
+                if time.time() - path.stat().st_mtime > GRACE_SECONDS:
+                    path.unlink(missing_ok=True)
     rank = Rank(arguments, here, folder)
 
     def give_up() -> None:
-        os._exit(conclude(rank, GRACE_SECONDS) if here.is_first else 0)
+        os._exit(conclude(rank, GRACE_SECONDS) if here.is_first else wait_for_the_first(rank))
 
     rank.go(give_up)
-    # the others' status is 0, so that no launcher ends the first rank for theirs before it has spoken
-    status = conclude(rank, arguments.seconds + GRACE_SECONDS) if here.is_first else 0
+    status = conclude(rank, arguments.seconds + GRACE_SECONDS) if here.is_first else wait_for_the_first(rank)
     sys.stdout.flush()
     os._exit(status)  # a process group that never met does not end by itself
 

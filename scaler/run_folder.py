@@ -18,12 +18,13 @@ from typing import IO, Any
 import psutil
 import torch
 
-from scaler import slurm
+from scaler import command_line, slurm
 from scaler.errors import ScalerError, naming_full_disk
 from scaler.manifests import read_json, write_json
 from scaler.world import World
 
-RECIPE, DS_CONFIG, ENVIRONMENT, STATE = "recipe.yaml", "ds_config.json", "environment.json", "state.json"
+RECIPE = command_line.RECIPE_FILE
+DS_CONFIG, ENVIRONMENT, STATE = "ds_config.json", "environment.json", "state.json"
 LOCK = ".lock"
 FIRST_WRITTEN = (STATE, ENVIRONMENT, DS_CONFIG, RECIPE)  # in this order
 LOGS, PREFLIGHT = "logs", "preflight"  # of starts that a job scheduler makes
@@ -58,7 +59,7 @@ def _names(folder: Path) -> set[str]:
 
 def is_run(folder: Path | None) -> bool:
     """A run has begun here."""
-    return folder is not None and (folder / RECIPE).is_file()
+    return command_line.run_recipe(folder) is not None
 
 
 def lock(folder: Path) -> IO[str]:
@@ -94,9 +95,20 @@ def lock(folder: Path) -> IO[str]:
         file.close()
         raise ScalerError(f"{folder}: another run is at work in it ({holder}); stop it, or name another --run_dir")
     file.truncate(0)
-    file.write(f"{mine}process {os.getpid()} on {platform.node()}\n")
+    file.write(f"{mine}process {os.getpid()} on {slurm.node_name()}\n")
     file.flush()
     return file
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that results hang on; None where one is not installed as a package, as in some containers."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
@@ -106,7 +118,7 @@ def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
         "command": sys.argv,
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": versions(),
         "cuda": torch.version.cuda,
         "ranks": world.size,
         "launcher": world.launcher,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 from collections.abc import Mapping
@@ -62,6 +63,11 @@ def job_facts(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The job's number, name and how often it was requeued; empty outside a job."""
     names = {"id": "SLURM_JOB_ID", "name": "SLURM_JOB_NAME", "requeued": "SLURM_RESTART_COUNT"}
     return {key: environ[name] for key, name in names.items() if name in environ and "SLURM_JOB_ID" in environ}
+
+
+def node_name(environ: Mapping[str, str] = os.environ) -> str:
+    """This machine, as SLURM calls it in a job: the host's own name may be longer, and scontrol not know it."""
+    return environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def is_running(job: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import replace
@@ -27,11 +26,13 @@ from scaler import (
     plan,
     resume,
     run_folder,
+    slurm,
     stop,
     token_rows,
     watchdog,
     world,
 )
+from scaler.command_line import parser as command_line_parser
 from scaler.errors import EXIT_INTERRUPTED, ScalerError, TryAgain, command, naming_full_disk
 from scaler.export import export, model_card
 from scaler.job import Job
@@ -41,7 +42,7 @@ from scaler.progress import Progress
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = job.parser("scaler/train.py", __doc__)
+    parser = command_line_parser("scaler/train.py", __doc__)
     parser.add_argument("--dry_run", action="store_true", help="say what the run would do, and touch nothing")
     parser.add_argument("--json", action="store_true", help="the dry run as JSON")
     parsed = parser.parse_intermixed_args(arguments)
@@ -109,7 +110,7 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
         if this.changes:
             progress.worse = 0  # the patience begins anew
     # only now, so that a start that is refused changes nothing
-    hosts = world.gathered(platform.node(), here)
+    hosts = world.gathered(slurm.node_name(), here)
     world.attempt(lambda: write_settings(this, here, hosts, progress.step) if here.is_first else None, here)
     if newest is not None:
         checkpoints.set_aside_after(progress.step)

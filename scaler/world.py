@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from scaler import mpi, slurm
-from scaler.errors import EXIT_BAD_INPUT, ScalerError, in_a_line
+from scaler.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ScalerError, TryAgain, in_a_line, status_of
 
 Result = TypeVar("Result")
 # (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks. Inside a SLURM
@@ -30,9 +30,10 @@ LAUNCHERS = (
     ),
     ("MPICH or Intel MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    ("the environment", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
 )
-# torchrun from deepspeed, and mpiexec from `srun --mpi=pmi2`
-TOLD_BY_LOCAL_SIZE = ("torchrun", "MPICH or Intel MPI")
+# torchrun from deepspeed, both from variables that somebody else has set, and mpiexec from `srun --mpi=pmi2`
+TOLD_BY_LOCAL_SIZE = ("torchrun", "deepspeed", "MPICH or Intel MPI")
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def hosts(world: World) -> list[str]:
 
 def launch_id(environ: Mapping[str, str] = os.environ) -> str:
     """A name for this start, the same on all its ranks, and another than any start's before, where there is one."""
-    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    return "-".join(environ[name] for name in names if name in environ) or "by-hand"
+    if "SLURM_STEP_ID" not in environ:
+        return "by-hand"
+    return "-".join((environ["SLURM_JOB_ID"], environ.get("SLURM_RESTART_COUNT", "0"), environ["SLURM_STEP_ID"]))
 
 
 def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -170,14 +172,15 @@ def gathered(value: Any, world: World) -> list[Any]:
     return values
 
 
-def agree_or_raise(problem: str | None, world: World) -> None:
+def agree_or_raise(problem: str | None, world: World, status: int = EXIT_BAD_INPUT) -> None:
     """End every rank when one has a `problem`, so that none waits for one that has given up.
 
     Raises: ScalerError with the first problem on rank 0, which says it; SystemExit on the others.
     """
-    for found in gathered(problem, world):
+    for found, ends_with in gathered((problem, status), world):
         if found is not None:
-            raise ScalerError(found) if world.is_first else SystemExit(EXIT_BAD_INPUT)
+            kind = TryAgain if ends_with == EXIT_TRY_AGAIN else ScalerError
+            raise kind(found) if world.is_first else SystemExit(ends_with)
 
 
 def attempt(work: Callable[[], Result], world: World) -> Result:
@@ -185,10 +188,10 @@ def attempt(work: Callable[[], Result], world: World) -> Result:
 
     Where `work` has collectives of its own, it must fail on all ranks or on none.
     """
-    problem, result = None, None
+    problem, result, status = None, None, EXIT_BAD_INPUT
     try:
         result = work()
     except (ScalerError, OSError) as error:
-        problem = in_a_line(error)
-    agree_or_raise(problem, world)
+        problem, status = in_a_line(error), status_of(error)
+    agree_or_raise(problem, world, status)
     return cast(Result, result)

@@ -11,10 +11,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.out
-cd "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}" && [ -f slurm/job.sh ] ||
-    { echo "error: $PWD has no slurm/job.sh; submit from the project's folder, or export SCALER_HOME" >&2 && exit 2; }
 # shellcheck source=slurm/job.sh
-. slurm/job.sh
+. "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}/slurm/job.sh" || exit 2 # submit from the project's folder, or export SCALER_HOME
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || fail "no array; submit with --array=1-N for a file of N lines"
 [ -f "${1:-}" ] || fail "${1:-no file}: no such file; name one that has a run's arguments in each line"
 line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")

@@ -7,8 +7,6 @@
 #SBATCH --mem=0
 #SBATCH --time=01:00:00
 #SBATCH --output=%x-%j.out
-cd "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}" && [ -f slurm/job.sh ] ||
-    { echo "error: $PWD has no slurm/job.sh; submit from the project's folder, or export SCALER_HOME" >&2 && exit 2; }
 # shellcheck source=slurm/job.sh
-. slurm/job.sh
+. "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}/slurm/job.sh" || exit 2 # submit from the project's folder, or export SCALER_HOME
 on_nodes 1 -- python -m scaler.evaluate "$@"

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # What the job scripts share; nothing here is your site's.
 set -euo pipefail
-FRUITLESS=3 # starts in a row that end without a new checkpoint, after which a job gives up
+FRUITLESS=3         # starts in a row that end without a new checkpoint, after which a job gives up
+REQUEUE_SECONDS=240 # that a controller which does not answer is asked again
 
 fail() {
     echo "error: $*" >&2
@@ -9,9 +10,13 @@ fail() {
 }
 
 [ -n "${SLURM_JOB_ID:-}" ] || fail "this is a job script; submit it: sbatch $0"
+cd "${SCALER_HOME:-$SLURM_SUBMIT_DIR}"
 [ -f slurm/env.sh ] || fail "$PWD/slurm/env.sh: missing; submit from the project's folder, or export SCALER_HOME"
+INSIDE=() SRUN_OPTIONS=() PREFLIGHT_OPTIONS=()
+set +eu # for what a site's modules do
 # shellcheck source=slurm/env.sh
 . slurm/env.sh
+set -eu
 for name in RUN_PREFLIGHT RUN_EVALUATION SRUN_MPI; do
     [ -n "${!name:-}" ] || fail "slurm/env.sh: $name is not set; give it a value there"
 done
@@ -20,14 +25,24 @@ if [ ${#INSIDE[@]} = 0 ] && [ ${#SRUN_OPTIONS[@]} = 0 ]; then
     [ -x "$VENV/bin/python" ] || fail "slurm/env.sh: VENV=$VENV has no bin/python; make it there (\`make data\` does), or set VENV"
     export PATH="$VENV/bin:$PATH"
 fi
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # or the whole array would be requeued
+job=${job:-$SLURM_JOB_ID}
 nodes=$SLURM_JOB_NUM_NODES
 gpus=${SLURM_GPUS_ON_NODE:-0}
+cores=$(tr ',' '\n' <<<"$SLURM_JOB_CPUS_PER_NODE" | sed 's/(.*//' | sort -n | sed -n 1p) # of the least node
 
-# on_nodes RANKS_PER_NODE [srun's options] -- COMMAND: on every node of the job
+# fits RANKS: so many can be on a node
+fits() {
+    [ "$1" -gt 0 ] || fail "this job has no GPUs; set SBATCH_GPUS_PER_NODE in slurm/env.sh, or RANKS_PER_NODE to train on CPUs"
+    [ "$1" -le "$cores" ] || fail "$1 ranks on a node, and it has $cores cores; lower the ranks in slurm/env.sh"
+}
+
+# on_nodes RANKS_PER_NODE [srun's options] -- COMMAND: on the nodes of the job; this shell becomes srun
 on_nodes() {
-    local options=(--nodes="$nodes" --relative=0 --ntasks=$((nodes * $1)) --ntasks-per-node="$1") cpus
+    local options=(--nodes="$nodes" --relative=0 --ntasks=$((nodes * $1)) --ntasks-per-node="$1")
     fits "$1"
-    cpus=$((SLURM_CPUS_ON_NODE / $1))
+    options+=(--distribution=block:block --cpus-per-task=$((cores / $1)))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / $1))}
     shift
     [ "$gpus" = 0 ] || options+=(--gpus-per-node="$gpus")
     while [ "$1" != -- ]; do
@@ -35,13 +50,7 @@ on_nodes() {
         shift
     done
     shift
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus} exec srun --cpus-per-task="$cpus" "${options[@]}" "${SRUN_OPTIONS[@]}" "${INSIDE[@]}" "$@"
-}
-
-# fits RANKS: so many can be on a node
-fits() {
-    [ "$1" -gt 0 ] || fail "the nodes of this job have no GPUs; set RANKS_PER_NODE in slurm/env.sh"
-    [ "$1" -le "$SLURM_CPUS_ON_NODE" ] || fail "$1 ranks on a node, and it has $SLURM_CPUS_ON_NODE cores; lower the ranks in slurm/env.sh"
+    exec srun "${options[@]}" "${SRUN_OPTIONS[@]}" "${INSIDE[@]}" "$@"
 }
 
 # option NAME ARGUMENT...: the value of --NAME among the arguments, empty where it is not
@@ -60,15 +69,20 @@ option() {
 
 # requeue [NODES]: put this very job back into the queue, and leave out these nodes from now on
 requeue() {
-    local excluded
+    local excluded="" end=$((SECONDS + REQUEUE_SECONDS))
     trap '' TERM CONT # which the requeue sends to this script, and scontrol would die of, too
-    excluded=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
-    [ "$excluded" != "(null)" ] || excluded=
-    scontrol requeue "$SLURM_JOB_ID" || fail "job $SLURM_JOB_ID cannot be requeued; submit it again with --run_dir $run_dir"
+    if [ -n "${1:-}" ]; then
+        excluded=$(scontrol -o show job "$job" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p') || true
+        [ "$excluded" != "(null)" ] || excluded=
+    fi
+    until scontrol requeue "$job"; do
+        [ $SECONDS -lt $end ] || fail "job $job cannot be requeued; submit it again with --run_dir $run_dir"
+        sleep 10
+    done
     if [ -n "${1:-}" ]; then
         # SLURM takes this of jobs that do not run; it ends this one just now
         for _ in {1..20}; do
-            scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${excluded:+$excluded,}$1" && exit 0
+            ! scontrol update JobId="$job" ExcNodeList="${excluded:+$excluded,}$1" || exit 0
             sleep 0.2
         done
         echo "error: $1 could not be excluded; the next preflight will find them again" >&2
@@ -78,13 +92,13 @@ requeue() {
 
 # again [NODES]: requeue, unless the last starts have all been fruitless
 again() {
-    local tries=0
+    local tries=0 counted=$run_dir/logs/fruitless-$job
     if [ "$(newest)" = "$newest_before" ]; then
-        tries=$(($(cat "$run_dir/logs/fruitless" 2>/dev/null || echo 0) + 1))
+        tries=$(($(cat "$counted" 2>/dev/null || echo 0) + 1))
     fi
-    echo "$tries" >"$run_dir/logs/fruitless"
+    echo "$tries" >"$counted"
     if [ "$tries" -ge $FRUITLESS ]; then
-        rm "$run_dir/logs/fruitless"
+        rm "$counted"
         echo "error: $tries starts in a row have brought no new checkpoint; given up; look into $logs" >&2
         exit 75
     fi
@@ -96,61 +110,81 @@ newest() { readlink "$run_dir/checkpoints/latest" || true; }
 # state KEY: what the run's state.json says
 state() { sed -n 's/^ *"'"$1"'": "\(.*\)",*$/\1/p' "$run_dir/state.json" 2>/dev/null || true; }
 
-# train ARGUMENT...: what `python -m scaler.train` takes; to the recipe's last step, through requeues of this job
-train() {
-    local ranks=${RANKS_PER_NODE:-$gpus} first srun="" follow status=0 warned="" ended="" rows
-    run_dir=$(option run_dir "$@")
-    run_dir=${run_dir:-runs/$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}
-    fits "$ranks"
-    [ -n "$(option recipe "$@")" ] || [ -f "$run_dir/recipe.yaml" ] || set -- --recipe aws_roberta "$@"
-    # of nodes that are left after a failure, as many as share the run's batch
-    rows=$(sed -n '/^training:/,/^[a-z]/s/^  rows: \([0-9]*\)$/\1/p' "$run_dir/recipe.yaml" 2>/dev/null || true)
-    while [ -n "$rows" ] && [ "$nodes" -gt 1 ] && [ $((rows % (nodes * ranks))) != 0 ]; do nodes=$((nodes - 1)); done
-    [ "$nodes" = "$SLURM_JOB_NUM_NODES" ] || echo "only $nodes of $SLURM_JOB_NUM_NODES nodes are used, to share $rows rows equally"
-    set -- "$@" --run_dir "$run_dir" --ranks $((nodes * ranks))
-
-    mkdir -p "$run_dir/logs"
-    logs=$run_dir/logs/$(printf 'start-%03d' "$(find "$run_dir/logs" -maxdepth 1 -name 'start-*' | wc -l)")
-    mkdir "$logs"
-    newest_before=$(newest)
-    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    # a port of this job's own, under those that Linux gives to whoever asks for any
-    MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID * 7 % 20000))}
-    while (: <"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
-    export MASTER_ADDR=${MASTER_ADDR:-$first} MASTER_PORT
-    echo "start ${logs##*-} of $run_dir on $nodes nodes x $ranks ranks ($SLURM_JOB_NODELIST); every rank's words are in $logs"
-
-    trap 'warned=yes; [ -z "$srun" ] || kill -USR1 $srun' USR1 # before the time limit: every rank saves, and ends
-    if [ "$RUN_PREFLIGHT" = yes ]; then
-        rm -f "$run_dir/preflight/bad_nodes"
-        (on_nodes "$ranks" --kill-on-bad-exit=0 -- python -m scaler.preflight "${PREFLIGHT_OPTIONS[@]}" "$@") 2>&1 |
-            tee "$logs/preflight.txt" || status=$?
-        [ $status != 2 ] || exit 2
-        [ -z "$warned" ] || requeue
-        [ $status = 0 ] || again "$(cat "$run_dir/preflight/bad_nodes" 2>/dev/null || true)"
-    fi
-
-    trap 'ended=yes' TERM                    # scancel, requeue, preemption: SLURM tells the ranks by itself
-    : >"$logs/$first-rank0.txt"
-    tail -n +1 -f "$logs/$first-rank0.txt" &
-    follow=$!
-    (on_nodes "$ranks" --kill-on-bad-exit=1 --output="$logs/%N-rank%t.txt" --open-mode=append -- \
-        python -m scaler.train "$@" 2>"$logs/srun.txt") &
+# in_background COMMAND...: run it, pass the warning on, and set `status` to its own
+in_background() {
+    "$@" &
     srun=$!
     while :; do
         status=0
         wait $srun || status=$?
         kill -0 $srun 2>/dev/null || break # else it was a signal that ended the waiting
     done
+    status=0
+    wait $srun || status=$? # bash remembers its own status
+    srun=
+}
+
+check_nodes() {
+    # ranks that are not heard of are waited for by the preflight; those that never end, by srun, for a minute
+    on_nodes "$ranks" --kill-on-bad-exit=0 --wait=60 -- \
+        python -m scaler.preflight "${PREFLIGHT_OPTIONS[@]}" "$@" >"$logs/preflight.txt" 2>&1
+}
+
+start_ranks() {
+    on_nodes "$ranks" --kill-on-bad-exit=1 --output="$logs/%N-rank%t.txt" --open-mode=append -- \
+        python -m scaler.train "$@" 2>"$logs/srun.txt"
+}
+
+# train ARGUMENT...: what `python -m scaler.train` takes; to the recipe's last step, through requeues of this job
+train() {
+    local first follow
+    ranks=${RANKS_PER_NODE:-$gpus} srun="" status=0 warned="" ended=""
+    run_dir=$(option run_dir "$@")
+    run_dir=${run_dir:-runs/$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}
+    fits "$ranks"
+    [ -n "$(option recipe "$@")" ] || [ -f "$run_dir/recipe.yaml" ] || set -- --recipe aws_roberta "$@"
+    set -- "$@" --run_dir "$run_dir"
+    # as many nodes as share the batch equally
+    nodes=$(on_nodes_of_one python -m scaler.sharing --nodes "$nodes" --ranks_per_node "$ranks" "$@")
+    [ "$nodes" = "$SLURM_JOB_NUM_NODES" ] || echo "only $nodes of $SLURM_JOB_NUM_NODES nodes are used, to share the batch equally"
+    set -- "$@" --ranks $((nodes * ranks))
+
+    logs=$run_dir/logs/job-$SLURM_JOB_ID-start-${SLURM_RESTART_COUNT:-0}
+    mkdir -p "$logs"
+    newest_before=$(newest)
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    first=${first%%$'\n'*}
+    # a port of this job's own, under those that Linux gives to whoever asks for any
+    MASTER_PORT=${MASTER_PORT:-$((10000 + SLURM_JOB_ID * 7 % 20000))}
+    while (: <"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+    export MASTER_ADDR=${MASTER_ADDR:-$first} MASTER_PORT
+    echo "start ${SLURM_RESTART_COUNT:-0} of $run_dir on $nodes nodes x $ranks ranks ($SLURM_JOB_NODELIST); every rank's words are in $logs"
+
+    # the warning before the time limit: every rank saves, and ends
+    trap 'warned=yes; [ -z "$srun" ] || kill -USR1 $srun || true' USR1
+    if [ "$RUN_PREFLIGHT" = yes ]; then
+        in_background check_nodes "$@"
+        cat "$logs/preflight.txt"
+        [ $status != 2 ] || exit 2
+        [ $status = 0 ] && [ -z "$warned" ] ||
+            again "$(cat "$run_dir/preflight/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-"*/bad_nodes 2>/dev/null || true)"
+    fi
+
+    trap 'ended=yes' TERM # scancel, requeue, preemption: SLURM tells the ranks by itself
+    : >"$logs/$first-rank0.txt"
+    tail -n +1 -f "$logs/$first-rank0.txt" &
+    follow=$!
+    in_background start_ranks "$@"
     sleep 1 # for the last words to be followed
     kill $follow 2>/dev/null || true
     cat "$logs/srun.txt" >&2
 
-    [ -z "$ended" ] || exit $status
     if [ $status = 0 ] && [ "$(state state)" = finished ]; then
-        [ "$RUN_EVALUATION" != yes ] || sbatch --dependency="afterok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes slurm/evaluate.sh "$run_dir"
+        [ "$RUN_EVALUATION" != yes ] || evaluate
         exit 0
-    elif [ $status = 0 ] && { [ -n "$warned" ] || [ "$(state by)" = SIGTERM ]; }; then
+    fi
+    [ -z "$ended" ] || exit $status
+    if [ $status = 0 ] && { [ -n "$warned" ] || [ "$(state by)" = SIGTERM ]; }; then
         requeue # SIGTERM to the ranks and not to this script: a preemption that leaves them time
     elif [ $status = 0 ]; then
         exit 0 # stopped, as somebody asked it to
@@ -158,4 +192,17 @@ train() {
         exit 2 # no other start mends that
     fi
     again
+}
+
+# on_nodes_of_one COMMAND...: once, on the first node, without its GPUs
+on_nodes_of_one() {
+    (nodes=1 gpus=0 && on_nodes 1 -- "$@")
+}
+
+# evaluate: submit it, to run after this job
+evaluate() {
+    local options=(--dependency="afterok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes --time=01:00:00)
+    options+=(--partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"})
+    sbatch "${options[@]}" slurm/evaluate.sh "$run_dir" ||
+        echo "error: the evaluation could not be submitted; the run is finished; by hand: sbatch slurm/evaluate.sh $run_dir" >&2
 }

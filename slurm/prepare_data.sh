@@ -9,10 +9,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-cd "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}" && [ -f slurm/job.sh ] ||
-    { echo "error: $PWD has no slurm/job.sh; submit from the project's folder, or export SCALER_HOME" >&2 && exit 2; }
 # shellcheck source=slurm/job.sh
-. slurm/job.sh
+. "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}/slurm/job.sh" || exit 2 # submit from the project's folder, or export SCALER_HOME
 # shellcheck disable=SC2034 # on_nodes reads it
 gpus=0
 [ -n "$(option recipe "$@")" ] || set -- --recipe aws_roberta "$@"

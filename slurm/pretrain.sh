@@ -1,7 +1,7 @@
 #!/bin/bash
 # Pretrain on several nodes:  sbatch [--nodes=N] slurm/pretrain.sh [what scaler/train.py takes]
 #   sbatch slurm/pretrain.sh                                            aws_roberta, ZeRO-2, two nodes
-#   sbatch --nodes=8 slurm/pretrain.sh --recipe roberta_base --deepspeed_config ds_configs/zero1.json
+#   sbatch --nodes=8 slurm/pretrain.sh --recipe distilbert_mix --deepspeed_config ds_configs/zero1.json
 #   sbatch slurm/pretrain.sh --run_dir runs/pretrain-4711               goes on with that run
 # With --nodes=4-8 it starts on as many of them as are free, and goes on with others after a failure.
 #SBATCH --job-name=pretrain
@@ -13,8 +13,6 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-cd "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}" && [ -f slurm/job.sh ] ||
-    { echo "error: $PWD has no slurm/job.sh; submit from the project's folder, or export SCALER_HOME" >&2 && exit 2; }
 # shellcheck source=slurm/job.sh
-. slurm/job.sh
+. "${SCALER_HOME:-${SLURM_SUBMIT_DIR:-.}}/slurm/job.sh" || exit 2 # submit from the project's folder, or export SCALER_HOME
 train "$@"

@@ -22,10 +22,10 @@ PROBE = part(make_batch(99), 0, 2)
 WORLDS = (1, 2, 3, 4)
 WORLD_SECONDS = 3600.0  # seconds for one world, at most
 SOME = {  # world -> its configurations; every pair is tried
-    1: ("zero0:fp32", "zero2:bf16"),
-    2: ("zero2:fp32", "zero1:bf16", "zero2_offload:fp32"),
+    1: ("zero0:fp32",),
+    2: ("zero2:fp32", "zero1:bf16"),
     3: ("zero3:fp32", "zero3:bf16"),
-    4: ("zero1:fp32", "zero0:bf16"),
+    4: ("zero2_offload:fp32",),
 }
 ALL = {
     size: tuple(f"{name}:{precision}" for name in ("zero0", "zero1", "zero2", "zero2_offload", "zero3") for precision in

@@ -19,7 +19,8 @@ from typing import Any
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
 SEARCH = f"{os.environ['PATH']}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
-NETWORK, PORT, BRIDGE = "10.91.7", 16907, "scalerbr"
+NUMBER = os.getpid() % 200  # so that two suites on a machine do not meet
+NETWORK, PORT, BRIDGE = f"10.91.{NUMBER}", 16000 + NUMBER, f"scalerbr{NUMBER}"
 NODE = """
 set -e
 hostname {name}
@@ -100,6 +101,14 @@ class Cluster:
         self._running: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> Cluster:
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
         for name in ("etc", "run", "log", "state", "spool", "dev"):
             (self.root / name).mkdir(parents=True, mode=0o755)
@@ -121,7 +130,6 @@ class Cluster:
         for name in self.nodes:
             self.start_node(name)
         self._until(lambda: all(self.node_state(name) == "idle" for name in self.nodes), "the nodes", 60)
-        return self
 
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._running.values()):
@@ -197,8 +205,10 @@ class Cluster:
         self._start(name, "unshare", *separate, "bash", "-c", NODE.format(name=name, root=self.root))
         self._until(up.exists, name)
         number, first = self.nodes.index(name) + 1, str(self._first_process(name))
-        self._do("ip", "link", "add", f"scaler{number}", "type", "veth", "peer", "name", "eth0", "netns", first)
-        self._do("ip", "link", "set", f"scaler{number}", "master", BRIDGE, "up")
+        self._do(
+            "ip", "link", "add", f"scaler{NUMBER}-{number}", "type", "veth", "peer", "name", "eth0", "netns", first
+        )
+        self._do("ip", "link", "set", f"scaler{NUMBER}-{number}", "master", BRIDGE, "up")
         self.change(name, "ip", "link", "set", "lo", "up")
         self.change(name, "ip", "addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
         self.change(name, "ip", "link", "set", "eth0", "up")

@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         {"deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes", "gpu", "slowest_share", "seconds"},
         ["section.key=value"],
     ),
+    "scaler.sharing": (
+        {"deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes", "nodes", "ranks_per_node"},
+        ["section.key=value"],
+    ),
     "scaler.status": ({"json"}, ["runs/NAME"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),

@@ -24,16 +24,26 @@ LAYERS = {
         "progress",
         "node_verdict",
     ],
-    "parts": ["recipe", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder", "job"],
+    "parts": [
+        "recipe",
+        "command_line",
+        "batches",
+        "ds_config",
+        "model",
+        "initialisation",
+        "prepared",
+        "run_folder",
+        "job",
+    ],
     "engine": [
         *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint_folder", "checkpoint", "engine", "resume"),
         *("heldout", "metrics", "loop", "export", "links", "parity"),
     ],
-    "verbs": ["plan", "evaluate", "train", "fill_mask", "preflight", "status"],
+    "verbs": ["plan", "evaluate", "train", "fill_mask", "preflight", "status", "sharing"],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}
-WITHOUT_TORCH = ["errors", *LAYERS["pure"], "recipe"]
+WITHOUT_TORCH = ["errors", *LAYERS["pure"], "recipe", "command_line", "sharing"]
 
 
 def imports(path: Path) -> Iterator[str]:

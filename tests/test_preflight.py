@@ -91,16 +91,44 @@ def test_the_engine_that_differs_on_all_ranks_is_a_setting():
 def test_ranks_that_all_wait_for_each_other_are_no_nodes_fault():
     waited = {"phase": "network", "problem": "no end within 60 s", "waited": True}
     found = verdict(reports(dict.fromkeys(range(4), waited)))
-    assert found.status == 2 and "wait for each other in network" in found.setting
+    assert found.status == 75 and "wait for each other in network" in found.unclear and found.bad == {}
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"commit": "def"}, "commit on node1 is def, not abc as on node0; make them equal"),
+        ({"loss": 6.5}, "computes a loss of 6 where others get 6.5; one of the nodes computes wrongly"),
+        ({"clock": 2.5}, "the clocks of the nodes are up to 2.5 s apart"),
+    ],
+)
+def test_of_two_nodes_that_differ_nobody_can_say_which_is_wrong(facts, said):
+    found = verdict(reports({1: {"facts": facts}})[:2], HOSTS[:2])
+    assert found.status == 75 and found.bad == {} and said in found.unclear
+
+
+def test_of_two_nodes_the_one_under_half_of_the_others_speed_is_bad():
+    assert list(verdict(reports({0: {"facts": {"matmul": 2.9e14}}})[:2], HOSTS[:2]).bad) == ["node0"]
+    assert verdict(reports({0: {"facts": {"matmul": 3.1e14}}})[:2], HOSTS[:2]).status == 0
+
+
+def test_the_only_node_of_a_job_can_be_bad_but_its_settings_are_the_jobs():
+    machine = {"phase": "machine", "problem": "7 GPUs for 8 ranks"}
+    assert verdict(reports({0: machine})[:1], HOSTS[:1]).bad == {"node0": ["machine: 7 GPUs for 8 ranks"]}
+    settings = {"phase": "settings", "problem": "unknown key"}
+    assert (
+        verdict(reports({0: settings})[:1], HOSTS[:1]).setting
+        == "settings: unknown key (on all nodes, so it is a setting)"
+    )
 
 
 def test_the_table_has_a_line_for_each_node_and_marks_the_bad_one():
     found = reports({2: {"facts": {"matmul": 1e14}}})
     lines = table(found, verdict(found)).splitlines()
-    assert lines[0].split() == ["node", "ranks", "device", "free", "TFLOP/s", "inside", "between"]
+    assert lines[0].split() == ["node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all"]
     assert [line.split()[0] for line in lines[1:5]] == HOSTS
     assert [line.endswith("bad") for line in lines[1:5]] == [False, False, True, False]
-    assert "node3  1      H100    80 GiB  600.00   300.00  50.00" in lines
+    assert "node3  1      H100    80 GiB  600.00   300.00  50.00    -" in lines
 
 
 @pytest.mark.parametrize("members", range(2, 12))
@@ -132,7 +160,7 @@ def test_two_ranks_are_well(preflight, tmp_path):
         assert rank["phase"] == "end" and rank["facts"]["error"] < rank["facts"]["bound"]
     # and the run can begin in that folder
     done = preflight("--ranks", 2, "--gpu", "H900")
-    assert done.returncode == 2 and "and not --gpu H900 (on all nodes, so it is a setting)" in done.stderr
+    assert done.returncode == 75 and "and not --gpu H900" in done.stdout
 
 
 def test_a_missing_run_folder_is_asked_for(run_command, tmp_path):

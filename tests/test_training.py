@@ -65,6 +65,7 @@ def test_tensorboard_has_every_curve_and_the_filled_masks(run):
         *("heldout/perplexity", "heldout/loss_per_character"),
         *("heldout/unigram_entropy", "speed/tokens_per_second", "speed/share_of_matmul_ceiling"),
         *("speed/memory_bytes", "speed/seconds_left", "checkpoint/stall_seconds"),
+        *("speed/slowest_rank", "speed/slowest_rank_to_median"),
     }
     assert scalars == set(events.Tags()["scalars"])
     assert events.Tags()["tensors"] == ["heldout/filled_masks/text_summary"]

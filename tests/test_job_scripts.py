@@ -1,0 +1,52 @@
+"""What of the job scripts can be told without a scheduler."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from scaler import sharing
+from scaler.errors import ScalerError
+
+SCRIPTS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in ("env.sh", "job.sh")]
+
+
+def test_the_scripts_are_clean():
+    checker = Path(sys.executable).with_name("shellcheck")
+    files = [*(str(path.relative_to(ROOT)) for path in SCRIPTS), ".ci/run"]
+    done = subprocess.run([checker, "-x", *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_job_script_that_no_scheduler_started_says_so(script):
+    done = subprocess.run(["bash", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "this is a job script; submit it: sbatch" in done.stderr
+
+
+def test_one_that_is_submitted_from_elsewhere_names_what_it_lacks(tmp_path):
+    script = shutil.copy(SCRIPTS[0], tmp_path)
+    done = subprocess.run(["bash", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "slurm/job.sh: No such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "nodes", "ranks", "shared"), [(64, 8, 8, 8), (64, 7, 8, 4), (64, 3, 8, 2), (9, 2, 1, 1), (12, 5, 2, 3)]
+)
+def test_the_most_nodes_that_share_a_batch(rows, nodes, ranks, shared):
+    assert sharing.nodes_that_share(rows, nodes, ranks) == shared
+
+
+def test_a_batch_that_not_even_one_node_shares_is_refused():
+    with pytest.raises(ScalerError, match=r"training.rows=12 cannot be shared equally by the 8 ranks of a node"):
+        sharing.nodes_that_share(12, 4, 8)
+
+
+def test_the_rows_are_those_of_the_run_and_of_the_command_line(tiny_recipe_file, tmp_path, call):
+    shutil.copy(tiny_recipe_file, tmp_path / "recipe.yaml")
+    nodes = ("--nodes", 5, "--ranks_per_node", 1)
+    assert call(sharing.main, *nodes, "--run_dir", tmp_path)[:2] == (0, "4\n")
+    assert call(sharing.main, *nodes, "--recipe", tiny_recipe_file, "training.rows=9")[:2] == (0, "3\n")

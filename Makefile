@@ -11,13 +11,14 @@ RANKS ?= $(or $(shell nvidia-smi -L 2>/dev/null | wc -l | grep -v '^0$$'),$(CORE
 LOCK := $(shell $(PYTHON) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: help pretrain data test test-slurm chaos resume-matrix lint tensorboard bench bench-checkpoint clean
+.PHONY: help pretrain data test test-slow test-slurm chaos resume-matrix lint tensorboard bench bench-checkpoint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make pretrain     set up, prepare data, train RECIPE ($(RECIPE)) on $(RANKS) ranks, fill some masks"
 	@echo "make data         set up and prepare the data of RECIPE"
 	@echo "make test         set up and run the tests"
+	@echo "make test-slow    those that \`make test\` leaves out, of more than a minute each"
 	@echo "make test-slurm   only those on a SLURM of virtual nodes (root, and Debian's slurmctld slurmd slurm-client munge)"
 	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
 	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (25 minutes)"
@@ -58,8 +59,12 @@ test: $(VENV)/dev.stamp
 	@echo "== running the tests"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+test-slow: $(VENV)/dev.stamp
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
 test-slurm: $(VENV)/dev.stamp
-	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm.py tests/test_launchers.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/test_job_scripts.py \
+		tests/test_slurm.py tests/test_launchers.py tests/test_preflight.py
 
 chaos: data
 	@rm -rf runs/chaos

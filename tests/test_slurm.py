@@ -20,7 +20,7 @@ from scaler.recipe import load
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 SCRIPTS = [name for name in sorted(os.listdir(ROOT / "slurm")) if name not in ("env.sh", "job.sh")]
-LONG = ["training.steps=30000", "training.log_every=20", "training.evaluate_every=30000", "checkpoint.every=40"]
+LONG = ["training.steps=30000", "training.log_every=20", "training.evaluate_every=30000", "checkpoint.every=10"]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,9 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
     assert [start["ranks"] for start in site.starts(run)] == [3, 3, 3, 3, 1]
     logs = sorted(path.name for path in (site.folder / run / "logs").glob("job-*"))
     assert logs == [*(f"job-{number}-start-{start}" for start in range(5)), f"job-{other}-start-0"]
-    assert said.count("stopped by SIGTERM") == 2  # requeue and preemption left the ranks their time
+    for start in (1, 2):  # requeue and preemption left the ranks their time
+        words = (site.folder / run / "logs" / f"job-{number}-start-{start}" / "node1-rank0.txt").read_text()
+        assert "stopped by SIGTERM after step" in words
     progress = read_manifest(found(site.folder / run / "checkpoints")[0])["progress"]
     assert progress["consumed_rows"] == 9 * progress["step"]
     assert progress["digest"] == digest(load(str(site.recipe)), progress["consumed_rows"], 9)
@@ -207,9 +209,10 @@ def test_a_node_with_a_slow_link_is_named(site, cluster):
     assert re.search(r"^node3 .* bad$", done.stdout, re.MULTILINE)
     assert re.search(r"^node3: links to other nodes: \d+% of the median of all$", done.stdout, re.MULTILINE)
     assert "bad nodes: node3; start again without them" in done.stderr
-    assert (site.folder / "runs" / "slow" / "preflight" / "bad_nodes").read_text() == "node3\n"
+    assert [path.read_text() for path in site.folder.glob("runs/slow/preflight/*/bad_nodes")] == ["node3\n"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_named_and_its_node_left_out(site, cluster):
     # before any of our code runs on it
     hangs = '[ $SLURMD_NODENAME = node2 ] && [ ${SLURM_RESTART_COUNT:-0} = 0 ] && sleep 600; exec "$@"'
@@ -248,7 +251,7 @@ def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight)
 
 
 def test_an_array_has_a_run_for_each_line_and_one_of_them_is_requeued(site, cluster):
-    steps = {1: "training.steps=4", 2: "training.steps=1200 checkpoint.every=20 training.evaluate_every=1200"}
+    steps = {1: "training.steps=4", 2: "training.steps=200 checkpoint.every=20 training.evaluate_every=200"}
     lines = [f"--recipe {site.recipe} seed={seed} {length}" for seed, length in steps.items()]
     (site.folder / "runs.txt").write_text("\n".join(lines) + "\n")
     # and a command before each command stands for a container

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +19,7 @@ from scaler import ds_config
 from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
+from scaler.own_work import OwnWork
 from scaler.recipe import Optimizer
 from scaler.world import World, device, publish
 
@@ -98,40 +98,6 @@ def check(resolved: dict[str, Any], path: Path) -> None:
         first = error.errors()[0]
         key = ".".join(map(str, ("zero_optimization", *first["loc"])))
         raise ScalerError(f"{path}: {key}={first.get('input')!r}: {first['msg']}") from error
-
-
-class OwnWork:
-    """Seconds that this rank's device was at work inside `with`, where it waits for no other rank."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._seconds, self._start = 0.0, 0.0
-        self._events: list[torch.cuda.Event] = []
-
-    def __enter__(self) -> None:
-        self._note()
-
-    def __exit__(self, *_: object) -> None:
-        self._note()
-
-    def _note(self) -> None:
-        if self._on_gpu:  # which works on behind; its own marks are read later
-            self._events.append(torch.cuda.Event(enable_timing=True))
-            self._events[-1].record()
-        else:
-            now, start = time.perf_counter(), self._start
-            self._start = 0.0 if start else now
-            self._seconds += now - start if start else 0.0
-
-    def read(self) -> float:
-        """Seconds since the last reading."""
-        if self._events:
-            self._events[-1].synchronize()
-            starts, stops = self._events[::2], self._events[1::2]
-            self._seconds = sum(a.elapsed_time(b) for a, b in zip(starts, stops, strict=True)) / 1000
-            self._events = []
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
 
 
 class Engine:

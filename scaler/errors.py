@@ -15,7 +15,7 @@ EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where the run was
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 # of shared disks that are away for a while
-PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EREMOTEIO}
+PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EREMOTEIO}
 
 
 class ScalerError(Exception):

@@ -56,6 +56,13 @@ def test_other_errors_of_the_system_stay_as_they_are():
         raise FileNotFoundError(errno.ENOENT, "no such file")
 
 
+@pytest.mark.parametrize(("code", "status"), [(errno.ESTALE, 75), (errno.ETIMEDOUT, 75), (errno.EIO, 2)])
+def test_a_shared_disk_that_is_away_for_a_while_is_worth_another_try(code, status, capsys):
+    with pytest.raises(SystemExit) as ending:
+        run(OSError(code, os.strerror(code), "/shared/rows"))
+    assert ending.value.code == status and "/shared/rows: " in capsys.readouterr().err
+
+
 def test_nearest_names_what_was_meant_or_all_there_is():
     assert nearest("stepz", ["steps", "seed"]) == "did you mean 'steps'?"
     assert nearest("zebra", ["steps", "seed"]) == "known are seed, steps"

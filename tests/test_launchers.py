@@ -88,7 +88,13 @@ def losses(cluster, folder, tiny_recipe_file):
     return of
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+# of those that need ssh or another MPI each takes half a minute
+QUICK = ("srun", "torchrun", "deepspeed", "deepspeed --launcher slurm", "mpiexec of MPICH")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS]
+)
 def test_losses_are_the_same_under_every_launcher(losses, name):
     assert len(losses(name)) == 3
     assert losses(name) == pytest.approx(losses("srun"), rel=1e-6)

@@ -77,13 +77,12 @@ def check(job: Job, here: World) -> Parity:
 
 def _network(job: Job, rounded: bool) -> model.MaskedLM:
     """The model, small and without dropout; in bf16 rounded as DeepSpeed does before it makes its fp32 masters."""
-    settings = dict(job.recipe.model)
-    layers = "n_layers" if "n_layers" in settings else "num_hidden_layers"
-    settings[layers] = min(LAYERS, int(settings.get(layers, LAYERS)))
-    settings |= {name: 0.0 for name in settings if "dropout" in name}
-    config = model.configuration(
-        settings, job.data.vocabulary, job.recipe.tokenizer.vocab_size, job.recipe.data.seq_len
-    )
+    recipe = job.recipe
+    config = model.configuration(recipe.model, job.data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config.num_hidden_layers = min(LAYERS, config.num_hidden_layers)
+    for name, value in config.to_dict().items():  # what the recipe leaves out has a default that is not 0
+        if "dropout" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
     network = model.MaskedLM(model.build(config, job.recipe.seed))
     return network.bfloat16().float() if rounded else network
 

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 
-from scaler import links, world
+from scaler import links, parity, prepared, world
 from scaler.node_verdict import Report, judge, table
 
 HOSTS = [f"node{number}" for number in range(4)]
@@ -138,6 +141,19 @@ def test_pairs_of_hosts_meet_once_and_one_at_a_time(members):
         assert len({member for pair in pairs for member in pair}) == 2 * len(pairs)
     met = [frozenset(pair) for pairs in rounds for pair in pairs]
     assert len(met) == len(set(met)) == members * (members - 1) // 2
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert", "modernbert"])
+def test_the_model_of_the_parity_check_is_small_and_has_no_dropout_whatever_the_recipe_leaves_out(
+    tiny_recipe, model_type
+):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "max_position_embeddings": 40}
+    if model_type == "distilbert":
+        sizes = {"dim": 32, "n_heads": 4, "n_layers": 3, "max_position_embeddings": 40}
+    recipe = replace(tiny_recipe, model={"model_type": model_type, **sizes})
+    network = parity._network(SimpleNamespace(recipe=recipe, data=prepared.open_prepared(tiny_recipe)), rounded=False)
+    assert network.model.config.num_hidden_layers == parity.LAYERS
+    assert {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)} <= {0.0}
 
 
 @pytest.fixture

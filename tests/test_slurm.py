@@ -226,10 +226,8 @@ def test_a_rank_that_never_comes_is_named_and_its_node_left_out(site, cluster):
 
 
 def test_a_wrong_network_interface_fails_soon_with_its_name(site):
-    begun = time.monotonic()
     number = site.submit("slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT="yes", GLOO_SOCKET_IFNAME="ib7")
     said = site.over(number, "FAILED", seconds=60)
-    assert time.monotonic() - begun < 60
     assert re.search(r"error: preflight: network: .*ib7.* \(on all nodes, so it is a setting\)", said)
 
 

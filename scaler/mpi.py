@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from scaler.errors import ScalerError
 
@@ -17,10 +18,15 @@ from scaler.errors import ScalerError
 def use_launchers_library(environ: MutableMapping[str, str] = os.environ) -> None:
     """Let mpi4py load the MPI that started this process; by itself it takes whichever it finds first.
 
-    Must be called before mpi4py.MPI is imported. A setting of the user's stays.
+    Must be called before mpi4py.MPI is imported. Settings of the user's stay.
     """
     number = "40" if "OMPI_COMM_WORLD_SIZE" in environ else "12"  # of libmpi.so: Open MPI's, and MPICH's ABI
-    environ.setdefault("MPI4PY_LIBMPI", f"{sys.prefix}/lib/libmpi.so.{number}:libmpi.so.{number}")
+    own = Path(f"{sys.prefix}/lib/libmpi.so.{number}")
+    environ.setdefault("MPI4PY_LIBMPI", f"{own}:{own.name}")
+    if own.exists():
+        # The mpich of pip, 5.0.2, would talk through UCX, and tells an address as 4 KiB of which most is whatever lies
+        # behind it. SLURM's PMI cuts lines at 1,024 characters, so that now and then the ranks wait for ever.
+        environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
 def meeting_point(ranks: int) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from conftest import ROOT, TINY_RECIPE, make_documents
 
 from data_prep.__main__ import prepare
 from data_prep.team import Team, gathered
+from scaler import mpi
 from scaler.recipe import load
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -138,3 +139,16 @@ def test_ranks_that_do_not_see_each_other_are_refused(tmp_path, run_command):
     done = run_command(sys.executable, "-c", code, cwd=ROOT, OMPI_COMM_WORLD_SIZE="2")  # another MPI's
     assert done.returncode != 0
     assert "MPI sees one rank where several were started" in done.stderr
+
+
+def test_pips_mpich_tells_addresses_that_fit_a_line_of_slurms(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    (tmp_path / "lib").mkdir()
+    of_the_site: dict[str, str] = {}
+    mpi.use_launchers_library(of_the_site)
+    assert of_the_site == {"MPI4PY_LIBMPI": f"{tmp_path}/lib/libmpi.so.12:libmpi.so.12"}
+    (tmp_path / "lib" / "libmpi.so.12").touch()
+    for wished, expected in (({}, "ofi"), ({"MPIR_CVAR_CH4_NETMOD": "ucx"}, "ucx")):
+        environ = dict(wished)
+        mpi.use_launchers_library(environ)
+        assert environ["MPIR_CVAR_CH4_NETMOD"] == expected

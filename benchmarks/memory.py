@@ -23,7 +23,7 @@ STAGES = {
     "corpus": "text.jsonl --out corpus --part_mib 16",
     "clean": "corpus --out clean unicode_repair=true normalise=NFC min_characters=100",
     "dedup": "clean --out dedup",
-    "tokenizer": "dedup --out tokenizer --vocab_size 8192 --sample_mib 16",
+    "tokenizer": "dedup --out tokenizer vocab_size=8192 sample_mib=16",
     "shards": "dedup tokenizer --out shards",
     "rows": "shards tokenizer --out rows-512 --seq_len 512",
     "verify": ".",

@@ -1,6 +1,7 @@
-"""Train a byte-level BPE on a corpus: `python -m data_prep.tokenizer TEXT --out DIR --vocab_size 50265`.
+"""Train a tokenizer on a corpus: `python -m data_prep.tokenizer TEXT --out DIR vocab_size=50265`.
 
-The folder is a Transformers tokenizer, RoBERTa's special tokens included.
+The folder is a Transformers tokenizer: a byte-level BPE with RoBERTa's special tokens, or a vocabulary of pieces or of
+whole words with BERT's.
 """
 
 from __future__ import annotations
@@ -13,20 +14,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import tokenizers
 import xxhash
 from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 
-from data_prep import folders, texts
+from data_prep import folders, texts, wordpiece
 from scaler.errors import EXIT_INTERRUPTED, ScalerError, command
 from scaler.manifests import checksum, read_manifest
-from scaler.recipe import Tokenizer
+from scaler.recipe import Tokenizer, section
 
 # RoBERTa's order (Liu et al. 2019; fairseq's dictionary)
-SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-MASK_TOKEN = "<mask>"
+SPECIAL_TOKENS: dict[str, Any] = {
+    **{"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    # the mask stands for a word and the space before it
+    **{"cls_token": "<s>", "sep_token": "</s>", "mask_token": AddedToken("<mask>", lstrip=True, special=True)},
+}
 MAX_LENGTH = 512
+Result = TypeVar("Result")
 SAMPLE_SEED = 1  # another than that of the splits
 
 
@@ -74,44 +80,28 @@ def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
     """Train the tokenizer unless the folder already is what this text makes; say whether it was trained."""
     made_from = {
         "text": folders.checksum_of_manifest(text, texts.manifest(text)["kind"]),
-        "vocab_size": settings.vocab_size,
-        "sample_mib": settings.sample_mib,
+        **dataclasses.asdict(settings),
     }
     if folders.is_current(folder, "tokenizer", made_from) and (folder / "tokenizer.json").is_file():
         return False
     from transformers import PreTrainedTokenizerFast
 
-    bpe = ByteLevelBPETokenizer()
-    mask_token = AddedToken(MASK_TOKEN, lstrip=True, special=True)  # it stands for a word and the space before it
     with folders.staged(folder, "tokenizer", made_from) as partial:
-        _in_background(
-            lambda: bpe.train_from_iterator(
-                sample(text, settings.sample_mib << 20),
-                vocab_size=settings.vocab_size,
-                min_frequency=2,
-                special_tokens=[*SPECIAL_TOKENS.values(), mask_token],
-                show_progress=sys.stderr.isatty(),
-            )
-        )
-        tokenizer = bpe._tokenizer
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>",
-            pair="<s> $A </s> </s> $B </s>",  # as RoBERTa
-            special_tokens=[(token, bpe.token_to_id(token)) for token in ("<s>", "</s>")],
-        )
+        tokenizer, special_tokens = _in_background(lambda: _trained(text, settings))
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
-            cls_token="<s>",
-            sep_token="</s>",
-            mask_token=mask_token,
             model_max_length=MAX_LENGTH,
-            **SPECIAL_TOKENS,
+            model_input_names=[
+                "input_ids",
+                "attention_mask",
+            ],  # DistilBERT takes no token types, and no model needs them
+            **special_tokens,
         ).save_pretrained(partial)
         folders.write_manifest(
             partial,
             "tokenizer",
             made_from,
-            vocab_size=bpe.get_vocab_size(),
+            vocab_size=tokenizer.get_vocab_size(),
             history=[
                 *texts.manifest(text)["history"],
                 {"stage": "tokenizer", "settings": dataclasses.asdict(settings)},
@@ -121,13 +111,47 @@ def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
     return True
 
 
-def _in_background(work: Callable[[], None]) -> None:
+def _trained(text: Path, settings: Tokenizer) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer, which puts special tokens around a text and between two, and these by their roles."""
+
+    def texts_of_sample() -> Iterator[str]:
+        return sample(text, settings.sample_mib << 20)
+
+    if settings.kind == "byte_bpe":
+        trained, special_tokens = _byte_bpe(texts_of_sample(), settings.vocab_size), SPECIAL_TOKENS
+        pair = "<s> $A </s> </s> $B </s>"  # as RoBERTa
+    else:
+        trained, special_tokens = wordpiece.train(texts_of_sample, settings), wordpiece.SPECIAL_TOKENS
+        pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    begin, end = str(special_tokens["cls_token"]), str(special_tokens["sep_token"])
+    trained.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=pair,
+        special_tokens=[(token, trained.token_to_id(token)) for token in (begin, end)],
+    )
+    return trained, special_tokens
+
+
+def _byte_bpe(texts_of_sample: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts_of_sample,
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*dict.fromkeys(SPECIAL_TOKENS.values())],
+        show_progress=sys.stderr.isatty(),
+    )
+    return cast(tokenizers.Tokenizer, bpe._tokenizer)
+
+
+def _in_background(work: Callable[[], Result]) -> Result:
     """Wait for `work` in a thread of its own, so that Ctrl-C is heard while it computes without Python."""
+    results: list[Result] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            work()
+            results.append(work())
         except BaseException as error:
             errors.append(error)
 
@@ -140,6 +164,7 @@ def _in_background(work: Callable[[], None]) -> None:
         raise
     if errors:
         raise errors[0]
+    return results[0]
 
 
 @command
@@ -148,11 +173,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.tokenizer", description=__doc__)
     parser.add_argument("text", type=Path, help="folder that corpus, clean or dedup wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vocab_size", type=int, required=True)
-    default = Tokenizer.sample_mib
-    parser.add_argument("--sample_mib", type=int, default=default, help=f"of text to train on ({default})")
-    arguments = parser.parse_args()
-    written = make(arguments.text, arguments.out, Tokenizer(arguments.vocab_size, arguments.sample_mib))
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the recipe's section `tokenizer`")
+    arguments = parser.parse_intermixed_args()
+    settings = section(Tokenizer, "tokenizer", arguments.settings)
+    written = make(arguments.text, arguments.out, settings)
     entries = read_manifest(arguments.out, "tokenizer")["vocab_size"]
     print(f"{arguments.out} {'written' if written else 'is up to date'}: {entries:,} entries")
 

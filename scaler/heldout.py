@@ -16,11 +16,10 @@ from torch import nn
 
 from scaler import world as world_facts
 from scaler.batches import Batch, RowReader
+from scaler.head import Scores
 from scaler.world import World
 
-TOP_GUESSES = 3
 CONTEXT_TOKENS = 12
-LOGITS_AT_ONCE = 1 << 24  # in fp32 64 MB, and as much again inside of the cross-entropy
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, wor
     Each rank runs the same number of forward passes, for at ZeRO-3 each of them is a collective.
 
     Args:
-        engine: gives the mean loss of a batch, and its logits (rows, masked, vocab).
+        engine: gives the mean loss of a batch, and the scores of its masked positions.
         reader: of the rows.
         micro_rows: rows of a forward pass, at most.
         world: the ranks that share the work.
@@ -93,34 +92,27 @@ def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, wor
             number = turn * world.size + world.rank
             rows = batches[number % len(batches)]
             batch = read_fixed(reader, rows).to(device)
-            _, logits = engine(batch)
+            _, scores = engine(batch)
             if number < len(batches):
                 source = torch.from_numpy(reader.rows.source_of(rows)).to(device)
                 is_of = nn.functional.one_hot(source, len(names)).to(sums)  # (rows, sources)
-                sums += is_of.T @ score_rows(logits, batch.labels)
+                sums += is_of.T @ score_rows(scores, batch.labels)
     by_source = world_facts.total(sums)
-    scores = {name: _score(found) for name, found in zip(names, by_source, strict=True)}
+    by_name = {name: _score(found) for name, found in zip(names, by_source, strict=True)}
     whole, text = _score(by_source.sum(0)), reader.rows
     per_character = None
     if text.text_tokens and text.characters:
         per_character = whole.loss * text.text_tokens / text.characters
-    return HeldOut(**vars(whole), loss_per_character=per_character, sources=scores if len(scores) > 1 else {})
+    return HeldOut(**vars(whole), loss_per_character=per_character, sources=by_name if len(names) > 1 else {})
 
 
-def score_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def score_rows(scores: Scores, labels: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropy in nats, right guesses, and masked tokens of each row: float64 (rows, 3).
 
     Args:
-        logits: (rows, masked, vocab); the cross-entropy is computed in fp32, some positions at a time.
         labels: int64 (rows, masked).
     """
-    flat, truth = logits.flatten(0, 1), labels.flatten()
-    step = max(1, LOGITS_AT_ONCE // flat.shape[-1])
-    losses = [
-        nn.functional.cross_entropy(some.float(), wanted, reduction="none")
-        for some, wanted in zip(flat.split(step), truth.split(step), strict=True)
-    ]
-    loss, correct = torch.cat(losses).double(), (flat.argmax(-1) == truth).double()
+    loss, correct = scores.losses.double(), (scores.guesses[:, 0] == labels.flatten()).double()
     of_tokens = torch.stack([loss, correct, torch.ones_like(loss)], dim=-1)  # (rows * masked, 3)
     return of_tokens.view(*labels.shape, 3).sum(1)
 
@@ -145,7 +137,7 @@ def filled_masks(engine: Callable[..., Any], reader: RowReader, tokenizer: Any, 
     rows = np.arange(min(count, len(reader.rows)))
     batch = read_fixed(reader, rows)
     with torch.no_grad():
-        _, logits = engine(batch.to(world_facts.device(world)))
+        _, scores = engine(batch.to(world_facts.device(world)))
     lines = []
     for row in range(len(rows)):
         is_mask = batch.input_ids[row, batch.masked_positions[row]] == reader.vocabulary.mask_id
@@ -153,10 +145,10 @@ def filled_masks(engine: Callable[..., Any], reader: RowReader, tokenizer: Any, 
         position = int(batch.masked_positions[row, chosen])
         left = batch.input_ids[row, max(0, position - CONTEXT_TOKENS) : position]
         right = batch.input_ids[row, position + 1 : position + 1 + CONTEXT_TOKENS]
-        guesses = logits[row, chosen].float().softmax(-1).topk(TOP_GUESSES)
+        number = row * reader.masked + chosen
         shown = ", ".join(
             f"{tokenizer.decode([int(token)]).strip()!r} {float(share):.0%}"
-            for share, token in zip(guesses.values, guesses.indices, strict=True)
+            for share, token in zip(scores.shares[number], scores.guesses[number], strict=True)
         )
         truth = tokenizer.decode([int(batch.labels[row, chosen])]).strip()
         text = f"{tokenizer.decode(left)} **[{truth}]** {tokenizer.decode(right)}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from scaler import head
 from scaler.batches import Batch, Vocabulary
 from scaler.errors import ScalerError, nearest
 
@@ -104,10 +105,11 @@ def _refused(error: Exception) -> ScalerError:
 
 
 class MaskedLM(nn.Module):
-    """A Transformers masked LM whose head sees the masked positions alone.
+    """A Transformers masked LM whose head sees the masked positions alone, and scores some of them at a time.
 
     The encoder's output is narrowed from (rows, seq_len, hidden) to (rows, masked, hidden) on its way to the model's
-    own head, whatever that is, so every architecture keeps its exact mathematics.
+    own head, whatever that is, so every architecture keeps its exact mathematics. The head's last layer, where it is
+    linear and its scores are the model's logits, gives the loss instead of them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -115,6 +117,9 @@ class MaskedLM(nn.Module):
         self.model = model
         self._positions: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._narrow)
+        self.train(model.training)
+        on_paper = next(model.parameters()).device.type == "meta"
+        self.whole_scores = on_paper or not self._last_layer_gives_the_logits()
 
     def _narrow(self, module: nn.Module, arguments: Any, output: Any) -> Any:
         if self._positions is not None:
@@ -123,23 +128,74 @@ class MaskedLM(nn.Module):
             output.last_hidden_state = hidden.gather(1, index)  # (rows, masked, hidden)
         return output
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _last_layer_gives_the_logits(self) -> bool:
+        """Found out on two tokens, for some models add to their last layer's scores (ESM), or have none."""
+        if not isinstance(self.model.get_output_embeddings(), nn.Linear):
+            return False
+        ids = torch.arange(2, device=self.model.device).unsqueeze(0)
+        tokens = Batch(ids, ids + first_position(self.model.config), torch.ones_like(ids), ids, ids)
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            expected = self._loss_and_scores(tokens)[0]
+            found = self._logits(tokens, lambda hidden: self._head(hidden, tokens.labels)[0])
+        self.train(training)
+        return found.ndim == 0 and torch.allclose(found, expected, rtol=1e-4)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, head.Scores | None]:
         """Score the masked positions.
 
-        Returns: the mean cross-entropy over them in nats (a scalar), and their detached logits
-        (rows, masked, vocab_size).
+        Returns: the mean cross-entropy over them in nats (a scalar); and, but for training, what is to know of each
+        position, row by row.
         """
+        if self.whole_scores:
+            return self._loss_and_scores(batch)
+        scores: list[head.Scores | None] = []
+
+        def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+            loss, found = self._head(hidden, batch.labels)
+            scores.append(found)
+            return loss
+
+        return self._logits(batch, loss_of), scores[0]
+
+    def _logits(self, batch: Batch, last_layer: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+        """What the model gives as its logits, (rows, masked, vocab_size), or what another last layer makes of them."""
+        own = self.model.get_output_embeddings()
         self._positions = batch.masked_positions
         try:
-            logits = self.model(
+            if last_layer is not None:
+                own.forward = last_layer  # within the module's call, where ZeRO-3 has gathered its weights
+            output = self.model(
                 input_ids=batch.input_ids,
                 attention_mask=attention_mask(self.model.config, batch.segment_ids),
                 position_ids=batch.position_ids,
-            ).logits
+            )
         finally:
             self._positions = None
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten())
-        return loss, logits.detach()
+            if last_layer is not None:
+                del own.forward
+        return cast(torch.Tensor, output.logits)
+
+    def _head(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, head.Scores | None]:
+        """Loss and scores of the last layer's inputs (rows, masked, width)."""
+        own, flat, truth = self.model.get_output_embeddings(), hidden.flatten(0, 1), labels.flatten()
+        step = head.positions_at_once(own.out_features)
+        if not self.training:
+            scores = head.score(lambda some: nn.functional.linear(some, own.weight, own.bias), flat, truth, step)
+            return scores.losses.mean(), scores
+        if len(flat) > step:
+            return head.ChunkedCrossEntropy.apply(flat, own.weight, own.bias, truth, step), None
+        logits = nn.functional.linear(flat, own.weight, own.bias)
+        return nn.functional.cross_entropy(logits.float(), truth), None
+
+    def _loss_and_scores(self, batch: Batch) -> tuple[torch.Tensor, head.Scores | None]:
+        """The same from all logits at once."""
+        logits, truth = self._logits(batch).flatten(0, 1), batch.labels.flatten()
+        if self.training:
+            return nn.functional.cross_entropy(logits.float(), truth), None
+        scores = head.score(lambda some: some, logits, truth, head.positions_at_once(logits.shape[-1]))
+        return scores.losses.mean(), scores
 
 
 def document_mask(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -136,15 +136,29 @@ class Dedup:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A byte-level BPE of this many entries, special tokens included."""
+    """How text becomes tokens, in this many entries, special tokens included.
+
+    `kind` is "byte_bpe", with RoBERTa's special tokens, or one of two with BERT's: "wordpiece", and "words", which has
+    the most frequent words whole, and the pieces of a small WordPiece for all others.
+    """
 
     vocab_size: int
     sample_mib: int = 1024  # of text that it is trained on, chosen by hash: its memory grows with it
+    kind: str = "byte_bpe"
+    lowercase: bool = False  # and without accents, as uncased BERT; not for byte_bpe
+    pieces: int = 16384  # of the vocabulary of kind "words", special tokens included
 
     def __post_init__(self) -> None:
-        # 256 bytes and five special tokens are always there
-        _require(self.vocab_size >= 300, "tokenizer.vocab_size", self.vocab_size, "a byte-level BPE needs at least 300")
+        kinds = ("byte_bpe", "wordpiece", "words")
+        _require(self.kind in kinds, "tokenizer.kind", self.kind, f"it is one of {', '.join(kinds)}")
+        # the 256 bytes and the special tokens are always there
+        _require(self.vocab_size >= 300, "tokenizer.vocab_size", self.vocab_size, "it is at least 300")
         _require(self.sample_mib >= 1, "tokenizer.sample_mib", self.sample_mib, "it is at least 1")
+        cased = not self.lowercase or self.kind != "byte_bpe"
+        _require(cased, "tokenizer.lowercase", self.lowercase, "a byte-level BPE keeps every byte")
+        if self.kind == "words":
+            between = 300 <= self.pieces < self.vocab_size
+            _require(between, "tokenizer.pieces", self.pieces, f"it is at least 300, and below {self.vocab_size}")
 
 
 @dataclass(frozen=True)

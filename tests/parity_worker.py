@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from scaler import ds_config, engine, model, world
+from scaler import ds_config, engine, head, model, world
 from scaler.batches import Batch, Vocabulary
 from scaler.recipe import load
 
@@ -72,6 +72,7 @@ def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=MICRO_ROWS))
     resolved = ds_config.resolve(content, path, recipe, batch, native_bf16=bf16)
     running = engine.Engine(build(recipe, bf16), recipe.optimizer, resolved)
+    head.SCORES_AT_ONCE = 3 * VOCABULARY.size  # the engine's loss comes in pieces, the plain one's at once
     norms = []
     for step in range(STEPS):
         first = here.rank * batch.micro_rows * batch.accumulation
@@ -83,6 +84,7 @@ def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
         norms.append(norm)
     state = running.full_state()
     running.deepspeed.destroy()
+    head.SCORES_AT_ONCE = 1 << 26
     return state, norms
 
 

@@ -196,9 +196,9 @@ def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("na
             return train_batch(engine, this, progress, here)
 
         def spoilt(self, batch):
-            loss, logits = forward(self, batch)
+            loss, scores = forward(self, batch)
             bad = torch.is_grad_enabled() and rows and rows[0] in steps and world.detect().rank == rank
-            return (loss * factor if bad else loss), logits
+            return (loss * factor if bad else loss), scores
 
         model.MaskedLM.forward, loop.train_batch = spoilt, told
 

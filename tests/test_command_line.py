@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     ),
     "data_prep.clean": ({"out", "processes"}, ["corpus", "key=value"]),
     "data_prep.dedup": ({"out", "processes"}, ["text", "key=value"]),
-    "data_prep.tokenizer": ({"out", "vocab_size", "sample_mib"}, ["text"]),
+    "data_prep.tokenizer": ({"out"}, ["text", "key=value"]),
     "data_prep.shards": ({"out", "processes"}, ["text", "tokenizer"]),
     "data_prep.rows": ({"out", "processes", "seq_len", "min_tokens"}, ["shards", "tokenizer"]),
     "data_prep.adopt": ({"tokenizer", "train", "heldout", "test", "out"}, []),

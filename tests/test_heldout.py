@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import opened, recipe_beside
-from torch import nn
 
 from scaler import heldout
 from scaler import world as world_facts
@@ -24,9 +23,9 @@ def naive(engine, reader, rows):
     with torch.no_grad():
         for row in rows:
             batch = heldout.read_fixed(reader, np.array([row]))
-            loss, logits = engine(batch)
+            loss, scores = engine(batch)
             losses.append(float(loss))
-            right.append(float((logits.argmax(-1) == batch.labels).float().mean()))
+            right.append(float((scores.guesses[:, 0] == batch.labels.flatten()).float().mean()))
     return np.mean(losses), np.mean(right)
 
 
@@ -83,20 +82,17 @@ def test_the_figures_are_the_same_at_every_world_size(two_sources, monkeypatch, 
         assert together.records("heldout")[name] == pytest.approx(alone.records("heldout")[name], rel=1e-12)
 
 
-def test_rows_are_scored_in_pieces_as_if_at_once_and_in_fp32(monkeypatch):
-    logits = torch.randn(5, 7, 90, generator=torch.manual_seed(0)) * 3
-    labels = torch.randint(0, 90, (5, 7))
-    whole = heldout.score_rows(logits, labels)
-    expected = nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="none")
-    assert whole.dtype == torch.float64
-    assert torch.allclose(whole[:, 0], expected.view(5, 7).sum(1), rtol=1e-6)
-    assert whole[:, 1].tolist() == (logits.argmax(-1) == labels).sum(1).tolist()
-    assert whole[:, 2].tolist() == [7.0] * 5
-    for at_once in (1, 90, 1000):
-        monkeypatch.setattr(heldout, "LOGITS_AT_ONCE", at_once)
-        assert torch.equal(heldout.score_rows(logits, labels), whole)
-    half = heldout.score_rows(logits.bfloat16(), labels)
-    assert torch.equal(half[:, 0], heldout.score_rows(logits.bfloat16().float(), labels)[:, 0])
+def test_the_scores_of_a_row_are_summed(two_sources):
+    engine, reader = opened(two_sources)
+    batch = heldout.read_fixed(reader, np.arange(5))
+    with torch.no_grad():
+        _, scores = engine(batch)
+    found = heldout.score_rows(scores, batch.labels)
+    assert found.dtype == torch.float64 and found.shape == (5, 3)
+    for row in range(5):
+        loss, accuracy = naive(engine, reader, [row])
+        masked = reader.masked
+        assert found[row].tolist() == pytest.approx([loss * masked, accuracy * masked, masked], rel=1e-5)
 
 
 def test_loss_per_character_is_the_loss_times_the_tokens_a_character_of_the_text(two_sources):

@@ -18,7 +18,17 @@ LAYERS = {
         "node_verdict",
     ],
     "parts": [
-        *("recipe", "command_line", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder"),
+        *(
+            "recipe",
+            "command_line",
+            "batches",
+            "ds_config",
+            "head",
+            "model",
+            "initialisation",
+            "prepared",
+            "run_folder",
+        ),
         "job",
     ],
     "engine": [

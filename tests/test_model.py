@@ -6,7 +6,7 @@ import torch
 from test_batches import VOCABULARY, make_documents, make_reader
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaler import initialisation, model
+from scaler import head, initialisation, model
 from scaler.batches import Batch, Vocabulary
 from scaler.errors import ScalerError
 from scaler.recipe import load
@@ -47,28 +47,52 @@ def test_the_decoder_is_tied_to_the_embeddings():
     assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("family", ["roberta", "bert", "distilbert", "modernbert"])
-def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, batch):
+@pytest.mark.parametrize("at_once", [None, 1, 700])
+@pytest.mark.parametrize("family", ["roberta", "bert", "distilbert", "modernbert", "shifted", "doubled"])
+def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, at_once, batch, monkeypatch):
+    if at_once is not None:
+        monkeypatch.setattr(head, "SCORES_AT_ONCE", at_once)
     settings = {key: value for key, value in ROBERTA.items() if family != "distilbert" or key != "intermediate_size"}
-    network = build({**settings, "model_type": family}).double().eval()
+    later = {"shifted": lambda scores: scores + torch.arange(400) / 100, "doubled": lambda scores: scores * 2}.get(
+        family
+    )
+    network = build({**settings, "model_type": family if later is None else "roberta"}).eval()
+    if later is not None:  # a model that does not leave its last layer's scores as they are
+        network.lm_head.register_forward_hook(lambda module, arguments, scores: later(scores))
     with torch.no_grad():
-        loss, logits = model.MaskedLM(network)(batch)
+        masked_lm = model.MaskedLM(network)
+        loss, scores = masked_lm(batch)
         everywhere = network(  # the hook lets a plain call through
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=model.attention_mask(network.config, batch.segment_ids),
         ).logits
     there = everywhere.gather(1, batch.masked_positions.unsqueeze(-1).expand(-1, -1, 400))
-    assert logits.shape == (6, 4, 400)
-    assert (logits - there).abs().max() < 1e-12
-    naive = -there.log_softmax(-1).gather(2, batch.labels.unsqueeze(-1)).mean()
-    assert float(loss) == pytest.approx(float(naive), rel=1e-6)
+    naive = -there.double().log_softmax(-1).gather(2, batch.labels.unsqueeze(-1)).flatten()
+    assert float(loss) == pytest.approx(float(naive.mean()), rel=1e-6)
+    assert torch.allclose(scores.losses.double(), naive, rtol=1e-5)
+    assert torch.equal(scores.guesses[:, 0], there.argmax(-1).flatten())
+    assert torch.allclose(scores.shares, there.softmax(-1).flatten(0, 1).gather(1, scores.guesses), rtol=1e-4)
+    assert masked_lm.whole_scores == (later is not None)
+    masked_lm.training = True  # of the head alone: no dropout
+    assert float(masked_lm(batch)[0].detach()) == pytest.approx(float(naive.mean()), rel=1e-5)
 
 
-def test_every_parameter_takes_part_in_the_loss(batch):
+@pytest.mark.parametrize("at_once", [head.SCORES_AT_ONCE, 700])
+def test_every_parameter_takes_part_in_the_loss(batch, at_once, monkeypatch):
+    monkeypatch.setattr(head, "SCORES_AT_ONCE", at_once)
     masked_lm = model.MaskedLM(build())
     masked_lm(batch)[0].backward()
     assert [name for name, parameter in masked_lm.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_model_keeps_its_mode_and_its_own_head(batch):
+    for training in (True, False):
+        network = build().train(training)
+        masked_lm = model.MaskedLM(network)
+        assert masked_lm.training is network.training is training
+        masked_lm(batch)
+        assert "forward" not in vars(network.get_output_embeddings())
 
 
 def test_decay_spares_biases_and_norms_and_every_parameter_is_in_one_group():

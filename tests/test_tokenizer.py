@@ -167,7 +167,7 @@ def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(make_documents(60_000)), encoding="utf-8")
     corpus_stage.make(Corpus(sources=(Source(str(tmp_path / "text.txt")),)), tmp_path / "corpus", Team())
     process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.tokenizer", "corpus", "--out", "out", "--vocab_size", "20000"],
+        [sys.executable, "-m", "data_prep.tokenizer", "corpus", "--out", "out", "vocab_size=20000"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

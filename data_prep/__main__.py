@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep import clean, corpus, dedup, folders, rows, shards, texts, tokenizer
+from data_prep import clean, corpus, dedup, folders, rows, shards, texts, tokenizer, word2vec
 from data_prep.team import Team, gathered
 from scaler import masking
 from scaler.errors import command
@@ -18,8 +18,11 @@ from scaler.manifests import read_manifest
 from scaler.recipe import DEFAULT_RECIPE, Cleaning, Recipe, load
 
 
-def prepare(recipe: Recipe, team: Team) -> None:
-    """Make corpus, clean text, tokenizer, shards and rows in the recipe's data folder; say what each stage did."""
+def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:
+    """Make corpus, clean text, tokenizer, shards, word vectors and rows in the recipe's data folder; say what was done.
+
+    The vectors are trained by `threads` of this machine (one a core).
+    """
     folder = Path(recipe.data.folder)
     corpus_folder, tokenizer_folder, shards_folder = (folder / name for name in ("corpus", "tokenizer", "shards"))
     if folders.is_current(shards_folder, "shards", folders.ADOPTED):
@@ -35,6 +38,10 @@ def prepare(recipe: Recipe, team: Team) -> None:
             _stage(text, "dedup", lambda: dedup.make(before_dedup, text, recipe.dedup, team))
         _stage(tokenizer_folder, "tokenizer", lambda: tokenizer.make(text, tokenizer_folder, recipe.tokenizer))
         _stage(shards_folder, "shards", lambda: shards.make(text, tokenizer_folder, shards_folder, team))
+    vectors = recipe.word2vec
+    if vectors is not None:
+        made = (shards_folder, tokenizer_folder, recipe.word2vec_folder, vectors, recipe.seed, threads)
+        _stage(recipe.word2vec_folder, "word2vec", lambda: word2vec.make(*made))
     seq_len = recipe.data.seq_len
     masked = dict.fromkeys(texts.SPLITS, masking.masked_per_row(seq_len, recipe.objective.heldout_mask_probability))
     masked["train"] = masking.masked_per_row(seq_len, recipe.objective.mask_probability)
@@ -53,6 +60,8 @@ def _stage(folder: Path, kind: str, make: Callable[[], bool]) -> None:
 
 
 def _counts(folder: Path, kind: str) -> str:
+    if kind == "word2vec":
+        return word2vec.describe(folder)
     manifest = read_manifest(folder, kind)
     if "splits" not in manifest:
         return f"{manifest['vocab_size']:,} entries"
@@ -73,7 +82,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
     arguments = parser.parse_intermixed_args()
     with gathered(arguments.processes) as team:
-        prepare(load(arguments.recipe, arguments.overrides), team)
+        prepare(load(arguments.recipe, arguments.overrides), team, arguments.processes)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ WHAT = {
     "dedup": "The text without repeats.",
     "tokenizer": "A Transformers tokenizer, trained on the text.",
     "shards": "The text as token ids in Megatron-LM's .bin/.idx format, a sequence a document, no special tokens.",
+    "word2vec": "A vector for each entry of the tokenizer, row i of entry i.",
     "rows": "The text as packed rows of token ids with their special tokens, which training reads.",
 }
 
 
 def render(kind: str, content: dict[str, Any]) -> str:
     """The card of a folder of some kind, as Markdown, out of its manifest."""
-    parts = [f"# {kind}", WHAT[kind], *_sources(content), *_splits(content), *_mix(content)]
+    parts = [f"# {kind}", WHAT[kind], *_sources(content), *_splits(content), *_mix(content), *_coverage(content)]
     for step in content.get("history", []):
         parts.append(f"## {step['stage']}")
         parts.append(f"```yaml\n{yaml.safe_dump(step['settings'], sort_keys=False, allow_unicode=True).rstrip()}\n```")
@@ -82,3 +83,11 @@ def _mix(content: dict[str, Any]) -> list[str]:
         _table(head, rows),
         "Only training text is mixed: each held-out or test document is there once.",
     ]
+
+
+def _coverage(content: dict[str, Any]) -> list[str]:
+    if "coverage" not in content:
+        return []
+    share = content["coverage"]
+    rows = [["of the entries", f"{share['entries']:.2%}"], ["of the training tokens", f"{share['tokens']:.2%}"]]
+    return ["## Trained or taken over, not drawn", _table(["share", ""], rows)]

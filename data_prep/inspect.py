@@ -2,7 +2,8 @@
 
 DIR is a recipe's data folder. Shown are the sources and their mix, what cleaning and deduplication dropped, with
 examples, the lengths of documents (as text, and as a picture, DIR/lengths.png), the most and the least frequent tokens,
-the share of unknown tokens, bytes a token, how full the rows are, and some rows, decoded.
+the share of unknown tokens, bytes a token, the neighbours of some word vectors, how full the rows are, and some rows,
+decoded.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep import texts
+from data_prep import texts, word2vec
 from data_prep.clean import EXAMPLES
 from data_prep.token_shards import Shard
 from data_prep.verify import stages
-from scaler import order, token_rows
+from scaler import order, token_rows, word_vectors
 from scaler.errors import ScalerError, command, naming_full_disk
 from scaler.manifests import MANIFEST, read_manifest
 
 BARS = 40  # characters of the longest bar
 SAMPLE_CHARACTERS = 300
 FREQUENT = 20
+WORDS, NEIGHBOURS = 8, 5
 
 
 def histogram(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +111,22 @@ def show_shards(folder: Path, text: Path | None) -> None:
     print(f"  {picture}")
 
 
+def show_vectors(folder: Path, tokenizer: Tokenizer) -> None:
+    """How many entries have a trained vector, and which vectors are nearest, by cosine, to some frequent ones."""
+    content = read_manifest(folder, word_vectors.KIND)
+    found = word_vectors.read(folder, content["tokenizer_xxh3"], content["vector_size"])
+    print(f"\n{folder}")
+    print(f"  {word2vec.describe(folder)}")
+    frequent = np.argsort(-found.counts, kind="stable")[: len(found.counts) // 4 + 1]
+    chosen = frequent[:: -(-len(frequent) // WORDS)]
+    norms = np.sqrt(np.einsum("ij,ij->i", found.vectors, found.vectors))  # (entries,)
+    cosines = found.vectors[chosen] @ found.vectors.T / norms / norms[chosen, None]  # (chosen, entries)
+    cosines[np.arange(len(chosen)), chosen] = -1
+    for entry, row in zip(chosen.tolist(), cosines, strict=True):
+        nearest = "  ".join(f"{tokenizer.id_to_token(int(n))} {row[n]:.2f}" for n in np.argsort(-row)[:NEIGHBOURS])
+        print(f"  nearest to {tokenizer.id_to_token(entry)}: {nearest}")
+
+
 def show_rows(folder: Path, tokenizer: Tokenizer, unknown: int | None, samples: int) -> None:
     """The mix, how full the rows are, which tokens are frequent, and some rows."""
     content = read_manifest(folder, "rows")
@@ -166,6 +184,8 @@ def main() -> None:
         show_shards(path, text[-1] if text else None)
     if "tokenizer" in found and "rows" in found:
         tokenizer = Tokenizer.from_file(str(found["tokenizer"][0] / "tokenizer.json"))
+        for path in found.get(word_vectors.KIND, []):
+            show_vectors(path, tokenizer)
         names = json.loads((found["tokenizer"][0] / "tokenizer_config.json").read_text(encoding="utf-8"))
         unknown = tokenizer.token_to_id(names["unk_token"]) if names.get("unk_token") else None
         for path in found["rows"]:

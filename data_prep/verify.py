@@ -21,11 +21,11 @@ from data_prep.folders import TASKS
 from data_prep.team import Task, Team, gathered
 from data_prep.token_shards import Shard, count_tokens
 from data_prep.tokenizer import every_special_id, special_ids
-from scaler import token_rows
+from scaler import token_rows, word_vectors
 from scaler.errors import EXIT_BAD_INPUT, ScalerError, command
-from scaler.manifests import MANIFEST, check_file, checksum, read_manifest
+from scaler.manifests import AGAIN, MANIFEST, check_file, checksum, read_manifest
 
-KINDS = (*texts.KINDS, "tokenizer", "shards", "rows")
+KINDS = (*texts.KINDS, "tokenizer", "shards", word_vectors.KIND, "rows")
 TOKENS_AT_ONCE = 1 << 21
 
 
@@ -85,6 +85,17 @@ def check_rows(
     return _compared(entry, {"rows": len(file), "tokens": tokens})
 
 
+def check_vectors(folder: Path, content: dict[str, Any]) -> None:
+    """Compare word vectors with their manifest. Raises ScalerError, too, when one is not finite."""
+    found = word_vectors.read(folder, content["tokenizer_xxh3"], content["vector_size"])
+    step = max(1, TOKENS_AT_ONCE // content["vector_size"])
+    for start in range(0, len(found.vectors), step):
+        finite = np.isfinite(found.vectors[start : start + step]).all(axis=1)
+        if not finite.all():
+            raise ScalerError(f"{folder}: the vector of entry {start + int(np.argmin(finite))} is not finite; {AGAIN}")
+    _compared({"name": folder / word_vectors.COUNTS, **content}, {"tokens": int(found.counts.sum())})
+
+
 def _compared(entry: dict[str, Any], found: dict[str, int]) -> dict[str, Any]:
     for what, count in found.items():
         if entry[what] != count:
@@ -109,6 +120,9 @@ def problems(folder: Path, team: Team) -> Iterator[str]:
             elif kind == "shards":
                 _belongs(folder, content, tokenizer)
                 checks = [(check_shard, (folder, entry, content["vocab_size"])) for _, entry in entries]
+            elif kind == word_vectors.KIND:
+                _belongs(folder, content, tokenizer)
+                check_vectors(folder, content)
             elif kind == "rows":
                 _belongs(folder, content, tokenizer)
                 special, every = special_ids(tokenizer), every_special_id(tokenizer)

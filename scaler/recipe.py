@@ -162,6 +162,38 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
+class Word2Vec:
+    """A vector for each entry of the tokenizer (Mikolov et al. 2013), trained on the shards, or ready made."""
+
+    vector_size: int  # that of the model's embeddings
+    architecture: str = "cbow"  # or "skip-gram", which takes three times as long (docs/log.md)
+    window: int = 5  # tokens on either side
+    negative: int = 5  # samples drawn against each token that is there
+    epochs: int = 3  # as vocab-transformers (2022)
+    shrink_windows: bool = True  # each window is of 1 to `window` tokens, at random, so that near ones count for more
+    sample: float = 1e-3  # tokens of a larger share of all are left out at random; 0: none
+    learning_rate: float = 0.025  # falls linearly over all epochs
+    min_learning_rate: float = 1e-4  # to this
+    min_count: int = 5  # entries that occur less often get a drawn vector instead
+    ready_made: str | None = None  # file of vectors to take instead of training: .vec, .txt, .bin or .kv
+
+    def __post_init__(self) -> None:
+        kinds = ("cbow", "skip-gram")
+        rule = f"it is one of {', '.join(kinds)}"
+        _require(self.architecture in kinds, "word2vec.architecture", self.architecture, rule)
+        for name in ("vector_size", "window", "negative", "epochs", "min_count"):
+            _require(getattr(self, name) >= 1, f"word2vec.{name}", getattr(self, name), "it is at least 1")
+        _require(0 <= self.sample < 1, "word2vec.sample", self.sample, "it is a share: at least 0 and below 1")
+        rate, least = self.learning_rate, self.min_learning_rate
+        _require(0 < rate < math.inf, "word2vec.learning_rate", rate, "it is above 0, and finite")
+        rule = "it is above 0 and at most word2vec.learning_rate"
+        _require(0 < least <= rate, "word2vec.min_learning_rate", least, rule)
+        endings = (".vec", ".txt", ".bin", ".kv")
+        known = self.ready_made is None or self.ready_made.endswith(endings)
+        _require(known, "word2vec.ready_made", self.ready_made, f"it ends in one of {', '.join(endings)}")
+
+
+@dataclass(frozen=True)
 class Data:
     """Prepared data: `folder` holds corpus/ to rows-N/; rows are `seq_len` tokens long."""
 
@@ -294,6 +326,7 @@ class Recipe:
     training: Training
     cleaning: Cleaning = field(default_factory=Cleaning)
     dedup: Dedup = field(default_factory=Dedup)
+    word2vec: Word2Vec | None = None
     objective: Objective = field(default_factory=Objective)
     initialisation: Initialisation = field(default_factory=Initialisation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -307,6 +340,11 @@ class Recipe:
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer lies."""
         return Path(self.data.folder) / "tokenizer"
+
+    @property
+    def word2vec_folder(self) -> Path:
+        """Where the vectors of the tokenizer's entries lie."""
+        return Path(self.data.folder) / "word2vec"
 
     @property
     def rows_folder(self) -> Path:

@@ -73,7 +73,9 @@ def apply(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         *sections, last = key.split(".")
         inner = content
         for section in sections:
-            inner = inner.setdefault(section, {})
+            if inner.get(section) is None:  # an optional section that is off
+                inner[section] = {}
+            inner = inner[section]
             if not isinstance(inner, dict):
                 raise ScalerError(f"recipe: {override!r}: {section} is a value, not a section")
         try:

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "data_prep.tokenizer": ({"out"}, ["text", "key=value"]),
     "data_prep.shards": ({"out", "processes"}, ["text", "tokenizer"]),
     "data_prep.rows": ({"out", "processes", "seq_len", "min_tokens"}, ["shards", "tokenizer"]),
+    "data_prep.word2vec": ({"out", "threads", "seed"}, ["shards", "tokenizer", "key=value"]),
     "data_prep.adopt": ({"tokenizer", "train", "heldout", "test", "out"}, []),
     "data_prep.verify": ({"processes"}, ["DIR"]),
     "data_prep.inspect": ({"samples"}, ["DIR"]),

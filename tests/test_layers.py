@@ -15,7 +15,7 @@ LAYERS = {
     "facts": ["errors", "slurm", "mpi", "world"],
     "pure": [
         *("manifests", "token_rows", "order", "packing", "masking", "schedule", "settings", "progress"),
-        "node_verdict",
+        *("node_verdict", "word_vectors"),
     ],
     "parts": [
         *(
@@ -76,7 +76,7 @@ def test_data_preparation_shares_little_with_training():
         for name in imports(path)
         if _top(name) == "scaler"
     }
-    assert used == {"errors", "mpi", "manifests", "token_rows", "order", "packing", "masking", "recipe"}
+    assert used == {"errors", "mpi", "manifests", "token_rows", "order", "packing", "masking", "recipe", "word_vectors"}
 
 
 def test_training_knows_nothing_of_data_preparation():

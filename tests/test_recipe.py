@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from scaler.errors import ScalerError
-from scaler.recipe import RECIPES, Cleaning, Dedup, Recipe, Source, load, section
+from scaler.recipe import RECIPES, Cleaning, Dedup, Recipe, Source, Word2Vec, load, section
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -93,12 +93,17 @@ def test_a_malformed_value_is_refused(override, said):
         *(("optimizer.name", "lamb"), ("optimizer.betas", [0.9, 1.0]), ("optimizer.eps", 0)),
         *(("optimizer.weight_decay", -0.1), ("optimizer.momentum", 1.0), ("optimizer.embedding_rate", -1.0)),
         *(("schedule.shape", "circular"), ("schedule.warmup_share", -0.1), ("schedule.warmup_share", 1.5)),
+        *((f"word2vec.{name}", 0) for name in ("window", "negative", "epochs", "min_count", "learning_rate")),
+        *(("word2vec.vector_size", 0), ("word2vec.architecture", "glove"), ("word2vec.ready_made", "a.pkl")),
+        *(("word2vec.sample", value) for value in (-0.1, 1.0, ".nan")),
+        *(("word2vec.min_learning_rate", value) for value in (0, -1, 0.1, ".nan")),
         *(("schedule.floor", 1.5), ("schedule.floor", -0.1)),
         *((f"training.{name}", 0) for name in ("steps", "rows", "max_micro_rows", "log_every", "evaluate_every")),
     ],
 )
 def test_a_value_out_of_range_is_refused(key, value):
-    assert f"recipe: {key}=" in refusal("quickstart", f"{key}={value}")
+    whole = ["word2vec.vector_size=8"] if key.startswith("word2vec.") else []  # a section that the recipe lacks
+    assert f"recipe: {key}=" in refusal("quickstart", *whole, f"{key}={value}")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +162,21 @@ def test_a_mix_survives_being_written_and_read(tmp_path):
     assert [source.weight for source in recipe.corpus.sources] == [2.0, 1.0]
     (tmp_path / "again.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     assert load(str(tmp_path / "again.yaml"), ["name=quickstart"]) == recipe
+
+
+def test_an_optional_section_is_off_until_something_is_set_in_it(tmp_path):
+    recipe = load("quickstart")
+    assert recipe.word2vec is None
+    (tmp_path / "quickstart.yaml").write_text(recipe.to_yaml(), encoding="utf-8")  # says `word2vec: null`
+    file = str(tmp_path / "quickstart.yaml")
+    on = load(file, ["word2vec.vector_size=8", "word2vec.sample=1e-5"])
+    assert on.word2vec == Word2Vec(8, sample=1e-5)
+    assert on.word2vec_folder.name == "word2vec"
+    (tmp_path / "quickstart.yaml").write_text(on.to_yaml(), encoding="utf-8")
+    assert load(file) == on
+    assert load(file, ["word2vec=null"]) == recipe
+    assert refusal("quickstart", "word2vec.window=3") == "recipe: word2vec.vector_size is missing"
+    assert refusal("quickstart", "word2vec=768") == "recipe: word2vec is 768, but a mapping of keys is needed"
 
 
 def test_cleaning_is_off_and_deduplication_on_unless_the_recipe_says_otherwise(tmp_path):

@@ -1,0 +1,342 @@
+"""Train a vector for each entry: `python -m data_prep.word2vec SHARDS TOKENIZER --out DIR vector_size=768`.
+
+gensim's word2vec over the token ids of the training documents, so the words are the tokenizer's entries, and row i is
+entry i. Settings are the keys of the recipe's section `word2vec`; with `ready_made=FILE` the vectors are taken from
+there. Stopped, the same command goes on from the last save; with one thread it then comes to the same bytes.
+
+Entries that occur less than `min_count` times, special tokens among them, are neither trained nor context, as in
+Mikolov's program. Theirs is a vector drawn from a normal distribution with the mean and standard deviation of the
+others, dimension by dimension, so that none stands out by its scale (Hewitt 2021, "Initializing New Word Embeddings for
+Pretrained Language Models").
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep import folders, vectors
+from data_prep.token_shards import TOKENS_AT_ONCE, Shard, count_tokens
+from scaler import order
+from scaler.errors import EXIT_INTERRUPTED, ScalerError, command
+from scaler.manifests import check_file, checksum, read_json, read_manifest, write_json
+from scaler.recipe import Word2Vec, section
+from scaler.word_vectors import COUNTS, KIND, VECTORS, write_array
+
+LONGEST_PIECE = 10_000  # tokens; gensim leaves out what a sentence has beyond its MAX_SENTENCE_LEN
+SEGMENT_TOKENS = 1 << 21  # a thread: 30 s of CBOW, 100 s of skip-gram at 768 dimensions; gensim's threads meet after it
+SAVE_SECONDS = 180  # at least, between two saves of the state; each writes both matrices
+STATE = "state.json"
+
+
+class Documents:
+    """The training documents of a folder of shards, end to end: one stretch of tokens, gone through epoch by epoch.
+
+    A position counts the tokens since the first epoch began. In each epoch the shards have an order of their own, for
+    the learning rate falls along it.
+
+    Attributes:
+        tokens: of one epoch.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], seed: int) -> None:
+        self._prefixes = [folder / entry["name"] for entry in manifest["splits"].get("train", [])]
+        self._strip_ids, self._seed = manifest["strip_ids"], seed
+        self._sizes = [int(Shard(prefix).documents(self._strip_ids)[1].sum()) for prefix in self._prefixes]
+        self._opened: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
+        self.tokens = sum(self._sizes)
+
+    def pieces(self, begin: int, end: int) -> Iterator[np.ndarray]:
+        """Ids of the tokens from position `begin` to `end`, both of one epoch.
+
+        A piece ends with its document, with every 10,000 tokens of one, and at `end`.
+        """
+        epoch = begin // self.tokens
+        at = epoch * self.tokens
+        shards = order.permute(np.arange(len(self._sizes)), len(self._sizes), order.key(self._seed, epoch))
+        for number in shards.tolist():
+            size = self._sizes[number]
+            if max(begin, at) < min(end, at + size):
+                yield from self._of_shard(number, max(begin - at, 0), min(end - at, size))
+            at += size
+
+    def _of_shard(self, number: int, begin: int, end: int) -> Iterator[np.ndarray]:
+        ids, starts, ends = self._open(number)
+        document = int(np.searchsorted(ends, begin, side="right"))
+        while begin < end:
+            stop = min(end, int(ends[document]))
+            shift = int(starts[document]) - (int(ends[document - 1]) if document else 0)
+            for at in range(begin, stop, LONGEST_PIECE):
+                yield ids[at + shift : min(at + LONGEST_PIECE, stop) + shift]
+            begin, document = stop, document + 1
+
+    def _open(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of a shard; where its documents begin in them; and where they end when laid end to end."""
+        if self._opened is None or self._opened[0] != number:
+            shard = Shard(self._prefixes[number])
+            starts, lengths = shard.documents(self._strip_ids)
+            self._opened = number, shard.ids, starts[lengths > 0], np.cumsum(lengths[lengths > 0])
+        return self._opened[1:]
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each entry occurs: int64 (vocab_size,). Raises ScalerError for an id that is none."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        sizes = tqdm(self._sizes, unit=" shards", desc="counting", disable=None)
+        for number, size in enumerate(sizes):
+            waiting, held = [np.empty(0, np.int64)], 0
+            for piece in self._of_shard(number, 0, size):
+                waiting.append(piece)
+                held += len(piece)
+                if held >= TOKENS_AT_ONCE:
+                    counts += count_tokens(np.concatenate(waiting), vocab_size, self._prefixes[number])
+                    waiting, held = waiting[:1], 0
+            counts += count_tokens(np.concatenate(waiting), vocab_size, self._prefixes[number])
+        return counts
+
+
+class _Sentences:
+    """What gensim reads: the pieces of a segment as lists. Its producer must not raise, or gensim waits for ever."""
+
+    def __init__(self, pieces: Iterator[np.ndarray], bar: Any) -> None:
+        self._pieces, self._bar = pieces, bar
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        try:
+            for piece in self._pieces:
+                yield piece.tolist()
+                self._bar.update(len(piece))
+        except Exception as error:
+            self.error = error
+
+
+def _gensim() -> Any:
+    try:
+        from gensim.models import Word2Vec as Gensim
+    except ImportError as error:
+        raise ScalerError(
+            f"training word vectors needs gensim ({error}); install it with `pip install '.[word2vec]'`, "
+            "or name word2vec.ready_made vectors"
+        ) from error
+    logging.getLogger("gensim").setLevel(logging.ERROR)  # it warns of segments that are short
+    return Gensim
+
+
+def _model(counts: np.ndarray, settings: Word2Vec, seed: int, threads: int) -> Any:
+    """gensim's model over the entries that are frequent enough, in their order."""
+    model = _gensim()(
+        vector_size=settings.vector_size,
+        sg=settings.architecture == "skip-gram",
+        window=settings.window,
+        negative=settings.negative,
+        shrink_windows=settings.shrink_windows,
+        sample=settings.sample,
+        min_count=1,
+        sorted_vocab=0,
+        seed=seed % 2**32,  # what NumPy's RandomState takes
+        workers=threads,
+    )
+    trained = np.flatnonzero(counts >= settings.min_count)
+    model.build_vocab_from_freq(dict(zip(trained.tolist(), counts[trained].tolist(), strict=True)))
+    return model
+
+
+def _rate(settings: Word2Vec, share: float) -> float:
+    """The learning rate when this share of all epochs is done."""
+    return settings.learning_rate + share * (settings.min_learning_rate - settings.learning_rate)
+
+
+def train(
+    documents: Documents, counts: np.ndarray, settings: Word2Vec, seed: int, threads: int, tasks: Path
+) -> np.ndarray:
+    """Train vectors, from the state that `tasks` holds on, if there is one.
+
+    Returns: float32 (entries of at least min_count, vector_size), in the order of the entries.
+    """
+    model = _model(counts, settings, seed, threads)
+    position, total = _resume(model, tasks), settings.epochs * documents.tokens
+    saved = time.monotonic()
+    bar = tqdm(total=total, initial=position, unit=" tokens", unit_scale=True, desc="word2vec", disable=None)
+    with bar:
+        while position < total:
+            epoch_end = (position // documents.tokens + 1) * documents.tokens
+            end = min(position + SEGMENT_TOKENS * threads, epoch_end)
+            sentences = _Sentences(documents.pieces(position, end), bar)
+            model.train(
+                sentences,
+                total_words=end - position,
+                epochs=1,
+                start_alpha=_rate(settings, position / total),
+                end_alpha=_rate(settings, end / total),
+            )
+            if sentences.error is not None:
+                raise sentences.error
+            position = end
+            if position == epoch_end or time.monotonic() - saved >= SAVE_SECONDS:
+                _save(model, position, tasks)
+                saved = time.monotonic()
+    return np.asarray(model.wv.vectors)
+
+
+def _save(model: Any, position: int, tasks: Path) -> None:
+    """Save all that training goes on from, which takes the last save's place once its .json is there."""
+    arrays = {"vectors": model.wv.vectors, "syn1neg": model.syn1neg}
+    files = {}
+    for what, array in arrays.items():
+        name = f"{what}-{position}.npy"
+        files[what] = {"name": name, "xxh3": write_array(tasks / name, array)}
+    _, keys, place, *_ = model.random.get_state()
+    write_json(tasks / STATE, {"position": position, "random": [keys.tolist(), int(place)], "files": files})
+    for path in tasks.glob("*.npy"):
+        if path.name not in {file["name"] for file in files.values()}:
+            path.unlink()
+
+
+def _resume(model: Any, tasks: Path) -> int:
+    """Put a saved state, if there is one, into the model; return its position."""
+    if not (tasks / STATE).exists():
+        return 0
+    state = read_json(tasks / STATE)
+    for what, array in {"vectors": model.wv.vectors, "syn1neg": model.syn1neg}.items():
+        path = tasks / state["files"][what]["name"]
+        check_file(path, state["files"][what]["xxh3"])
+        array[:] = np.load(path, mmap_mode="r", allow_pickle=False)
+    model.random.set_state(("MT19937", *state["random"]))
+    return int(state["position"])
+
+
+def draw(matrix: np.ndarray, trusted: np.ndarray, seed: int) -> None:
+    """Fill the rows that are not trusted, in place, from a normal distribution with the moments of those that are.
+
+    What an entry gets hangs on the seed and its number, and on no other entry's lot but through the moments.
+
+    Args:
+        matrix: float32 (entries, vector_size).
+        trusted: bool (entries,), at least one.
+    """
+    rows = np.flatnonzero(trusted)
+    blocks = np.array_split(rows, -(-len(rows) // 4096))  # so that float64 copies stay small
+    mean = sum(matrix[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
+    spread = np.sqrt(sum(((matrix[block] - mean) ** 2).sum(axis=0) for block in blocks) / len(rows))
+    for entry in np.flatnonzero(~trusted).tolist():
+        chance = np.random.Generator(np.random.Philox(key=[seed, entry]))
+        matrix[entry] = mean + spread * chance.standard_normal(matrix.shape[1])
+
+
+def make(
+    shards: Path, tokenizer: Path, folder: Path, settings: Word2Vec, seed: int, threads: int | None = None
+) -> bool:
+    """Train or take over the vectors unless the folder already is what comes out; say whether it was written.
+
+    Args:
+        threads: that train; by default one a core.
+
+    Raises: ScalerError when shards, tokenizer or ready-made vectors are absent, damaged or do not belong together, no
+        entry is frequent enough, or gensim is missing.
+    """
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    if threads < 1:
+        raise ScalerError(f"threads={threads}, but at least 1 has to work")
+    if not 0 <= seed < 1 << 63:
+        raise ScalerError(f"seed={seed}, but it is at least 0 and below 2**63")
+    manifest = read_manifest(shards, "shards")
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ScalerError(f"{tokenizer}: no tokenizer here; name the one that the shards were made with")
+    if checksum(tokenizer / "tokenizer.json") != manifest["tokenizer_xxh3"]:
+        raise ScalerError(f"{shards}: written with another tokenizer than {tokenizer}; make the shards again")
+    source = Path(settings.ready_made) if settings.ready_made else None
+    made_from = {
+        "shards": folders.checksum_of_manifest(shards, "shards"),
+        "settings": dataclasses.asdict(settings),
+        "seed": seed,
+        "ready_made": [checksum(path) for path in vectors.files(source)] if source else None,
+    }
+    if folders.is_current(folder, KIND, made_from) and (folder / VECTORS).is_file():
+        return False
+    if not source:
+        _gensim()  # before the work begins
+    vocab_size = int(manifest["vocab_size"])
+    with folders.staged(folder, KIND, made_from) as partial:
+        documents = Documents(shards, manifest, seed)
+        counts = documents.counts(vocab_size)
+        if source:
+            matrix, trusted = vectors.matched(source, tokenizer / "tokenizer.json", vocab_size, settings.vector_size)
+        else:
+            trusted = counts >= settings.min_count
+            if not trusted.any():
+                raise ScalerError(
+                    f"{shards}: no entry occurs word2vec.min_count={settings.min_count} times in the training "
+                    "documents; lower it, or prepare more text"
+                )
+            found = _stoppable_train(documents, counts, settings, seed, threads, partial / folders.TASKS)
+            matrix = np.zeros((vocab_size, settings.vector_size), dtype=np.float32)
+            matrix[trusted] = found
+        draw(matrix, trusted, seed)
+        folders.write_manifest(
+            partial,
+            KIND,
+            made_from,
+            vocab_size=vocab_size,
+            vector_size=settings.vector_size,
+            tokenizer_xxh3=manifest["tokenizer_xxh3"],
+            vectors_xxh3=write_array(partial / VECTORS, matrix),
+            counts_xxh3=write_array(partial / COUNTS, counts),
+            tokens=documents.tokens,
+            coverage={
+                "entries": float(trusted.mean()),
+                "tokens": float(counts[trusted].sum() / max(1, documents.tokens)),
+            },
+            history=[*manifest["history"], {"stage": KIND, "settings": {**dataclasses.asdict(settings), "seed": seed}}],
+        )
+    return True
+
+
+def _stoppable_train(*arguments: Any) -> np.ndarray:
+    try:
+        return train(*arguments)
+    except KeyboardInterrupt:
+        atexit.register(os._exit, EXIT_INTERRUPTED)  # gensim's threads compute on, and can only be left
+        raise
+
+
+def describe(folder: Path) -> str:
+    """Size and coverage of a folder of vectors, as a line."""
+    content = read_manifest(folder, KIND)
+    entries, tokens = content["coverage"]["entries"], content["coverage"]["tokens"]
+    how = "taken over" if content["made_from"]["settings"]["ready_made"] else "trained"
+    return (
+        f"{content['vocab_size']:,} entries of {content['vector_size']} numbers, {entries:.2%} of them {how}, "
+        f"which stand for {tokens:.2%} of the training tokens; the others drawn"
+    )
+
+
+@command
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.word2vec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, help="that train (one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the recipe's section `word2vec`")
+    arguments = parser.parse_intermixed_args()
+    settings = section(Word2Vec, KIND, arguments.settings)
+    written = make(arguments.shards, arguments.tokenizer, arguments.out, settings, arguments.seed, arguments.threads)
+    print(f"{arguments.out} {'written' if written else 'is up to date'}: {describe(arguments.out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,8 +23,8 @@ def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:
 
     The vectors are trained by `threads` of this machine (one a core).
     """
-    folder = Path(recipe.data.folder)
-    corpus_folder, tokenizer_folder, shards_folder = (folder / name for name in ("corpus", "tokenizer", "shards"))
+    folder, tokenizer_folder = recipe.text_folder, recipe.tokenizer_folder
+    corpus_folder, shards_folder = folder / "corpus", Path(recipe.data.folder) / "shards"
     if folders.is_current(shards_folder, "shards", folders.ADOPTED):
         print(f"{shards_folder}: adopted, used as it is; {_counts(shards_folder, 'shards')}", flush=True)
     else:

@@ -66,7 +66,7 @@ def export(
     return again
 
 
-def model_card(recipe: Recipe, measured: Mapping[str, str], data: str, command: str) -> str:
+def model_card(recipe: Recipe, measured: Mapping[str, str], data: str, command: str, mask_token: str) -> str:
     """The export's README: what it is, from which data and recipe, and what was measured."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in measured.items())
     return f"""---
@@ -81,7 +81,7 @@ A masked language model ({recipe.model["model_type"]}), pretrained from scratch.
 ```python
 from transformers import pipeline
 
-pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")("The name of the <mask>.")
+pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")("The name of the {mask_token}.")
 ```
 
 ## Data

@@ -7,7 +7,8 @@ to look at neighbours. Figures of both are in docs/log.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from scaler.errors import ScalerError
 POSITION_AMPLITUDE = 0.07  # root mean square of the position embeddings
 HEAD_STRENGTH = 1.3  # of the written part of query and key
 RANDOM_SHARE = 0.2  # of their random part, which is kept
+ROWS_AT_ONCE = 8192
 
 
 def start_from_unigram(model: PreTrainedModel, unigram_counts: np.ndarray) -> None:
@@ -33,6 +35,32 @@ def start_from_unigram(model: PreTrainedModel, unigram_counts: np.ndarray) -> No
     with torch.no_grad():
         decoder.bias[: len(log_frequency)] = log_frequency - log_frequency.mean()
         decoder.bias[len(log_frequency) :] = log_frequency.min() - log_frequency.mean()
+
+
+def scale_of_vectors(vectors: np.ndarray, initializer_range: float) -> float:
+    """The factor that gives vectors (entries, width) the root mean square of the model's own random weights.
+
+    Word vectors are some ten times as long, and would saturate attention and the head from the first step on.
+    """
+    squares = sum(float(np.square(some, dtype=np.float64).sum()) for some in _stretches(vectors))
+    return initializer_range / math.sqrt(squares / vectors.size)
+
+
+def start_from_vectors(model: PreTrainedModel, vectors: np.ndarray) -> None:
+    """Take word vectors (entries, width), scaled, as the token embeddings; the padding token keeps its own, zero."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    scale, start = scale_of_vectors(vectors, model.config.initializer_range), 0
+    with torch.no_grad():
+        for some in _stretches(vectors):
+            embedding.weight[start : start + len(some)] = torch.from_numpy(some * np.float32(scale))
+            start += len(some)
+        if embedding.padding_idx is not None:
+            embedding.weight[embedding.padding_idx] = 0
+
+
+def _stretches(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """Some thousand rows at a time, for all of them are as large as the rest of the model."""
+    return (vectors[start : start + ROWS_AT_ONCE] for start in range(0, len(vectors), ROWS_AT_ONCE))
 
 
 def look_at_neighbours(model: PreTrainedModel, offsets: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from scaler import ds_config, initialisation, model, prepared, recipe, run_folder, world
+from scaler import ds_config, embeddings, initialisation, model, prepared, recipe, run_folder, word_vectors, world
 from scaler.batches import RowReader
 from scaler.command_line import chosen_recipe, run_recipe
 from scaler.errors import ScalerError
@@ -23,10 +23,10 @@ DEFAULT_DS_CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zer
 # Settings that decide nothing of what is learned may change from one start of a run to the next ...
 FREE = (
     *("name", "checkpoint", "faults", "training.log_every", "training.evaluate_every", "training.max_micro_rows"),
-    *("training.patience", "data.folder"),  # whose content is compared by its checksums
+    *("training.patience", "data.folder", "data.text_folder"),  # whose content is compared by its checksums
 )
 # ... and others cannot change at all.
-FIXED = ("model", "data.seq_len", "tokenizer", "optimizer.name")
+FIXED = ("model", "data.seq_len", "tokenizer", "optimizer.name", "optimizer.frozen_embeddings")
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,22 @@ def _within(key: str, sections: Iterable[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
+def vectors(job: Job) -> word_vectors.WordVectors:
+    """The word vectors that the token embeddings start from, opened and verified. Raises ScalerError where they do not
+    belong to data and model.
+    """
+    width = embeddings.width(job.config)
+    return word_vectors.read(job.recipe.word2vec_folder, job.data.manifest.tokenizer_xxh3, width)
+
+
 def starting_point(job: Job, unigram_counts: np.ndarray) -> PreTrainedModel:
     """The model that training begins with, the same on every rank."""
     settings = job.recipe
     network = model.build(job.config, settings.seed)
+    if settings.initialisation.word2vec:
+        initialisation.start_from_vectors(network, vectors(job).vectors)
+    if settings.optimizer.frozen_embeddings:
+        embeddings.freeze(network)
     if settings.initialisation.unigram_bias:
         initialisation.start_from_unigram(network, unigram_counts)
     if settings.initialisation.neighbour_heads:

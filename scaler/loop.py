@@ -25,6 +25,7 @@ from scaler import (
     watchdog,
     world,
 )
+from scaler.embeddings import TokenEmbeddings
 from scaler.faults import Verdict
 from scaler.job import Job
 from scaler.progress import Progress
@@ -38,6 +39,7 @@ class Running:
     job: Job
     here: world.World
     engine: Any
+    embeddings: TokenEmbeddings
     progress: Progress
     saves: resume.Saves
     log: metrics.RunLog | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -243,6 +243,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+def what_trains(model: nn.Module, weight_decay: float) -> list[tuple[str, int, str]]:
+    """Each group of parameters: its name, how many they are, and how they are trained."""
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    rows = [("token embeddings", frozen, "frozen")] if frozen else []
+    for group in parameter_groups(model, weight_decay):
+        name, decay = str(group["name"]), group["weight_decay"]
+        others = "other " if frozen and name == "embeddings" else ""
+        trained = f"trained, weight decay {decay:g}" if decay else "trained, no weight decay"
+        rows.append((others + name, sum(parameter.numel() for parameter in group["params"]), trained))
+    return rows
+
+
+def render_table(rows: Iterable[Sequence[Any]]) -> str:
+    """What trains, as lines for people."""
+    return "\n".join(f"{name:<20} {count:>13,}  {how}" for name, count, how in rows)
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(all, trainable) parameters, tied ones counted once."""
     parameters = list(model.parameters())
@@ -252,14 +269,16 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def flops_per_row(model: PreTrainedModel, seq_len: int, masked: int) -> float:
     """Floating-point operations of one row's forward and backward pass.
 
-    6 per weight and token for matrix multiplications (2 forward, 4 backward: Kaplan et al. 2020, section 2.1), for the
-    head on the masked tokens alone, and 12 * layers * hidden * seq_len per token for the attention scores and sums,
-    counted over the whole row although documents are kept apart. Lookups, norms and activations count as nothing.
+    6 per weight and token for matrix multiplications (2 forward, 4 backward: Kaplan et al. 2020, section 2.1), 4 for a
+    frozen one, for the head on the masked tokens alone, and 12 * layers * hidden * seq_len per token for the attention
+    scores and sums, counted over the whole row although documents are kept apart. Lookups, norms and activations count
+    as nothing.
     """
     encoder = {id(m) for m in model.base_model.modules()}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    in_encoder = sum(m.weight.numel() for m in linears if id(m) in encoder)
-    in_head = sum(m.weight.numel() for m in linears if id(m) not in encoder)
+    of_weights = {id(m): (6 if m.weight.requires_grad else 4) * m.weight.numel() for m in linears}
+    in_encoder = sum(operations for module, operations in of_weights.items() if module in encoder)
+    in_head = sum(operations for module, operations in of_weights.items() if module not in encoder)
     config = model.config
     attention = 12 * config.num_hidden_layers * config.hidden_size * seq_len
-    return float(seq_len * (6 * in_encoder + attention) + masked * 6 * in_head)
+    return float(seq_len * (in_encoder + attention) + masked * in_head)

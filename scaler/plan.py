@@ -10,8 +10,8 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from scaler import ds_config, initialisation, model
-from scaler.job import Job
+from scaler import ds_config, embeddings, head, initialisation, model
+from scaler.job import Job, vectors
 
 FP32_BYTES = 4
 
@@ -19,14 +19,22 @@ FP32_BYTES = 4
 def empty_model(job: Job) -> PreTrainedModel:
     """The job's model without memory behind its weights."""
     with torch.device("meta"):
-        return model.build(job.config, job.recipe.seed)
+        network = model.build(job.config, job.recipe.seed)
+    if job.recipe.optimizer.frozen_embeddings:
+        embeddings.freeze(network)
+    return network
 
 
 def memory_per_rank(job: Job, parameters: int, trainable: int) -> dict[str, int]:
     """Bytes that one rank needs, by what for; other activations than the largest one come on top."""
     memory = ds_config.memory_per_rank(job.resolved, parameters, trainable)
-    # the largest single activation, forward and backward: the masked positions' scores, in fp32 for the loss
-    memory["logits"] = 2 * job.batch.micro_rows * job.rows["train"].masked * job.config.vocab_size * FP32_BYTES
+    # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
+    positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
+    at_once = head.positions_at_once(entries)
+    memory["logits"] = 2 * min(positions, at_once) * entries * FP32_BYTES
+    if positions > at_once and not job.recipe.optimizer.frozen_embeddings:
+        # a wide head has its weight's gradient before the backward pass begins
+        memory["head"] = entries * embeddings.width(job.config) * FP32_BYTES
     return memory
 
 
@@ -41,6 +49,8 @@ def plan(job: Job) -> dict[str, Any]:
     recipe, resolved, batch, rows = job.recipe, job.resolved, job.batch, job.rows
     empty = empty_model(job)
     # on the meta device this computes nothing, but it refuses what it cannot do
+    if recipe.initialisation.word2vec:
+        vectors(job)
     if recipe.initialisation.neighbour_heads:
         initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
     parameters, trainable = model.count_parameters(empty)
@@ -55,6 +65,7 @@ def plan(job: Job) -> dict[str, Any]:
         "batch": asdict(batch),
         "parameters": parameters,
         "trainable_parameters": trainable,
+        "what_trains": [list(row) for row in model.what_trains(empty, recipe.optimizer.weight_decay)],
         "rows": {
             split: {
                 "rows": len(reader.rows),
@@ -97,6 +108,7 @@ ds_config
 {_indent(json.dumps(content["ds_config"], indent=2))}
 model        {content["parameters"]:,} parameters, {content["trainable_parameters"]:,} of them trained, \
 {content["bytes_per_weight"]} bytes each
+{_indent(model.render_table(content["what_trains"]))}
 rows         {train["rows"]:,} for training, {train["real_token_share"]:.2%} real tokens, \
 {train["masked_per_row"]} masked in each; {heldout["rows"]:,} held out
 batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \

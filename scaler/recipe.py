@@ -19,6 +19,7 @@ from scaler.schedule import SHAPES
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
+EXTENDS = "extends"  # names the recipe that a file changes
 Section = typing.TypeVar("Section")
 
 
@@ -199,6 +200,7 @@ class Data:
 
     folder: str
     seq_len: int
+    text_folder: str | None = None  # holds corpus/, clean/ and dedup/ instead, which several tokenizers may share
 
     def __post_init__(self) -> None:
         _require(self.seq_len >= 8, "data.seq_len", self.seq_len, "a row has at least 8 tokens")
@@ -222,6 +224,7 @@ class Initialisation:
 
     unigram_bias: bool = False  # the decoder's bias at the log-frequency of each token
     neighbour_heads: tuple[int, ...] = ()  # offsets that the first layer's heads look at
+    word2vec: bool = False  # token embeddings from the vectors that the section `word2vec` makes
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,7 @@ class Optimizer:
     weight_decay: float = 0.01
     momentum: float = 0.9  # of SGD
     embedding_rate: float = 1.0  # learning rate of the embeddings, as a multiple
+    frozen_embeddings: bool = False  # the token embeddings stay as they are: no gradient, no optimizer state, no decay
 
     def __post_init__(self) -> None:
         _require(self.name in ("adamw", "sgd"), "optimizer.name", self.name, "it is adamw or sgd")
@@ -335,6 +339,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "it is at least 0 and below 2**63")
+        wanted = self.initialisation.word2vec
+        rule = "a section word2vec has to say where the vectors come from"
+        _require(not wanted or self.word2vec is not None, "initialisation.word2vec", wanted, rule)
+
+    @property
+    def text_folder(self) -> Path:
+        """Where corpus, clean and dedup lie."""
+        return Path(self.data.text_folder or self.data.folder)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -376,14 +388,27 @@ def load(name_or_path: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> R
     Raises: ScalerError that names the key, the rule and the nearest known key.
     """
     path = find(name_or_path)
+    content = _content(path, ())
+    content["name"] = content.get("name", path.stem)
+    return typing.cast(Recipe, settings.build(Recipe, settings.apply(content, overrides), ""))
+
+
+def _content(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file says, on top of the recipe that it extends, if any; `readers` came here by extending."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ScalerError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ScalerError(f"{path}: a recipe is a mapping of sections; see {RECIPES / 'quickstart.yaml'}")
-    content.setdefault("name", path.stem)
-    return typing.cast(Recipe, settings.build(Recipe, settings.apply(content, overrides), ""))
+    if EXTENDS not in content:
+        return content
+    base = find(str(content.pop(EXTENDS)))
+    if base in (*readers, path):
+        raise ScalerError(f"{path}: extends {base}, which extends it; take one of the two out")
+    whole = settings.merged(_content(base, (*readers, path)), content)
+    whole["name"] = content.get("name", path.stem)  # and not that of the other
+    return whole
 
 
 def section(kind: type[Section], name: str, overrides: Sequence[str]) -> Section:

@@ -85,6 +85,15 @@ def apply(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return content
 
 
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping of mappings with changes, each key by itself; lists are taken whole."""
+    both = {
+        name: merged(base[name], value) if isinstance(base.get(name), dict) and isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return {**base, **both}
+
+
 def plain(value: Any) -> Any:
     """A mapping of mappings and tuples with lists for the tuples, as YAML and JSON have them."""
     if isinstance(value, dict):

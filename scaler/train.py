@@ -18,6 +18,7 @@ import torch
 
 from scaler import (
     checkpoint,
+    embeddings,
     heldout,
     job,
     loop,
@@ -94,7 +95,9 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     device = world.device(here)
     unigram_counts = world.attempt(this.data.manifest.unigram_counts, here)
     network = world.attempt(lambda: job.starting_point(this, unigram_counts), here)
-    parameters, _ = model.count_parameters(network)
+    parameters, trainable = model.count_parameters(network)
+    token_embeddings = embeddings.note(network, resume.precision(this.resolved) == "bf16")
+    table = model.render_table(model.what_trains(network, recipe.optimizer.weight_decay))
     flops_per_row = model.flops_per_row(network, recipe.data.seq_len, this.rows["train"].masked)
     engine = world.attempt(lambda: engines.Engine(model.MaskedLM(network), recipe.optimizer, this.resolved), here)
     lock = world.attempt(lambda: run_folder.lock(run_dir) if here.is_first else None, here)
@@ -126,7 +129,8 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     unigram = heldout.unigram_entropy(this.rows["heldout"], unigram_counts)
     meter = metrics.Meter(training.rows, recipe.data.seq_len, flops_per_row / ceiling)
     tell(
-        f"{run_dir}: {parameters:,} parameters, {here.size} ranks, ZeRO-{engine.stage}, "
+        f"{table}\n"
+        f"{run_dir}: {parameters:,} parameters, {trainable:,} of them trained, {here.size} ranks, ZeRO-{engine.stage}, "
         f"{resume.precision(this.resolved)}, {training.steps:,} steps of {training.rows} x {recipe.data.seq_len} "
         f"tokens ({this.batch.micro_rows} rows x {this.batch.accumulation} accumulation a rank); "
         f"matrix-multiply ceiling {ceiling / 1e9:,.0f} GFLOP/s; started in {time.perf_counter() - started:.0f} s"
@@ -134,7 +138,9 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     requests = stop.StopRequests(run_dir if here.is_first else None)
     dog = watchdog.Watchdog(run_dir, here, recipe.faults.hang_seconds)
     engine.watch = checkpoints.watch = dog.beat
-    return loop.Running(this, here, engine, progress, saves, log, tell, meter, unigram, requests, dog, lock)
+    return loop.Running(
+        this, here, engine, token_embeddings, progress, saves, log, tell, meter, unigram, requests, dog, lock
+    )
 
 
 def run(arguments: argparse.Namespace, here: world.World, engines: ModuleType) -> None:
@@ -167,9 +173,10 @@ def end(running: loop.Running, stopped_by: str | None, started: float) -> None:
             running.progress = running.saves.best(progress)
         measured = loop.evaluated(running)
         state = running.engine.full_state()
+        became = world.attempt(lambda: running.embeddings.said_of(state), running.here)
         if running.log:
             with naming_full_disk(run_dir):
-                finish(running, running.log, state, measured, time.perf_counter() - started)
+                finish(running, running.log, state, measured, became, time.perf_counter() - started)
                 run_folder.set_state(run_dir, "finished", step=progress.step, steps=steps)
 
 
@@ -178,6 +185,7 @@ def finish(
     log: metrics.RunLog,
     state: dict[str, torch.Tensor],
     measured: heldout.HeldOut,
+    became: str,
     seconds: float,
 ) -> None:
     """Write the picture, the export and its card; the first rank's last act."""
@@ -197,17 +205,19 @@ def finish(
             "held-out masked accuracy": f"{measured.masked_accuracy:.2%}",
             "training loss, last logged": f"{losses[-1]:.3f} nats" if losses else "not logged",
             "optimizer steps": f"{progress.step:,}",
+            "token embeddings": became,
             "tokens seen or stepped over": f"{progress.consumed_rows * recipe.data.seq_len:,}",
             "time": f"{metrics.duration(seconds)} on {here.size} ranks, since the last start",
         },
         f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
         f"tokens for training, {manifest.count('heldout', 'documents'):,} documents held out.",
         "deepspeed scaler/train.py --recipe recipe.yaml --deepspeed_config ds_config.json",
+        str(this.data.tokenizer.mask_token),
     )
     folder = log.run_dir / "export"
     export(state, model.build(this.config, recipe.seed), this.data.tokenizer, card, folder)
     running.say(
-        f"done in {metrics.duration(seconds)}: held-out loss {measured.loss:.3f}, "
+        f"{became}\ndone in {metrics.duration(seconds)}: held-out loss {measured.loss:.3f}, "
         f"{unigram - measured.loss:.2f} nats under the unigram entropy\n"
         f"  {picture}\n  {folder}\n"
         f"  tensorboard --logdir {log.run_dir.parent}\n  python -m scaler.fill_mask {log.run_dir}"

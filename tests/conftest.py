@@ -51,6 +51,17 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
     return documents
 
 
+def make_sentences(count: int = 3000) -> list[str]:
+    """Sentences over 900 words, some of them rare, with capitals and accents."""
+    chance = random.Random(1)
+    made = ["".join(chance.choice("aeiou") + chance.choice("bdklmnprstz") for _ in range(4)) for _ in range(900)]
+    sentences = []
+    for number in range(count):
+        some = [made[min(int(chance.expovariate(1 / 120)), 899)] for _ in range(12)]
+        sentences.append(" ".join([some[0].title(), *some[1:]]) + (" Caf\u00e9!" if number % 10 == 0 else "."))
+    return sentences
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over a small local text file, its data prepared."""

@@ -25,6 +25,7 @@ LAYERS = {
             "ds_config",
             "head",
             "model",
+            "embeddings",
             "initialisation",
             "prepared",
             "run_folder",

@@ -1,10 +1,10 @@
 """Vocabularies that BERT's tokenizer reads: trained pieces, and whole words with pieces behind them."""
 
-import random
 from collections import Counter
 
 import pytest
 import torch
+from conftest import make_sentences
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
 from data_prep import corpus as corpus_stage
@@ -18,19 +18,10 @@ WORDS = Tokenizer(700, kind="words", lowercase=True, pieces=350)
 PIECES = Tokenizer(400, kind="wordpiece", lowercase=True)
 
 
-def words():
-    """900 words, some of them rare, as one text after another."""
-    chance = random.Random(1)
-    made = ["".join(chance.choice("aeiou") + chance.choice("bdklmnprstz") for _ in range(4)) for _ in range(900)]
-    for number in range(3000):
-        some = [made[min(int(chance.expovariate(1 / 120)), 899)] for _ in range(12)]
-        yield " ".join([some[0].title(), *some[1:]]) + (" Caf\u00e9!" if number % 10 == 0 else ".")
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
-    (folder / "text.txt").write_text("\n".join(words()), encoding="utf-8")
+    (folder / "text.txt").write_text("\n".join(make_sentences()), encoding="utf-8")
     source = Source(str(folder / "text.txt"), text_unit="line")
     corpus_stage.make(Corpus(sources=(source,)), folder / "corpus", Team())
     return folder / "corpus"

@@ -1,0 +1,102 @@
+"""Run by test_embeddings.py: trainings whose token embeddings are frozen or updated; what came of them, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from ranks import ROOT, before_step, ended, forked
+from safetensors import safe_open
+
+from scaler import checkpoint_folder, loop
+
+STEPS = 12
+SETTINGS = [f"training.steps={STEPS}", "training.evaluate_every=6", "checkpoint.every=6", "training.max_micro_rows=6"]
+FROZEN = "optimizer.frozen_embeddings=true"
+COLLECTIVES = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor")
+
+
+def counting(file: Path):
+    """A patch: write down how many bytes the first rank hands to collectives in its third step."""
+
+    def patch() -> None:
+        inner, moved = loop.train_batch, [0]
+        for name in COLLECTIVES:
+            setattr(torch.distributed, name, _counted(getattr(torch.distributed, name), moved))
+
+        def train_batch(engine, this, progress, here):
+            moved[0] = 0
+            found = inner(engine, this, progress, here)
+            if progress.step == 2 and here.is_first:
+                file.write_text(str(moved[0]))
+            return found
+
+        loop.train_batch = train_batch
+
+    return patch
+
+
+def _counted(collective, moved):
+    def call(*arguments, **options):
+        tensors = [some for some in (*arguments, *options.values()) if isinstance(some, torch.Tensor)]
+        moved[0] += max((some.numel() * some.element_size() for some in tensors), default=0)
+        return collective(*arguments, **options)
+
+    return call
+
+
+def meddling() -> None:
+    """A patch: one number of the frozen matrix changes in the ninth step, on all ranks."""
+    inner = loop.train_batch
+
+    def train_batch(engine, this, progress, here):
+        if progress.step == 8:
+            engine.module.model.get_input_embeddings().weight.data[7, 3] += 1.0
+        return inner(engine, this, progress, here)
+
+    loop.train_batch = train_batch
+
+
+def run(folder: Path, recipe: Path, *settings: str, config: Path | str = "zero2", patches=(lambda: None,)):
+    """Train on two ranks, once for each patch, in one run's folder."""
+    path = config if isinstance(config, Path) else ROOT / "ds_configs" / f"{config}.json"
+    folder.mkdir()
+    arguments = ["--recipe", recipe, "--run_dir", folder / "run", "--deepspeed_config", path, *SETTINGS, *settings]
+    statuses = [ended(forked(2, arguments, folder / "log.txt", patch)) for patch in patches]
+    found = {"statuses": statuses, "said": (folder / "log.txt").read_text(), "run": str(folder / "run"), "stored": {}}
+    if (folder / "traffic").is_file():
+        found["traffic"] = int((folder / "traffic").read_text())
+    for number, path in enumerate(checkpoint_folder.found(folder / "run" / "checkpoints")):
+        for file in sorted(path.glob("rank_*.safetensors")) if number == 0 else ():
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (no mapping)
+                    kind, _, rest = key.partition("/")
+                    numbers = found["stored"].setdefault(rest.rpartition("/")[0], {})
+                    numbers[kind] = numbers.get(kind, 0) + tensors.get_slice(key).get_shape()[0]
+    return found
+
+
+def main() -> None:
+    recipe, folder = map(Path, sys.argv[1:])
+    bf16 = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    bf16["bf16"]["enabled"] = True
+    (folder / "bf16.json").write_text(json.dumps(bf16))
+    stop = before_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    outcomes = {
+        "updated": run(folder / "updated", recipe, patches=[counting(folder / "updated" / "traffic")]),
+        "frozen": run(folder / "frozen", recipe, FROZEN, patches=[counting(folder / "frozen" / "traffic")]),
+        "frozen_zero3": run(folder / "frozen_zero3", recipe, FROZEN, config="zero3"),
+        "frozen_bf16": run(folder / "frozen_bf16", recipe, FROZEN, config=folder / "bf16.json"),
+        "frozen_stopped": run(folder / "frozen_stopped", recipe, FROZEN, patches=[stop, lambda: None]),
+        "thawed": run(folder / "thawed", recipe, FROZEN, "--allow_changes", patches=[stop]),
+        "meddled": run(folder / "meddled", recipe, FROZEN, patches=[meddling]),
+    }
+    (folder / "figures.json").write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()

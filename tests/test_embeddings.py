@@ -1,0 +1,214 @@
+"""Token embeddings that begin as word vectors: frozen they cost nothing and stay to the last bit, updated they move."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_sentences
+from transformers import AutoModelForMaskedLM
+
+from data_prep.__main__ import prepare
+from data_prep.team import Team
+from scaler import embeddings, head, initialisation, job, model, prepared, train, word_vectors
+from scaler.batches import Vocabulary
+from scaler.errors import ScalerError
+from scaler.recipe import load
+
+ENTRIES, WIDTH = 700, 32
+RECIPE = f"""
+corpus: {{sources: [{{source: TEXT, text_unit: line}}], heldout_percent: 8, test_percent: 4}}
+dedup: {{exact: false, near: false}}
+tokenizer: {{kind: words, lowercase: true, vocab_size: {ENTRIES}, pieces: 350}}
+data: {{folder: FOLDER, seq_len: 32}}
+word2vec: {{vector_size: {WIDTH}, epochs: 2, min_count: 2}}
+model: {{model_type: distilbert, n_layers: 2, dim: {WIDTH}, hidden_dim: 64, n_heads: 4, max_position_embeddings: 32,
+        dropout: 0.0, attention_dropout: 0.0}}
+objective: {{mask_probability: 0.25}}
+initialisation: {{word2vec: true}}
+optimizer: {{learning_rate: 1.0e-3}}
+schedule: {{warmup_share: 0.1}}
+training: {{steps: 12, rows: 12, max_micro_rows: 6}}
+"""
+NAME = "distilbert.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vectors")
+    (folder / "text.txt").write_text("\n".join(make_sentences()), encoding="utf-8")
+    text = RECIPE.replace("TEXT", str(folder / "text.txt")).replace("FOLDER", str(folder / "data"))
+    (folder / "vectors.yaml").write_text(text, encoding="utf-8")
+    prepare(load(str(folder / "vectors.yaml")), Team(), threads=1)
+    return folder / "vectors.yaml"
+
+
+@pytest.fixture(scope="module")
+def vectors(recipe_file):
+    recipe = load(str(recipe_file))
+    xxh3 = prepared.open_prepared(recipe).manifest.tokenizer_xxh3
+    return word_vectors.read(recipe.word2vec_folder, xxh3, WIDTH).vectors
+
+
+@pytest.fixture(scope="module")
+def outcomes(recipe_file, worker_figures):
+    return worker_figures(sys.executable, ROOT / "tests" / "embeddings_worker.py", recipe_file)
+
+
+def network_for(recipe_file, *overrides):
+    recipe = load(str(recipe_file), overrides)
+    data = prepared.open_prepared(recipe)
+    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    return model.build(config, recipe.seed)
+
+
+def started(recipe_file, *overrides):
+    """The model that training begins with."""
+    arguments = train.parse(["--recipe", str(recipe_file), *overrides])
+    this = job.resolve(arguments, train.world.World())
+    return job.starting_point(this, this.data.manifest.unigram_counts())
+
+
+def exported(outcome):
+    return AutoModelForMaskedLM.from_pretrained(Path(outcome["run"]) / "export")
+
+
+# ---- the starting point
+
+
+def test_word_vectors_get_the_scale_of_the_models_own_weights(recipe_file, vectors):
+    network = network_for(recipe_file)
+    own, weight = network.distilbert.embeddings.word_embeddings.weight.detach().clone(), None
+    initialisation.start_from_vectors(network, vectors)
+    weight = network.distilbert.embeddings.word_embeddings.weight.detach()
+    wide = float(weight.square().mean().sqrt())
+    assert wide == pytest.approx(network.config.initializer_range, rel=2e-3)  # but for the padding's row
+    scale = initialisation.scale_of_vectors(vectors, network.config.initializer_range)
+    assert torch.allclose(weight[1:], torch.from_numpy(vectors[1:] * np.float32(scale)))
+    assert not weight[0].any()  # [PAD]
+    assert float(own.square().mean().sqrt()) == pytest.approx(wide, rel=0.05)
+    assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
+
+
+def test_training_begins_with_the_vectors_row_by_row(recipe_file, vectors):
+    weight = started(recipe_file).get_input_embeddings().weight.detach().numpy()
+    cosine = (
+        (weight[1:] * vectors[1:]).sum(1) / np.linalg.norm(weight[1:], axis=1) / np.linalg.norm(vectors[1:], axis=1)
+    )
+    assert cosine.min() > 0.9999
+    other = started(recipe_file, "initialisation.word2vec=false").get_input_embeddings().weight.detach().numpy()
+    assert not np.allclose(weight, other)
+
+
+def test_a_model_of_another_width_is_refused_and_vectors_are_needed(recipe_file, tmp_path):
+    with pytest.raises(ScalerError, match=r"vectors of 32 numbers, but 64 are needed"):
+        started(recipe_file, "model.dim=64")
+    with pytest.raises(ScalerError, match=r"initialisation.word2vec=True, but a section word2vec has to say where"):
+        load("quickstart", ["initialisation.word2vec=true"])
+
+
+# ---- the shape of the published models
+
+
+def test_the_published_sizes_are_met_and_freezing_leaves_43_million():
+    def built(name):
+        recipe = load(name)
+        entries = recipe.tokenizer.vocab_size
+        vocabulary = Vocabulary(entries, 2, 3, 0, 4, (0, 1, 2, 3, 4))
+        with torch.device("meta"):
+            return recipe, model.build(model.configuration(recipe.model, vocabulary, entries, recipe.data.seq_len), 0)
+
+    recipe, network = built("distilbert_256k_frozen")
+    assert model.count_parameters(network) == (240_378_112, 240_378_112)
+    assert recipe.optimizer.frozen_embeddings and not load("distilbert_256k_updated").optimizer.frozen_embeddings
+    embeddings.freeze(network)
+    assert model.count_parameters(network) == (240_378_112, 43_770_112)
+    rows = model.what_trains(network, 0.01)
+    assert rows[0] == ("token embeddings", 256_000 * 768, "frozen")
+    assert sum(count for _, count, _ in rows) == 240_378_112
+    assert model.count_parameters(built("distilbert_mix")[1])[0] == 66_985_530
+
+
+def test_a_frozen_matrix_has_no_gradient_and_needs_fewer_operations(recipe_file):
+    data = prepared.open_prepared(load(str(recipe_file)))
+    network = network_for(recipe_file)
+    updated = model.flops_per_row(network, 32, 8)
+    embeddings.freeze(network)
+    assert updated - model.flops_per_row(network, 32, 8) == 8 * 2 * ENTRIES * WIDTH
+    rows = data.rows("train", load(str(recipe_file)), 0).at(0, 4)
+    for at_once in (head.SCORES_AT_ONCE, ENTRIES * 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(head, "SCORES_AT_ONCE", at_once)
+            network.zero_grad()
+            model.MaskedLM(network.train())(rows)[0].backward()
+        without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+        assert without == [NAME]
+
+
+# ---- through the engine
+
+
+@pytest.mark.parametrize("name", ["frozen", "frozen_zero3", "frozen_stopped"])
+def test_a_frozen_matrix_is_the_same_to_the_last_bit(outcomes, recipe_file, name):
+    outcome = outcomes[name]
+    assert outcome["statuses"][-1] == [0, 0], outcome["said"]
+    before = started(recipe_file).get_input_embeddings().weight
+    after = exported(outcome).get_input_embeddings().weight
+    assert torch.equal(before, after)
+    assert f"{NAME} (700 x 32): frozen, checksum {embeddings.digest(before, torch.float32)}" in outcome["said"]
+
+
+def test_in_bf16_it_stays_as_bf16_rounds_it(outcomes, recipe_file):
+    outcome = outcomes["frozen_bf16"]
+    assert outcome["statuses"] == [[0, 0]], outcome["said"]
+    before = started(recipe_file).get_input_embeddings().weight
+    assert torch.equal(before.bfloat16().float(), exported(outcome).get_input_embeddings().weight)
+    assert f"frozen, checksum {embeddings.digest(before, torch.bfloat16)}" in outcome["said"]
+
+
+def test_an_updated_matrix_has_another_checksum(outcomes, recipe_file):
+    outcome = outcomes["updated"]
+    assert outcome["statuses"] == [[0, 0]], outcome["said"]
+    before, after = (some.get_input_embeddings().weight for some in (started(recipe_file), exported(outcome)))
+    first, last = (embeddings.digest(some, torch.float32) for some in (before, after))
+    assert f"{NAME} (700 x 32): {first} became {last}" in outcome["said"] and first != last
+
+
+@pytest.mark.parametrize("name", ["frozen", "frozen_zero3"])
+def test_all_else_trains_and_alone_has_optimizer_state(outcomes, recipe_file, name):
+    stored = outcomes[name]["stored"]
+    assert stored.pop(NAME) == {"frozen": ENTRIES * WIDTH}
+    for parameter, kinds in stored.items():
+        assert set(kinds) == {"weight", "exp_avg", "exp_avg_sq"}, parameter
+    before, after = (dict(some.named_parameters()) for some in (started(recipe_file), exported(outcomes[name])))
+    assert [key for key in before if torch.equal(before[key], after[key])] == [NAME]
+    assert set(outcomes["updated"]["stored"][NAME]) == {"weight", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_frozen_matrix_is_in_no_collective(outcomes):
+    saved = outcomes["updated"]["traffic"] - outcomes["frozen"]["traffic"]
+    matrix = 4 * ENTRIES * WIDTH
+    assert 1.5 * matrix < saved < 2.6 * matrix  # its gradient is reduced once, and the new weights gathered
+
+
+def test_a_run_says_what_trains(outcomes):
+    assert "token embeddings            22,400  frozen" in outcomes["frozen"]["said"]
+    assert "embeddings                  23,424  trained, weight decay 0.01" in outcomes["updated"]["said"]
+
+
+def test_a_frozen_matrix_that_changed_is_not_exported(outcomes):
+    outcome = outcomes["meddled"]
+    assert outcome["statuses"] == [[2, 2]]
+    assert f"{NAME} (700 x 32) was to stay frozen, but its checksum was" in outcome["said"]
+    assert not (Path(outcome["run"]) / "export").exists()
+    assert json.loads((Path(outcome["run"]) / "state.json").read_text())["state"] != "finished"
+
+
+def test_a_run_stays_frozen_or_updated(outcomes, call):
+    run = outcomes["thawed"]["run"]
+    assert outcomes["thawed"]["statuses"] == [[0, 0]]
+    settings = ("--run_dir", run, "--allow_changes", "--dry_run", "optimizer.frozen_embeddings=false")
+    status, _, error = call(train.main, *settings)
+    assert status == 2 and "the run has optimizer.frozen_embeddings=True, and not False; name another" in error

@@ -42,7 +42,7 @@ def scale_of_vectors(vectors: np.ndarray, initializer_range: float) -> float:
 
     Word vectors are some ten times as long, and would saturate attention and the head from the first step on.
     """
-    squares = sum(float(np.square(some, dtype=np.float64).sum()) for some in _stretches(vectors))
+    squares = sum(float(np.square(some, dtype=np.float64).sum()) for some in stretches(vectors))
     return initializer_range / math.sqrt(squares / vectors.size)
 
 
@@ -51,14 +51,14 @@ def start_from_vectors(model: PreTrainedModel, vectors: np.ndarray) -> None:
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     scale, start = scale_of_vectors(vectors, model.config.initializer_range), 0
     with torch.no_grad():
-        for some in _stretches(vectors):
+        for some in stretches(vectors):
             embedding.weight[start : start + len(some)] = torch.from_numpy(some * np.float32(scale))
             start += len(some)
         if embedding.padding_idx is not None:
             embedding.weight[embedding.padding_idx] = 0
 
 
-def _stretches(vectors: np.ndarray) -> Iterator[np.ndarray]:
+def stretches(vectors: np.ndarray) -> Iterator[np.ndarray]:
     """Some thousand rows at a time, for all of them are as large as the rest of the model."""
     return (vectors[start : start + ROWS_AT_ONCE] for start in range(0, len(vectors), ROWS_AT_ONCE))
 

@@ -75,6 +75,25 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [record for record in map(_whole, lines) if record is not None]
 
 
+def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Draw the held-out losses of runs, each by step, in one picture."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    for name, curve in curves.items():
+        axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=name)
+    axes.set(xlabel="optimizer step", ylabel="held-out masked-LM loss (nats)")
+    _save(figure, axes, path)
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    beside = path.with_name(f"{path.stem}.partial.png")
+    figure.savefig(beside)
+    plt.close(figure)
+    beside.replace(path)
+
+
 class Meter:
     """Loss and speed between two log lines, and the time that is left.
 
@@ -190,13 +209,8 @@ class RunLog:
         axes.plot(steps, losses, color="tab:blue", marker="o", markersize=3, label=f"held-out: {losses[-1]:.2f} nats")
         axes.axhline(unigram, color="tab:red", linestyle="--", label=f"unigram entropy: {unigram:.2f} nats")
         axes.set(xlabel="optimizer step", ylabel="masked-LM loss (nats)", title=self.run_dir.name)
-        axes.legend()
-        axes.grid(alpha=0.3)
-        path, beside = self.run_dir / "loss.png", self.run_dir / "loss.partial.png"
-        figure.tight_layout()
-        figure.savefig(beside)
-        plt.close(figure)
-        beside.replace(path)
+        path = self.run_dir / "loss.png"
+        _save(figure, axes, path)
         return path
 
     def close(self) -> None:

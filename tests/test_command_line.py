@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         {"deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes", "nodes", "ranks_per_node"},
         ["section.key=value"],
     ),
+    "scaler.embedding_report": ({"recipe", "out", "words", "until"}, ["runs/NAME"]),
     "scaler.status": ({"json"}, ["runs/NAME"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM
 
 from data_prep.__main__ import prepare
 from data_prep.team import Team
-from scaler import embeddings, head, initialisation, job, model, prepared, train, word_vectors
+from scaler import embedding_report, embeddings, head, initialisation, job, model, prepared, train, word_vectors
 from scaler.batches import Vocabulary
 from scaler.errors import ScalerError
 from scaler.recipe import load
@@ -212,3 +212,58 @@ def test_a_run_stays_frozen_or_updated(outcomes, call):
     settings = ("--run_dir", run, "--allow_changes", "--dry_run", "optimizer.frozen_embeddings=false")
     status, _, error = call(train.main, *settings)
     assert status == 2 and "the run has optimizer.frozen_embeddings=True, and not False; name another" in error
+
+
+# ---- the report
+
+
+def test_the_report_has_coverage_norms_neighbours_and_the_runs_losses(outcomes, recipe_file, vectors, call, tmp_path):
+    runs = [outcomes[name]["run"] for name in ("updated", "frozen")]
+    for name, run in zip(("updated", "frozen"), runs, strict=True):
+        (tmp_path / name).symlink_to(run)
+    out = tmp_path / "report"
+    options = ("--recipe", recipe_file, "--out", out, "--until", 6, tmp_path / "updated", tmp_path / "frozen")
+    status, said, error = call(embedding_report.main, *options)
+    assert status == 0, error
+    report = json.loads((out / "report.json").read_text())
+    assert (report["entries"], report["width"]) == (ENTRIES, WIDTH)
+    assert 0.3 < report["coverage"]["entries"] < 1 and report["coverage"]["tokens"] > 0.98
+    assert report["norms_scaled"]["p50"] == pytest.approx(report["norms"]["p50"] * report["scale"])
+    lengths = np.linalg.norm(vectors, axis=1)
+    assert report["norms"]["p50"] == pytest.approx(float(np.median(lengths)), rel=1e-5)
+    word, near = next(iter(report["neighbours"].items()))
+    assert word not in dict(near) and [cosine for _, cosine in near] == sorted(dict(near).values(), reverse=True)
+    assert word in said and f"{near[0][0]} {near[0][1]:.2f}" in said
+    assert [*report["runs"]] == ["updated", "frozen"] and [*report["runs"]["frozen"]] == ["0", "6"]
+    assert "frozen: held-out loss" in said and "at step 6" in said
+    assert (out / "runs.png").read_bytes().startswith(b"\x89PNG")
+    (labels,) = out.glob("projector/**/metadata.tsv")
+    (tensors,) = out.glob("projector/**/tensors.tsv")
+    names, rows = labels.read_text().splitlines(), tensors.read_text().splitlines()
+    assert len(names) == len(rows) and word in names
+    shown = np.array(rows[names.index(word)].split("\t"), dtype=float)
+    entry = prepared.load_tokenizer(load(str(recipe_file)).tokenizer_folder).convert_tokens_to_ids(word)
+    assert np.allclose(shown, vectors[entry], atol=1e-4)
+
+
+def test_neighbours_are_those_of_the_smallest_angle():
+    matrix = np.array([[1, 0], [2, 0.1], [0, 3], [-1, 0], [0.1, 1]], dtype=np.float32)
+    assert [entry for entry, _ in embedding_report.neighbours(matrix, 0, np.arange(5))] == [1, 4, 2, 3]
+    assert [entry for entry, _ in embedding_report.neighbours(matrix, 2, np.array([0, 3, 4]))] == [4, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--words", "nosuchword"], "--words nosuchword: no entry of"),
+        (["nowhere"], "nowhere: no held-out losses in its metrics.jsonl; name the folder of a run"),
+    ],
+)
+def test_a_report_on_what_is_not_there_is_refused(recipe_file, call, tmp_path, options, complaint):
+    status, _, error = call(embedding_report.main, "--recipe", recipe_file, "--out", tmp_path / "report", *options)
+    assert status == 2 and complaint in error and error.count("\n") == 1
+
+
+def test_a_report_on_a_recipe_without_vectors_is_refused(tiny_recipe_file, call, tmp_path):
+    status, _, error = call(embedding_report.main, "--recipe", tiny_recipe_file, "--out", tmp_path / "report")
+    assert status == 2 and "with a `word2vec` section in the recipe" in error and error.count("\n") == 1

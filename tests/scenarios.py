@@ -1,5 +1,7 @@
 """Run by test_survival.py: what can befall a run, one scenario after the other; what came of each, as JSON.
 
+By name, or all but those named with a dash before them.
+
 Each injects a fault into real training on forked ranks and gathers facts; the tests judge them.
 """
 
@@ -568,8 +570,11 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
 
 def main() -> None:
     recipe, *names, folder = sys.argv[1:]
+    without = {name.removeprefix("-") for name in names if name.startswith("-")}
     outcomes = {}
-    for name in names or SCENARIOS:
+    for name in [name for name in names if not name.startswith("-")] or SCENARIOS:
+        if name in without:
+            continue
         clock = time.monotonic()
         try:
             outcomes[name] = SCENARIOS[name](Scene(Path(folder) / name, Path(recipe)))

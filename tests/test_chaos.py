@@ -11,10 +11,10 @@ from conftest import ROOT
 
 
 @pytest.mark.parametrize("way_of_saving", [pytest.param("synchronous", marks=pytest.mark.slow), "asynchronous"])
-def test_a_run_interrupted_five_times_is_the_run_left_alone(tiny_recipe_file, run_command, tmp_path, way_of_saving):
+def test_a_run_interrupted_three_times_is_the_run_left_alone(tiny_recipe_file, run_command, tmp_path, way_of_saving):
     done = run_command(
         *(sys.executable, ROOT / "tests" / "chaos.py", "--recipe", tiny_recipe_file, "--folder", tmp_path / "chaos"),
-        *("--interruptions", 5, "--steps", 90, "--every", 6, "--seed", 3),
+        *("--interruptions", 3, "--steps", 60, "--every", 6, "--seed", 3),
         *(["--synchronous"] if way_of_saving == "synchronous" else []),
         cwd=tmp_path,
         timeout=900,
@@ -22,7 +22,7 @@ def test_a_run_interrupted_five_times_is_the_run_left_alone(tiny_recipe_file, ru
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads(done.stdout[done.stdout.index("{\n") :])
-    assert figures["interruptions"] == 5 and figures["final step"] == 90
+    assert figures["interruptions"] == 3 and figures["final step"] == 60
     assert len(set(figures["digests of rows and masks"])) == 1
     if way_of_saving == "synchronous":
         assert figures["most steps lost"] <= 6

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         ["section.key=value"],
     ),
     "scaler.embedding_report": ({"recipe", "out", "words", "until"}, ["runs/NAME"]),
+    "scaler.compare": ({"texts", "most", "finetuned", "out"}, ["models"]),
     "scaler.status": ({"json"}, ["runs/NAME"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),

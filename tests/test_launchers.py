@@ -89,7 +89,7 @@ def losses(cluster, folder, tiny_recipe_file):
 
 
 # of those that need ssh or another MPI each takes half a minute
-QUICK = ("srun", "torchrun", "deepspeed", "deepspeed --launcher slurm", "mpiexec of MPICH")
+QUICK = ("srun", "torchrun", "deepspeed", "mpiexec of MPICH")
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,19 @@ LAYERS = {
     ],
     "engine": [
         *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint_folder", "checkpoint", "own_work", "engine"),
-        *("resume", "heldout", "metrics", "loop", "export", "links", "parity"),
+        *("resume", "heldout", "metrics", "loop", "export", "links", "parity", "masked_words"),
     ],
-    "verbs": ["plan", "evaluate", "embedding_report", "train", "fill_mask", "preflight", "status", "sharing"],
+    "verbs": [
+        "plan",
+        "evaluate",
+        "embedding_report",
+        "train",
+        "fill_mask",
+        "compare",
+        "preflight",
+        "status",
+        "sharing",
+    ],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}

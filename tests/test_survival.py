@@ -9,11 +9,29 @@ from conftest import ROOT
 from transformers import AutoModelForMaskedLM
 
 STEPS = 24
+# A minute and a half together. The marked tests are theirs.
+SLOW = (
+    *("three_ranks", "repeated", "longer_and_killed", "nobody_listens", "gave_up_later", "stopped_after_a_skip"),
+    *("spike_back", "frozen", "full_disk_once", "slow_disk", "sgd", "sgd_without_momentum", "missing_manifest"),
+)
 
 
 @pytest.fixture(scope="module")
-def outcomes(tiny_recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file)
+def quick_outcomes(tiny_recipe_file, worker_figures):
+    without = [f"-{name}" for name in SLOW]
+    return worker_figures(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file, *without)
+
+
+@pytest.fixture(scope="module")
+def slow_outcomes(tiny_recipe_file, worker_figures):
+    return worker_figures(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file, "alone", *SLOW)
+
+
+@pytest.fixture
+def outcomes(request):
+    """By scenario: the slow ones, or the others."""
+    slow = request.node.get_closest_marker("slow") is not None
+    return request.getfixturevalue("slow_outcomes" if slow else "quick_outcomes")
 
 
 @pytest.fixture
@@ -51,6 +69,7 @@ def test_kept(outcome, outcomes):
     assert outcome["manifest"]["fingerprint"] == outcomes["alone"]["manifest"]["fingerprint"]
 
 
+@pytest.mark.slow
 def test_three_ranks(outcome, outcomes):
     """Another world size and stage give the same losses but for rounding, and a model whose decoder is tied."""
     alone = outcomes["alone"]
@@ -69,6 +88,7 @@ def test_the_environment_names_what_a_result_hangs_on(outcomes):
     assert attempt["ds_config"]["train_batch_size"] == 12
 
 
+@pytest.mark.slow
 def test_repeated(outcome, outcomes):
     """A run folder's recipe repeats the run, to the last bit."""
     for name in ("train_loss", "heldout_loss", "train_gradient_norm"):
@@ -92,7 +112,11 @@ def test_stopped(outcome, outcomes):
     assert len(lines(outcome, "resumed from")) == 4
 
 
-@pytest.mark.parametrize("outcome", ["dropout", "sgd", "sgd_without_momentum"], indirect=True)
+@pytest.mark.parametrize(
+    "outcome",
+    ["dropout", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "sgd_without_momentum"))],
+    indirect=True,
+)
 def test_at_an_equal_world_size_an_interruption_changes_no_bit(outcome):
     assert outcome["statuses"] == [[0, 0]] * 2 and "stopped by SIGTERM after step 10" in outcome["said"]
     assert series(outcome, "train_loss") == [r["train_loss"] for r in outcome["alone"] if "train_loss" in r]
@@ -116,12 +140,14 @@ def test_longer(outcome):
     )
 
 
+@pytest.mark.slow
 def test_longer_and_killed(outcome):
     """It is no finished run any more, and the same command goes on."""
     assert outcome["statuses"] == [[0], [-9], [0]] and came_to_its_end(outcome)
     assert outcome["state"]["state"] == "running" and outcome["state"]["step"] == 12
 
 
+@pytest.mark.slow
 def test_nobody_listens(outcome):
     assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
 
@@ -168,12 +194,14 @@ def test_gave_up(outcome):
     assert len(lines(outcome)) == 1 and "lower optimizer.learning_rate" in lines(outcome)[0]
 
 
+@pytest.mark.slow
 def test_gave_up_later(outcome):
     """Each return is to the checkpoint before the last one's."""
     assert outcome["statuses"] == [[2, 2]]
     assert [re.search(r"step_0+(\d)", line)[1] for line in lines(outcome, "resumed from")] == ["8", "6", "4"]
 
 
+@pytest.mark.slow
 def test_stopped_after_a_skip(outcome):
     """It is saved all the same."""
     assert outcome["statuses"] == [[0, 0]] and outcome["state.json"] | {"written": ""} == {
@@ -192,6 +220,7 @@ def test_spike(outcome):
     assert outcome["manifest"]["progress"]["consumed_rows"] == 12 * 30
 
 
+@pytest.mark.slow
 def test_spike_back(outcome):
     (fault,) = outcome["faults.jsonl"]
     assert fault["verdict"] == "back to a checkpoint" and outcome["state.json"]["state"] == "finished"
@@ -223,6 +252,7 @@ def test_hang(outcome):
     assert "backward" in outcome["reports"]["rank_00000.txt"]
 
 
+@pytest.mark.slow
 def test_frozen(outcome):
     assert outcome["statuses"] == [[75]]
     assert "rank 1 hangs and does not answer" in lines(outcome)[0]
@@ -240,6 +270,7 @@ def test_killed(outcome, outcomes):
 # ---- disks
 
 
+@pytest.mark.slow
 def test_full_disk_once(outcome):
     assert outcome["statuses"] == [[0, 0]] and came_to_its_end(outcome)
     assert "the checkpoint of step 6 could not be saved: rank 1: " in outcome["said"]
@@ -262,6 +293,7 @@ def test_log_on_a_full_disk(outcome):
     assert len(lines(outcome)) == 1 and "the disk is full" in lines(outcome)[0]
 
 
+@pytest.mark.slow
 def test_slow_disk(outcome):
     """Writing is no hanging."""
     assert outcome["statuses"] == [[0, 0]] and outcome["state.json"]["state"] == "finished"
@@ -312,7 +344,7 @@ def test_bad_input_is_one_line_from_two_ranks(outcome, said):
         ("flipped_byte", "step_00000018/rank_00001.safetensors: its checksum is not the manifest's"),
         ("missing_file", "step_00000018/rank_00000.safetensors: missing"),
         ("flipped_digit", "step_00000018/manifest.json: "),
-        ("missing_manifest", "step_00000018/manifest.json: missing or damaged"),
+        pytest.param("missing_manifest", "step_00000018/manifest.json: missing or damaged", marks=pytest.mark.slow),
         ("cut_file", "step_00000018/rank_00000.safetensors: 1000 bytes where"),
     ],
     indirect=["outcome"],

@@ -1,0 +1,154 @@
+"""Models of different vocabularies on the same hidden words."""
+
+import json
+import math
+import random
+import re
+
+import pytest
+import torch
+from conftest import make_sentences
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
+
+from data_prep import corpus as corpus_stage
+from data_prep import texts as text_folders
+from data_prep import tokenizer as tokenizer_stage
+from data_prep.team import Team
+from scaler import compare, masked_words
+from scaler import recipe as recipes
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Documents of some hundred words."""
+    folder = tmp_path_factory.mktemp("compared")
+    sentences = make_sentences(1500)
+    documents = [" ".join(sentences[start : start + 20]) for start in range(0, 1500, 20)]
+    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    sources = (recipes.Source(str(folder / "text.txt")),)
+    corpus_stage.make(recipes.Corpus(sources=sources, heldout_percent=5, test_percent=20), folder / "corpus", Team())
+    return folder / "corpus"
+
+
+@pytest.fixture(scope="module")
+def test_file(corpus):
+    (entry,) = text_folders.entries(text_folders.manifest(corpus), "test")
+    return corpus / f"{entry['name']}.jsonl.zst"
+
+
+def exported(folder, tokenizer, positions=256):
+    """A model with random weights and its tokenizer, in a folder."""
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "hidden_dim": 16, "n_heads": 2, "n_layers": 1, "max_position_embeddings": positions}
+    config = DistilBertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    DistilBertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["byte_bpe", "wordpiece", "words"])
+def model_folder(request, corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    settings = {"kind": request.param, "lowercase": request.param != "byte_bpe", "pieces": 350}
+    tokenizer_stage.make(corpus, folder / "tokenizer", recipes.Tokenizer(600, **settings))
+    return exported(folder / "model", PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"))
+
+
+def test_stretches_are_of_sixty_words_and_hide_the_same_nine_each_time():
+    text = " ".join(f"word{number}" for number in range(150)) + "."
+    first, second = list(masked_words.stretches([text])), list(masked_words.stretches([text]))
+    assert first == second and len(first) == 2  # 30 words are left
+    for stretch in first:
+        assert len(re.findall(r"\w+", stretch.text)) == 60 and len(stretch.hidden) == 9
+        assert all(re.fullmatch(r"word\d+", stretch.text[begin:end]) for begin, end in stretch.hidden)
+    assert first[0].hidden != tuple((begin, end) for begin, end in first[1].hidden)
+
+
+def test_every_token_of_a_hidden_word_is_guessed_and_no_other(model_folder, corpus):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
+    (stretch, *_) = masked_words.stretches([" ".join(make_sentences(30))])
+    ids, places = masked_words.encoded(stretch, tokenizer)
+    kept = [token for place, token in enumerate(ids) if place not in {place for place, _ in places}]
+    said = tokenizer.decode(kept, skip_special_tokens=True).lower().replace(" ", "")
+    left = list(stretch.text)
+    for begin, end in reversed(stretch.hidden):
+        del left[begin:end]
+    expected = "".join(left).lower().replace(" ", "")
+    assert said == (expected.replace("é", "e") if "[CLS]" in tokenizer.get_vocab() else expected)
+    assert {number for _, number in places} == set(range(9))
+
+
+def test_a_model_that_knows_nothing_pays_a_uniform_price(model_folder, corpus, test_file):
+    network = DistilBertForMaskedLM.from_pretrained(model_folder)
+    torch.nn.init.zeros_(network.vocab_projector.weight)
+    torch.nn.init.zeros_(network.vocab_projector.bias)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
+    found = masked_words.measure(network, tokenizer, compare.read_texts([test_file], 1000))
+    characters = sum(
+        end - begin
+        for stretch in masked_words.stretches(compare.read_texts([test_file], 1000))
+        for begin, end in stretch.hidden
+    )
+    tokens = found.words * found.tokens_per_word
+    assert found.loss_per_character == pytest.approx(tokens * math.log(len(tokenizer)) / characters, rel=1e-4)
+    assert found.tokens_per_word >= 1 and found.unknown == 0 and found.too_long == 0
+
+
+def test_a_model_that_has_one_word_gets_that_word_and_others_are_unknown(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({**{t: i for i, t in enumerate(SPECIALS)}, "yes": 5}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    loaded = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIALS, strict=True)))
+    network = DistilBertForMaskedLM.from_pretrained(exported(tmp_path / "one", loaded))
+    with torch.no_grad():
+        network.vocab_projector.bias[5] = 100.0
+    chance = random.Random(0)
+    text = " ".join(chance.choice(["yes", "no"]) for _ in range(600))
+    found = masked_words.measure(network, loaded, [text])
+    assert found.words == 90 and found.right + found.unknown == 1 and 0.3 < found.right < 0.7
+
+
+def test_the_command_prints_a_table_and_adds_runs_and_finetunings(model_folder, test_file, call, tmp_path):
+    run = tmp_path / "run"
+    (run).mkdir()
+    (run / "export").symlink_to(model_folder)
+    real = model_folder.resolve()
+    (real.parent / "metrics.jsonl").write_text('{"step": 0, "heldout_loss": 9.5}\n{"step": 70, "heldout_loss": 3.25}\n')
+    (tmp_path / "tuned").mkdir()
+    results = {
+        "settings": {"model": str(real), "data": ["x/TREC.train.all"], "from_scratch": False},
+        "chosen_by": "accuracy",
+        "test": {"accuracy": {"mean": 0.8125, "deviation": 0.011}},
+    }
+    (tmp_path / "tuned" / "results.json").write_text(json.dumps(results))
+    out = tmp_path / "compared.json"
+    options = (run, "--texts", test_file, "--finetuned", tmp_path / "tuned", "--out", out)
+    status, said, error = call(compare.main, *options)
+    assert status == 0, error
+    assert "81.25% ± 1.10%" in said and "TREC.train.all, accuracy" in said and "3.250 at step 70" in said
+    (row,) = json.loads(out.read_text())
+    assert row["words"] > 100 and row["entries"] == 600 and 0 <= row["right"] < 0.2
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(model_folder, test_file, call, tmp_path):
+    small = exported(tmp_path / "small", PreTrainedTokenizerFast.from_pretrained(model_folder), positions=64)
+    (tmp_path / "short.jsonl").write_text('{"text": "a few words"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"text": "a"}\nno json\n')
+    (tmp_path / "nothing").mkdir()
+    cases = [
+        ((model_folder, "--texts", tmp_path / "short.jsonl"), "1 documents hold no stretches of 60 words that"),
+        ((model_folder, "--texts", tmp_path / "broken.jsonl"), 'broken.jsonl: not JSON lines with a "text"'),
+        ((model_folder, "--texts", tmp_path / "absent.jsonl"), 'absent.jsonl: not JSON lines with a "text"'),
+        ((model_folder, small, "--texts", test_file), "too long for it, and models are compared on the same"),
+        ((tmp_path / "nothing", "--texts", test_file), "no exported model here"),
+        ((model_folder, "--texts", test_file, "--finetuned", tmp_path / "nothing"), "no results.json of a finished"),
+    ]
+    for options, complaint in cases:
+        status, _, error = call(compare.main, *options)
+        assert status == 2 and complaint in error and error.count("\n") == 1, error

@@ -96,17 +96,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, weight, out=grad_hidden[here])
             if grad_weight is not None:
                 _add_product(grad_weight, gradient.T, hidden[here])
-        ctx.save_for_backward(
-            *(None if found is None else found.to(hidden.dtype) for found in (grad_hidden, grad_weight, grad_bias))
-        )
+        # not `save_for_backward`, whose reference makes autograd copy what it could keep
+        ctx.gradients = [
+            None if found is None else found.to(hidden.dtype) for found in (grad_hidden, grad_weight, grad_bias)
+        ]
         return total / len(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of hidden, weight and bias."""
         (of_loss,) = gradients
-        # in place: at 256,000 entries a copy is large; autograd refuses to come here a second time
-        return (*(None if found is None else found.mul_(of_loss) for found in ctx.saved_tensors), None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("a second backward pass, but the gradient was made for one")
+        made, ctx.gradients = ctx.gradients, None
+        return (*(None if found is None else found.mul_(of_loss) for found in made), None, None)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

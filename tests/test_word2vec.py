@@ -238,14 +238,18 @@ def test_an_entry_of_just_min_count_is_trained_and_the_others_drawn(topical):
     assert share["tokens"] == pytest.approx(counts[counts >= edge].sum() / 36_000)
 
 
-def test_drawn_vectors_have_the_moments_of_the_trained_ones_and_special_tokens_have_drawn_ones():
+def test_drawn_vectors_have_the_moments_of_the_rarest_tenth_of_the_trained_ones():
     chance = np.random.default_rng(1)
-    matrix = np.zeros((6000, 8), np.float32)
-    trusted = np.arange(6000) >= 5000
-    matrix[trusted] = chance.standard_normal((1000, 8)) * np.array([0, 1, 2, 3, 4, 5, 6, 1e-3]) + np.arange(8)
-    before = matrix[trusted].copy()
-    word2vec.draw(matrix, trusted, seed=5)
-    np.testing.assert_array_equal(matrix[trusted], before)
+    matrix = np.full((15_000, 8), 99, np.float32)
+    trusted, counts = np.arange(15_000) >= 5000, np.full(15_000, 70)
+    rarest = np.arange(15_000) % 10 == 7
+    counts[trusted & rarest] = 8
+    counts[~trusted] = 4
+    before = chance.standard_normal((1000, 8)) * np.array([0, 1, 2, 3, 4, 5, 6, 1e-3]) + np.arange(8)
+    matrix[trusted & rarest] = before
+    kept = matrix[trusted].copy()
+    word2vec.draw(matrix, trusted, counts, seed=5)
+    np.testing.assert_array_equal(matrix[trusted], kept)
     drawn = matrix[~trusted]
     spread = before.std(axis=0)
     np.testing.assert_allclose(drawn.mean(axis=0), before.mean(axis=0), atol=5 * spread.max() / 5000**0.5)
@@ -261,7 +265,7 @@ def test_what_an_entry_draws_hangs_on_the_seed_and_its_number():
     def drawn(entries, seed):
         matrix = np.zeros((entries, 8), np.float32)
         matrix[:50] = values
-        word2vec.draw(matrix, np.arange(entries) < 50, seed)
+        word2vec.draw(matrix, np.arange(entries) < 50, np.ones(entries), seed)
         return matrix[50:]
 
     few, many = drawn(60, 7), drawn(90, 7)
@@ -271,7 +275,7 @@ def test_what_an_entry_draws_hangs_on_the_seed_and_its_number():
 
 def test_with_every_entry_trained_none_is_drawn():
     matrix = np.ones((3, 2), np.float32)
-    word2vec.draw(matrix, np.ones(3, bool), 0)
+    word2vec.draw(matrix, np.ones(3, bool), np.ones(3), 0)
     assert (matrix == 1).all()
 
 

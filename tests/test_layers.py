@@ -15,17 +15,18 @@ LAYERS = {
     "facts": ["errors", "slurm", "mpi", "world"],
     "pure": [
         *("manifests", "token_rows", "order", "packing", "masking", "schedule", "settings", "progress"),
-        "node_verdict",
+        *("node_verdict", "labelled", "label_splits"),
     ],
     "parts": [
         *("recipe", "command_line", "batches", "ds_config", "model", "initialisation", "prepared", "run_folder"),
-        "job",
+        *("job", "encoder", "features", "scores"),
     ],
     "engine": [
         *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint_folder", "checkpoint", "own_work", "engine"),
         *("resume", "heldout", "metrics", "loop", "export", "links", "parity"),
+        *("trial", "sweep_folder", "finetune_report", "sweep"),
     ],
-    "verbs": ["plan", "evaluate", "train", "fill_mask", "preflight", "status", "sharing"],
+    "verbs": ["plan", "evaluate", "train", "fill_mask", "preflight", "status", "sharing", "finetune"],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}

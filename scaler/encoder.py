@@ -52,7 +52,10 @@ def name_of(source: str) -> str:
 
 def identity(source: str) -> dict[str, str]:
     """Checksums of the files that a local model is made of; none for a hub id."""
-    files = sorted([*Path(source).glob("*.json"), *Path(source).glob("*.safetensors")])
+    names = ("config.json", *TOKENIZER_FILES)
+    files = sorted(
+        [*(f for f in map(Path(source).joinpath, names) if f.is_file()), *Path(source).glob("*.safetensors")]
+    )
     return {path.name: checksum(path) for path in files}
 
 

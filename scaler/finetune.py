@@ -51,6 +51,7 @@ def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--from_scratch", action="store_true", help="random weights, to see what pretraining helps")
     training.add_argument("--deepspeed_config", help="train through DeepSpeed, ZeRO 0 to 2")
     parser.add_argument("--out", type=Path, help="new folder, or one to go on in (runs/MODEL-TASK)")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
     arguments = parser.parse_args(given)
     for name in ("epochs", "patience", "batch_size"):
         if getattr(arguments, name) < 1:

@@ -25,7 +25,7 @@ from scaler.manifests import read_json, write_json, write_whole
 from scaler.world import World, attempt, gathered
 
 PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
-FILES = ("out", "data", VALIDATION, TEST)  # arguments for which checksums stand
+NO_SETTINGS = ("out", "local_rank", "data", VALIDATION, TEST)  # for files, their checksums stand
 
 
 def run(arguments: argparse.Namespace, settings: trial.Settings, splits: Splits, world: World) -> None:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, settings: trial.Settings, splits: Splits,
     name = f"{encoder.name_of(settings.source)}-{settings.task}{'-from_scratch' * settings.from_scratch}"
     out: Path = arguments.out or Path("runs") / name
     identity = {
-        **{name: value for name, value in vars(arguments).items() if name not in FILES},
+        **{name: value for name, value in vars(arguments).items() if name not in NO_SETTINGS},
         **{"model": settings.source, "model_files": encoder.identity(settings.source)},
         **{"data": splits.checksums, "max_length": max_length},
     }
@@ -137,7 +137,7 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
     """Choose, draw, and write the model and the results; what a stopped finish has done already stays."""
     path, place = out / sweep_folder.RESULTS, out / sweep_folder.MODEL
     if path.is_file():
-        print(f"{finetune_report.render(read_json(path))}\n  {path}")
+        print(f"{finetune_report.render(read_json(path))}\n  {place}, {path}")
         return
     records = [
         sweep_folder.record(out, rate, seed) for rate in identity["learning_rates"] for seed in identity["seeds"]
@@ -166,6 +166,6 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
         lines = (out / sweep_folder.PREDICTIONS).read_text(encoding="utf-8").splitlines()
         predicted = [tuple(json.loads(line)["predicted"]) for line in lines]
         finetune_report.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
+        shutil.rmtree(out / sweep_folder.CANDIDATES, ignore_errors=True)
         write_json(path, content)
-        shutil.rmtree(out / sweep_folder.CANDIDATES)
     print(f"{finetune_report.render(content)}\n  {place}, {path}")

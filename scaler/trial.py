@@ -205,6 +205,7 @@ def _arguments(settings: Settings, learning_rate: float, seed: int, work: Path, 
         bf16=settings.precision == "bf16",
         eval_strategy="epoch",
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # a loss that is not a number is to be seen
         save_strategy="best",
         save_total_limit=1,
         # of DeepSpeed's checkpoints the Trainer restores only whole ones

@@ -4,15 +4,17 @@ import functools
 import json
 import random
 import shutil
+import sys
 
 import pytest
 import torch
-from conftest import network_of
+from conftest import ROOT, network_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from scaler import encoder, features, finetune, prepared, scores, sweep, sweep_folder, trial
 from scaler.labelled import TOKENS, Example
+from scaler.world import World
 
 WORDS = ["kana", "kapo", "lona", "lopo", "mina", "mipo", "runa", "rupo", "tena", "tepo"]
 MARKS = {"shi": "kashi", "zu": "kazu", "lo": "loshi"}  # class -> the word that decides it
@@ -459,3 +461,48 @@ def test_weights_that_were_written_otherwise_are_not_kept(pretrained, tmp_path, 
     monkeypatch.setattr(type(network), "save_pretrained", save_pretrained)
     with pytest.raises(finetune.ScalerError, match="was written other than it is; not saved"):
         sweep.save(network, tokenizer, 38, tmp_path / "out")
+
+
+def test_packages_that_are_missing_are_named(pretrained, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(finetune.importlib.util, "find_spec", lambda name: None if name == "seqeval" else name)
+    data = classified(tmp_path / "a.jsonl", count=60)
+    said = refusal(command(pretrained, "--data", data, "--out", tmp_path / "out"))
+    assert said == "error: fine-tuning needs seqeval; install it with `pip install '.[finetune]'`"
+
+
+# ---- ranks
+
+
+@pytest.mark.slow
+def test_ranks_with_and_without_deepspeed_learn_what_one_does(pretrained, tmp_path, run_command):
+    train = classified(tmp_path / "a.jsonl", count=96)
+    test = classified(tmp_path / "b.jsonl", count=30)
+    arguments = ("--data", train, "--validation", test, "--test", test, *QUICK[:2], "--seeds", 0, 1, "--epochs", 2)
+    launchers = {
+        "one": (sys.executable, "-m"),
+        "ranks": ("torchrun", "--nproc-per-node", 2, "-m"),
+        "zero": ("torchrun", "--nproc-per-node", 2, "-m"),
+        "deepspeed": ("deepspeed", "--num_gpus", 2, "--module"),
+    }
+    losses = {}
+    for name, launcher in launchers.items():
+        engine = ("--deepspeed_config", ROOT / "ds_configs" / "zero2.json") if name in ("zero", "deepspeed") else ()
+        done = run_command(
+            *(*launcher, "scaler.finetune", pretrained, *arguments, *engine, "--out", tmp_path / name),
+            cwd=tmp_path, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs = results(tmp_path / name)["runs"]
+        losses[name] = [
+            epoch[key] for run in runs for epoch in run["history"] for key in ("train_loss", "validation_loss")
+        ]
+    for name in launchers:
+        assert losses[name] == pytest.approx(losses["one"], rel=1e-3)
+
+
+def test_weights_in_parts_are_refused_and_batches_that_ranks_cannot_share(tmp_path):
+    given = ("m", "classification", 1, 10, 1, "fp32", False, False)
+    with pytest.raises(finetune.ScalerError, match="stage=3 parts the weights"):
+        trial.check(trial.Settings(*given, str(ROOT / "ds_configs" / "zero3.json")), World())
+    with pytest.raises(finetune.ScalerError, match="--batch_size 10 cannot be shared equally by 4 ranks"):
+        trial.check(trial.Settings(*given, None), World(size=4))

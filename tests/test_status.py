@@ -80,3 +80,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path, call):
         status.status(tmp_path)
     ended, _, said = call(status.main, tmp_path / "nowhere")
     assert ended == 2 and said.count("\n") == 1
+
+
+def test_fine_tunings_among_runs_are_passed_over(run, tmp_path, call):
+    (tmp_path / "mine-tokens").mkdir()
+    (tmp_path / "mine-tokens" / "settings.json").write_text("{}")
+    result, output, _ = call(status.main, tmp_path / "mine", tmp_path / "mine-tokens")
+    assert result == 0 and str(run) in output and "mine-tokens" not in output

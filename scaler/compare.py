@@ -19,7 +19,7 @@ import zstandard
 from transformers import AutoModelForMaskedLM
 from transformers.utils.logging import disable_progress_bar
 
-from scaler import masked_words, metrics, model
+from scaler import masked_words, metrics, model, sweep_folder
 from scaler import world as world_facts
 from scaler.errors import ScalerError, command
 from scaler.fill_mask import find_export
@@ -27,7 +27,6 @@ from scaler.manifests import write_json
 from scaler.prepared import load_tokenizer
 
 disable_progress_bar()  # of loading weights
-RESULTS = "results.json"  # of a fine-tuning
 
 
 def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
@@ -87,12 +86,13 @@ def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path
     scores: dict[Path, dict[str, dict[str, Any]]] = {path: {} for path in models}
     for folder in folders:
         try:
-            content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            content = json.loads((folder / sweep_folder.RESULTS).read_text(encoding="utf-8"))
             settings, name = content["settings"], content["chosen_by"]
             origin, score = Path(settings["model"]).resolve(), content["test"][name]
-            task = ", ".join(sorted({Path(file).name for file in settings["data"]}))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ScalerError(f"{folder}: no {RESULTS} of a finished fine-tuning in it; finish it first") from error
+            task = "/".join(Path(next(iter(settings["data"]))).parts[-2:])  # the first file of training
+        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+            problem = f"{folder}: no {sweep_folder.RESULTS} of a finished fine-tuning in it; finish it first"
+            raise ScalerError(problem) from error
         if origin not in scores:
             raise ScalerError(f"{folder}: fine-tuned from {settings['model']}, which is not among the models")
         scratch = " from scratch" * bool(settings["from_scratch"])

@@ -122,7 +122,7 @@ def test_the_command_prints_a_table_and_adds_runs_and_finetunings(model_folder, 
     (real.parent / "metrics.jsonl").write_text('{"step": 0, "heldout_loss": 9.5}\n{"step": 70, "heldout_loss": 3.25}\n')
     (tmp_path / "tuned").mkdir()
     results = {
-        "settings": {"model": str(real), "data": ["x/TREC.train.all"], "from_scratch": False},
+        "settings": {"model": str(real), "data": {"y/x/TREC.train.all": "0", "y/z.all": "1"}, "from_scratch": False},
         "chosen_by": "accuracy",
         "test": {"accuracy": {"mean": 0.8125, "deviation": 0.011}},
     }
@@ -131,7 +131,7 @@ def test_the_command_prints_a_table_and_adds_runs_and_finetunings(model_folder, 
     options = (run, "--texts", test_file, "--finetuned", tmp_path / "tuned", "--out", out)
     status, said, error = call(compare.main, *options)
     assert status == 0, error
-    assert "81.25% ± 1.10%" in said and "TREC.train.all, accuracy" in said and "3.250 at step 70" in said
+    assert "81.25% ± 1.10%" in said and "x/TREC.train.all, accuracy" in said and "3.250 at step 70" in said
     (row,) = json.loads(out.read_text())
     assert row["words"] > 100 and row["entries"] == 600 and 0 <= row["right"] < 0.2
 

@@ -406,7 +406,10 @@ def _content(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     base = find(str(content.pop(EXTENDS)))
     if base in (*readers, path):
         raise ScalerError(f"{path}: extends {base}, which extends it; take one of the two out")
-    whole = settings.merged(_content(base, (*readers, path)), content)
+    below = _content(base, (*readers, path))
+    if "model_type" in (content.get("model") or {}):
+        below.pop("model", None)  # whose keys another type may not have
+    whole = settings.merged(below, content)
     whole["name"] = content.get("name", path.stem)  # and not that of the other
     return whole
 

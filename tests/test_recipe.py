@@ -249,3 +249,47 @@ def refusal(name: str, *overrides: str) -> str:
         load(name, overrides)
     assert "\n" not in str(refused.value)
     return str(refused.value)
+
+
+# ---- recipes that extend others
+
+
+def written(folder, name, text):
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return str(folder / f"{name}.yaml")
+
+
+def test_a_recipe_takes_what_it_does_not_say_from_the_one_it_extends(tmp_path):
+    base = load("quickstart")
+    middle = written(tmp_path, "middle", "extends: quickstart\ntraining: {steps: 7}\nname: called\n")
+    mine = load(written(tmp_path, "mine", f"extends: {middle}\ntraining: {{rows: 3}}\ncorpus: {{sources: [a.txt]}}\n"))
+    assert (mine.name, load(middle).name) == ("mine", "called")
+    assert (mine.training.steps, mine.training.rows) == (7, 3)
+    assert mine.training.log_every == base.training.log_every and mine.optimizer == base.optimizer
+    assert [source.source for source in mine.corpus.sources] == ["a.txt"]
+    assert load(written(tmp_path, "again", mine.to_yaml())) == mine  # whole, as a run's folder has it
+
+
+def test_another_type_of_model_takes_no_keys_of_the_one_before(tmp_path):
+    mine = load(written(tmp_path, "mine", "extends: quickstart\nmodel: {model_type: distilbert, dim: 64}\n"))
+    assert dict(mine.model) == {"model_type": "distilbert", "dim": 64}
+    same = load(written(tmp_path, "same", "extends: quickstart\nmodel: {hidden_size: 64}\n"))
+    assert same.model["hidden_size"] == 64 and same.model["model_type"] == "roberta"
+
+
+def test_recipes_that_extend_each_other_or_nothing_are_refused(tmp_path):
+    other = tmp_path / "other.yaml"
+    mine = written(tmp_path, "mine", f"extends: {other}\n")
+    with pytest.raises(ScalerError, match=r"no recipe and no file .*other.yaml"):
+        load(mine)
+    other.write_text(f"extends: {mine}\n")
+    with pytest.raises(
+        ScalerError, match=r"other.yaml: extends .*mine.yaml, which extends it; take one of the two out"
+    ):
+        load(mine)
+
+
+def test_text_may_lie_elsewhere():
+    recipe = load("quickstart", ["data.folder=/x", "data.text_folder=/y"])
+    assert (str(recipe.text_folder), str(recipe.tokenizer_folder)) == ("/y", "/x/tokenizer")
+    assert str(load("quickstart", ["data.folder=/x"]).text_folder) == "/x"

@@ -315,7 +315,14 @@ def command(folder, *settings, driver=("never", -1)):
 
 
 # after some segments; between both arrays of a save; before the state that names them; after the last epoch
-@pytest.mark.parametrize("driver", [("segment", 12), ("array", 8), ("state", 11), ("end", 1)])
+@pytest.mark.parametrize(
+    "driver",
+    [
+        ("array", 8),
+        ("state", 11),
+        *(pytest.param(late, marks=pytest.mark.slow) for late in (("segment", 12), ("end", 1))),
+    ],
+)
 def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(topical, tmp_path, monkeypatch, driver):
     monkeypatch.setattr(word2vec, "SEGMENT_TOKENS", 5000)
     make(topical, Word2Vec(16), out=tmp_path / "whole")

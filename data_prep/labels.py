@@ -29,8 +29,8 @@ LEAST_CHARACTERS = 60  # of a text whose service is asked for
 WORDS = range(5, 61)  # of a sentence
 PERCENT = {"test": 10, "validation": 10}
 PICK_SEED, SPLIT_SEED = 11, 12  # of the hashes that pick texts and split them
-# Stricter than the recipe's, for texts are short: found are 87 % of the pairs that share half of their runs of two words,
-# and all but two in ten thousand of those that share 0.7
+# Stricter than the recipe's, for texts are short: found are 87 % of the pairs that share half of their runs of two
+# words, and all but two in ten thousand of those that share 0.7
 SAME = Dedup(ngram=2, bands=32, band_rows=4)
 
 

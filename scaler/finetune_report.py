@@ -98,6 +98,7 @@ def _curves(content: Mapping[str, Any]) -> Figure:
             axes.plot(*zip(*points, strict=True), color=f"C{rates.index(rate) % 10}", linewidth=1, label=label)
             labelled.add(rate)
         axes.set(xlabel="epoch", ylabel=("training loss (nats)", f"validation {key}")[key != "train_loss"])
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     both[1].legend()
     figure.tight_layout()

@@ -201,6 +201,8 @@ def _arguments(settings: Settings, learning_rate: float, seed: int, work: Path, 
         warmup_steps=WARMUP_SHARE,
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=1.0,
+        # else it multiplies the loss of these models, which is a mean, by the number of ranks, and gradients with it
+        average_tokens_across_devices=False,
         seed=seed,
         bf16=settings.precision == "bf16",
         eval_strategy="epoch",

@@ -8,6 +8,7 @@ strings and arrays and nothing else.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,7 @@ LONGEST_HEADER = 64  # bytes: two numbers
 LONGEST_WORD = 1 << 16  # bytes; where no space comes, the file is no word2vec file, or damaged
 READ_AT_ONCE = 1 << 18  # bytes
 EXACT, NORMALISED = 2, 1  # how an entry got its vector
-ALLOWED = {  # all that a .kv file may name
-    ("gensim.models.keyedvectors", "KeyedVectors"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.numeric", "_frombuffer"),  # of pickle's protocol 5
-}
+NUMBER = re.compile(r"<?[iuf][1248]")  # NumPy's name of one
 
 
 @dataclass(frozen=True)
@@ -105,6 +100,8 @@ def matched(path: Path, tokenizer_file: Path, entries: int, width: int) -> tuple
             entry, found = of_word.get(normalise(word.decode(errors="replace")).encode()), NORMALISED
         if entry is not None and found > how[entry]:
             matrix[entry], how[entry] = vector, found
+    if how.any() and not matrix.any():
+        raise ScalerError(f"{path}: all vectors of the tokenizer's entries are zeros; get the file again")
     if not how.any():
         raise ScalerError(f"{path}: none of its words is an entry of {tokenizer_file}; they have to be spelt alike")
     return matrix, how > 0
@@ -174,18 +171,65 @@ class _KeyedVectors:
     """What a .kv file is allowed to make; its attributes are looked at below."""
 
 
+class _Array:
+    """An array as NumPy pickles it, but of numbers alone: NumPy's own makes pointers out of bytes for whoever asks."""
+
+    value: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, by_columns, content = state
+        order: Any = "F" if by_columns else "C"
+        self.value = np.frombuffer(bytes(content), _kind(kind)).reshape(tuple(map(int, shape)), order=order)
+
+
+class _Kind:
+    """A NumPy dtype as it is pickled: a name, and a state with the order of bytes."""
+
+    def __init__(self, name: Any, *rest: Any) -> None:
+        self.name, self.order = str(name), "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = str(state[1])
+
+
+def _kind(found: Any) -> np.dtype[Any]:
+    if not isinstance(found, _Kind) or found.order not in "<|=" or not NUMBER.fullmatch(found.name):
+        raise pickle.UnpicklingError("it has an array of something other than little-endian numbers")
+    return np.dtype(found.name)
+
+
+def _reconstruct(*arguments: Any) -> _Array:
+    return _Array()
+
+
+def _frombuffer(content: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    made = _Array()
+    made.__setstate__((1, shape, kind, order == "F", content))
+    return made
+
+
+ALLOWED: dict[tuple[str, str], Any] = {  # all that a .kv file may name, and what it gets instead
+    ("gensim.models.keyedvectors", "KeyedVectors"): _KeyedVectors,
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _Kind,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,  # of pickle's protocol 5
+}
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core", "numpy._core")  # as NumPy 1 called it
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no KeyedVectors of gensim 4 needs")
-        return _KeyedVectors if name == "KeyedVectors" else super().find_class(module, name)
+        return ALLOWED[module, name]
 
 
 def _keyed_vectors(path: Path, file: IO[bytes]) -> _File:
     try:
         content = vars(_Unpickler(file).load())
         words, vectors = content["index_to_key"], content.get("vectors")
+        vectors = vectors.value if isinstance(vectors, _Array) else vectors
     except Exception as error:  # of any kind, for a pickle that is damaged
         reason = " ".join(str(error).split())[:200]
         raise ScalerError(f"{path}: not KeyedVectors as gensim 4 saves them ({reason}); save them as .vec") from error

@@ -1,7 +1,7 @@
 """Models of any vocabulary side by side: `python -m scaler.compare runs/A runs/B --texts data/R/dedup/test-*`.
 
-Each guesses the same hidden words of the same texts; of their runs the size, the vocabulary and the held-out loss are
-added, and of fine-tunings named by --finetuned the score on their test examples.
+Each guesses the same hidden words of the same texts; of fine-tunings named by --finetuned the score on their test
+examples is added. An uncased model has the easier words: it need not guess capitals and accents.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 import zstandard
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from scaler import masked_words, metrics, model, sweep_folder
+from scaler import masked_words, model, sweep_folder
 from scaler import world as world_facts
 from scaler.errors import ScalerError, command
 from scaler.fill_mask import find_export
@@ -49,8 +49,8 @@ def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
             raise ScalerError(f'{path}: not JSON lines with a "text" ({reason}); name such files') from error
 
 
-def of_model(folder: Path, texts: Sequence[str]) -> dict[str, Any]:
-    """What a model makes of the hidden words, and how large it is. Raises ScalerError when it cannot be loaded."""
+def load_masked_lm(folder: Path) -> tuple[PreTrainedModel, Any]:
+    """A masked LM and its tokenizer. Raises ScalerError when they cannot be loaded."""
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise ScalerError(f"{folder}: its tokenizer has no mask or no pad token; name a masked LM")
@@ -66,16 +66,7 @@ def of_model(folder: Path, texts: Sequence[str]) -> dict[str, Any]:
     except Exception as error:  # of many kinds, for a configuration or weights that are damaged or of another kind
         reason = " ".join(str(error).split())[:300]
         raise ScalerError(f"{folder}: no masked LM that Transformers loads from safetensors ({reason})") from error
-    here = world_facts.World()
-    found = masked_words.measure(network.to(world_facts.device(here)), tokenizer, texts)
-    parameters, _ = model.count_parameters(network)
-    return {"parameters": parameters, "entries": len(tokenizer), **asdict(found)}
-
-
-def of_run(folder: Path) -> dict[str, Any]:
-    """The last step and held-out loss of the run that a model was exported by, if it lies in one."""
-    logged = [record for record in metrics.records(folder.parent / metrics.METRICS) if "heldout_loss" in record]
-    return {"step": logged[-1]["step"], "heldout_loss": logged[-1]["heldout_loss"]} if logged else {}
+    return network, tokenizer
 
 
 def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, dict[str, Any]]]:
@@ -95,22 +86,23 @@ def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path
             raise ScalerError(problem) from error
         if origin not in scores:
             raise ScalerError(f"{folder}: fine-tuned from {settings['model']}, which is not among the models")
-        scratch = " from scratch" * bool(settings["from_scratch"])
-        scores[origin][f"{task}{scratch}, {name.replace('_', ' ')}"] = score
+        column = f"{task}{' from scratch' * bool(settings['from_scratch'])}, {name.replace('_', ' ')}"
+        if column in scores[origin]:
+            raise ScalerError(f"{folder}: {settings['model']} has a fine-tuning on {task} already; name one of the two")
+        scores[origin][column] = score
     return scores
 
 
 def render(content: Sequence[dict[str, Any]]) -> str:
     """The table, in Markdown: a line a model."""
     tasks = list(dict.fromkeys(task for row in content for task in row["finetuned"]))
-    head = ["model", "parameters", "entries", "tokens a word", "unknown words", "held-out loss", "nats a character"]
+    head = ["model", "parameters", "entries", "tokens a word", "unknown words", "nats a character"]
     lines = [[*head, "hidden words right", *tasks]]
     for row in content:
-        loss = f"{row['heldout_loss']:.3f} at step {row['step']:,}" if "heldout_loss" in row else "-"
         lines.append(
             [
                 *(row["model"], f"{row['parameters']:,}", f"{row['entries']:,}", f"{row['tokens_per_word']:.3f}"),
-                *(f"{row['unknown']:.2%}", loss, f"{row['loss_per_character']:.4f}", f"{row['right']:.2%}"),
+                *(f"{row['unknown']:.2%}", f"{row['loss_per_character']:.4f}", f"{row['right']:.2%}"),
                 *(_said(row["finetuned"].get(task)) for task in tasks),
             ]
         )
@@ -118,7 +110,8 @@ def render(content: Sequence[dict[str, Any]]) -> str:
     first = content[0]
     return "\n".join(
         [
-            f"{first['words']:,} hidden words of the same texts; each token of a word is guessed by itself.",
+            f"{first['words']:,} hidden words, the same for all; each token of a word is guessed by itself. "
+            f"{first['left_out']:,} stretches of text were too long for some model.",
             "",
             *("| " + " | ".join(line) + " |" for line in lines),
         ]
@@ -148,21 +141,19 @@ def main() -> None:
     arguments = parser.parse_args()
     folders = [find_export(path).resolve() for path in arguments.models]
     scores = of_finetunings(arguments.finetuned, folders)
-    texts = list(read_texts(arguments.texts, arguments.most))
-    content = []
-    for asked, folder in zip(arguments.models, folders, strict=True):
-        content.append({"model": str(asked), **of_model(folder, texts), **of_run(folder), "finetuned": scores[folder]})
-    row = max(content, key=lambda row: row["too_long"])
-    each = f"stretches of {masked_words.WORDS} words"
-    if not any(row["words"] for row in content):
+    stretches = list(masked_words.stretches(read_texts(arguments.texts, arguments.most)))
+    models = [load_masked_lm(folder) for folder in folders]
+    short = [some for some in stretches if all(masked_words.fits(some, *loaded) for loaded in models)]
+    if not short:
         raise ScalerError(
-            f"--texts: {len(texts)} documents hold no {each} that these models can take; name longer ones"
+            f"--texts: no stretch of {masked_words.WORDS} words in them that all models can take; name longer ones, or "
+            "leave a model of few positions out"
         )
-    if len({row["words"] for row in content}) > 1:
-        raise ScalerError(
-            f"{row['model']}: {row['too_long']} {each} are too long for it, and models are compared on the same words; "
-            "leave it out"
-        )
+    here, content = world_facts.World(), []
+    for asked, folder, (network, tokenizer) in zip(arguments.models, folders, models, strict=True):
+        found = masked_words.measure(network.to(world_facts.device(here)), tokenizer, short)
+        row = {"model": str(asked), "parameters": model.count_parameters(network)[0], "entries": len(tokenizer)}
+        content.append({**row, **asdict(found), "finetuned": scores[folder], "left_out": len(stretches) - len(short)})
     if arguments.out:
         write_json(arguments.out, content)
     print(render(content))

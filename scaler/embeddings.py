@@ -41,7 +41,7 @@ def digest(weight: torch.Tensor, dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
-    """What the matrix was when training began.
+    """What the matrix was when a start of training began, of a fresh model or out of a checkpoint.
 
     Attributes:
         name: of the parameter.

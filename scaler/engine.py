@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from scaler import ds_config
+from scaler import ds_config, embeddings
 from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
@@ -276,6 +276,12 @@ class Engine:
                     full = parameter.detach().clone()
             state[name.removeprefix("model.")] = full.detach().float().cpu().clone()
         return state
+
+    def token_embeddings(self) -> embeddings.TokenEmbeddings:
+        """What the token embeddings are now; every rank must call it."""
+        model = self.module.model
+        with deepspeed.zero.GatheredParameters([model.get_input_embeddings().weight], enabled=self.stage == 3):
+            return embeddings.note(model, self.bf16)
 
     def close(self) -> None:
         """Free the engine."""

@@ -6,7 +6,6 @@ with the same words hidden, whole, whatever its tokens for them are.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,6 @@ class Found:
         loss_per_character: cross-entropy of their tokens in nats, each guessed by itself, by their characters.
         tokens_per_word: of the model's vocabulary.
         unknown: share of the words that the vocabulary cannot spell; they count as wrong.
-        too_long: stretches with more tokens than the model has positions, left out.
     """
 
     words: int
@@ -51,7 +49,6 @@ class Found:
     loss_per_character: float
     tokens_per_word: float
     unknown: float
-    too_long: int
 
 
 def stretches(texts: Iterable[str]) -> Iterator[Stretch]:
@@ -61,7 +58,7 @@ def stretches(texts: Iterable[str]) -> Iterator[Stretch]:
         for first in range(0, len(words) - WORDS + 1, WORDS):
             begin, end = words[first][0], words[first + WORDS - 1][1]
             part = text[begin:end]
-            seed = xxhash.xxh3_64_intdigest(part.encode())
+            seed = xxhash.xxh3_64_intdigest(part.encode(errors="replace"))
             drawn = ((xxhash.xxh3_64_intdigest(bytes([place]), seed=seed), place) for place in range(WORDS))
             places = sorted(place for _, place in sorted(drawn)[: round(WORDS * SHARE)])
             spans = (words[first + place] for place in places)
@@ -79,17 +76,15 @@ def encoded(stretch: Stretch, tokenizer: Any) -> tuple[list[int], list[tuple[int
     return found["input_ids"], places
 
 
-def measure(network: PreTrainedModel, tokenizer: Any, texts: Iterable[str]) -> Found:
-    """Let a model guess the hidden words of texts. The network is set to evaluation."""
+def fits(stretch: Stretch, network: PreTrainedModel, tokenizer: Any) -> bool:
+    """True when the model has positions for all tokens of a stretch."""
     positions = getattr(network.config, "max_position_embeddings", None)
-    longest = math.inf if positions is None else positions - first_position(network.config)
-    rows, too_long = [], 0
-    for stretch in stretches(texts):
-        ids, places = encoded(stretch, tokenizer)
-        if len(ids) > longest:
-            too_long += 1
-        else:
-            rows.append((stretch, ids, places))
+    return positions is None or len(encoded(stretch, tokenizer)[0]) <= positions - first_position(network.config)
+
+
+def measure(network: PreTrainedModel, tokenizer: Any, texts: Iterable[Stretch]) -> Found:
+    """Let a model guess the hidden words of stretches that it has positions for. It is set to evaluation."""
+    rows = [(stretch, *encoded(stretch, tokenizer)) for stretch in texts]
     masked_lm = MaskedLM(network.eval())
     words = right = tokens = unknown = characters = 0
     loss = 0.0
@@ -99,15 +94,16 @@ def measure(network: PreTrainedModel, tokenizer: Any, texts: Iterable[str]) -> F
         losses, is_right = _guessed(masked_lm, tokenizer, [(ids, places) for _, ids, places in some])
         loss += sum(map(sum, losses))
         for (stretch, ids, places), guesses in zip(some, is_right, strict=True):
-            spelt = {number for place, number in places if ids[place] == tokenizer.unk_token_id}
+            spelt = {number for _, number in places}
+            spelt -= {number for place, number in places if ids[place] == tokenizer.unk_token_id}
             wrong = {number for (_, number), well in zip(places, guesses, strict=True) if not well}
             words += len(stretch.hidden)
-            unknown += len(spelt)
-            right += len(stretch.hidden) - len(wrong | spelt)
+            unknown += len(stretch.hidden) - len(spelt)
+            right += len(spelt - wrong)
             tokens += len(places)
             characters += sum(stop - begin for begin, stop in stretch.hidden)
     share = max(1, words)
-    return Found(words, right / share, loss / max(1, characters), tokens / share, unknown / share, too_long)
+    return Found(words, right / share, loss / max(1, characters), tokens / share, unknown / share)
 
 
 def _guessed(

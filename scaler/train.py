@@ -18,7 +18,6 @@ import torch
 
 from scaler import (
     checkpoint,
-    embeddings,
     heldout,
     job,
     loop,
@@ -96,7 +95,6 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     unigram_counts = world.attempt(this.data.manifest.unigram_counts, here)
     network = world.attempt(lambda: job.starting_point(this, unigram_counts), here)
     parameters, trainable = model.count_parameters(network)
-    token_embeddings = embeddings.note(network, resume.precision(this.resolved) == "bf16")
     table = model.render_table(model.what_trains(network, recipe.optimizer.weight_decay))
     flops_per_row = model.flops_per_row(network, recipe.data.seq_len, this.rows["train"].masked)
     engine = world.attempt(lambda: engines.Engine(model.MaskedLM(network), recipe.optimizer, this.resolved), here)
@@ -112,6 +110,7 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
         world.agree_or_raise(short if progress.step > training.steps else None, here)
         if this.changes:
             progress.worse = 0  # the patience begins anew
+    token_embeddings = engine.token_embeddings()
     # only now, so that a start that is refused changes nothing
     hosts = world.gathered(slurm.node_name(), here)
     world.attempt(lambda: write_settings(this, here, hosts, progress.step) if here.is_first else None, here)

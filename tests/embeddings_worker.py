@@ -61,12 +61,15 @@ def meddling() -> None:
     loop.train_batch = train_batch
 
 
-def run(folder: Path, recipe: Path, *settings: str, config: Path | str = "zero2", patches=(lambda: None,)):
-    """Train on two ranks, once for each patch, in one run's folder."""
-    path = config if isinstance(config, Path) else ROOT / "ds_configs" / f"{config}.json"
+def run(folder: Path, recipe: Path, *settings: str, config=("zero2",), patches=(lambda: None,)):
+    """Train on two ranks, once for each patch, in one run's folder, with the configurations in turn."""
     folder.mkdir()
-    arguments = ["--recipe", recipe, "--run_dir", folder / "run", "--deepspeed_config", path, *SETTINGS, *settings]
-    statuses = [ended(forked(2, arguments, folder / "log.txt", patch)) for patch in patches]
+    statuses = []
+    for number, patch in enumerate(patches):
+        name = config[number % len(config)]
+        path = name if isinstance(name, Path) else ROOT / "ds_configs" / f"{name}.json"
+        arguments = ["--recipe", recipe, "--run_dir", folder / "run", "--deepspeed_config", path, *SETTINGS, *settings]
+        statuses.append(ended(forked(2, arguments, folder / "log.txt", patch)))
     found = {"statuses": statuses, "said": (folder / "log.txt").read_text(), "run": str(folder / "run"), "stored": {}}
     if (folder / "traffic").is_file():
         found["traffic"] = int((folder / "traffic").read_text())
@@ -89,9 +92,16 @@ def main() -> None:
     outcomes = {
         "updated": run(folder / "updated", recipe, patches=[counting(folder / "updated" / "traffic")]),
         "frozen": run(folder / "frozen", recipe, FROZEN, patches=[counting(folder / "frozen" / "traffic")]),
-        "frozen_zero3": run(folder / "frozen_zero3", recipe, FROZEN, config="zero3"),
-        "frozen_bf16": run(folder / "frozen_bf16", recipe, FROZEN, config=folder / "bf16.json"),
+        "frozen_zero3": run(folder / "frozen_zero3", recipe, FROZEN, config=["zero3"]),
+        "frozen_bf16": run(folder / "frozen_bf16", recipe, FROZEN, config=[folder / "bf16.json"]),
         "frozen_stopped": run(folder / "frozen_stopped", recipe, FROZEN, patches=[stop, lambda: None]),
+        "frozen_bf16_fp32": run(
+            folder / "frozen_bf16_fp32",
+            recipe,
+            FROZEN,
+            patches=[stop, lambda: None],
+            config=[folder / "bf16.json", "zero2"],
+        ),
         "thawed": run(folder / "thawed", recipe, FROZEN, "--allow_changes", patches=[stop]),
         "meddled": run(folder / "meddled", recipe, FROZEN, patches=[meddling]),
     }

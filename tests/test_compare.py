@@ -86,15 +86,12 @@ def test_a_model_that_knows_nothing_pays_a_uniform_price(model_folder, corpus, t
     torch.nn.init.zeros_(network.vocab_projector.weight)
     torch.nn.init.zeros_(network.vocab_projector.bias)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    found = masked_words.measure(network, tokenizer, compare.read_texts([test_file], 1000))
-    characters = sum(
-        end - begin
-        for stretch in masked_words.stretches(compare.read_texts([test_file], 1000))
-        for begin, end in stretch.hidden
-    )
+    stretches = list(masked_words.stretches(compare.read_texts([test_file], 1000)))
+    found = masked_words.measure(network, tokenizer, stretches)
+    characters = sum(end - begin for stretch in stretches for begin, end in stretch.hidden)
     tokens = found.words * found.tokens_per_word
     assert found.loss_per_character == pytest.approx(tokens * math.log(len(tokenizer)) / characters, rel=1e-4)
-    assert found.tokens_per_word >= 1 and found.unknown == 0 and found.too_long == 0
+    assert found.tokens_per_word >= 1 and found.unknown == 0
 
 
 def test_a_model_that_has_one_word_gets_that_word_and_others_are_unknown(tmp_path):
@@ -110,7 +107,7 @@ def test_a_model_that_has_one_word_gets_that_word_and_others_are_unknown(tmp_pat
         network.vocab_projector.bias[5] = 100.0
     chance = random.Random(0)
     text = " ".join(chance.choice(["yes", "no"]) for _ in range(600))
-    found = masked_words.measure(network, loaded, [text])
+    found = masked_words.measure(network, loaded, masked_words.stretches([text]))
     assert found.words == 90 and found.right + found.unknown == 1 and 0.3 < found.right < 0.7
 
 
@@ -119,7 +116,6 @@ def test_the_command_prints_a_table_and_adds_runs_and_finetunings(model_folder, 
     (run).mkdir()
     (run / "export").symlink_to(model_folder)
     real = model_folder.resolve()
-    (real.parent / "metrics.jsonl").write_text('{"step": 0, "heldout_loss": 9.5}\n{"step": 70, "heldout_loss": 3.25}\n')
     (tmp_path / "tuned").mkdir()
     results = {
         "settings": {"model": str(real), "data": {"y/x/TREC.train.all": "0", "y/z.all": "1"}, "from_scratch": False},
@@ -131,9 +127,28 @@ def test_the_command_prints_a_table_and_adds_runs_and_finetunings(model_folder, 
     options = (run, "--texts", test_file, "--finetuned", tmp_path / "tuned", "--out", out)
     status, said, error = call(compare.main, *options)
     assert status == 0, error
-    assert "81.25% ± 1.10%" in said and "x/TREC.train.all, accuracy" in said and "3.250 at step 70" in said
+    assert "81.25% ± 1.10%" in said and "x/TREC.train.all, accuracy" in said
     (row,) = json.loads(out.read_text())
     assert row["words"] > 100 and row["entries"] == 600 and 0 <= row["right"] < 0.2
+
+
+def test_what_is_too_long_for_one_model_is_left_out_for_all(model_folder, test_file, call, tmp_path):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
+    lengths = [
+        len(masked_words.encoded(some, tokenizer)[0])
+        for some in masked_words.stretches(compare.read_texts([test_file], 1000))
+    ]
+    small = exported(tmp_path / "small", tokenizer, positions=sorted(lengths)[len(lengths) // 2])
+    out = tmp_path / "compared.json"
+    status, said, error = call(compare.main, model_folder, small, "--texts", test_file, "--out", out)
+    assert status == 0, error
+    rows = json.loads(out.read_text())
+    assert (
+        rows[0]["words"]
+        == rows[1]["words"]
+        == 9 * sum(length <= sorted(lengths)[len(lengths) // 2] for length in lengths)
+    )
+    assert 0 < rows[0]["left_out"] == len(lengths) - rows[0]["words"] / 9 and f"{rows[0]['left_out']} stretches" in said
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(model_folder, test_file, call, tmp_path):
@@ -142,10 +157,13 @@ def test_what_cannot_be_compared_is_refused_in_one_line(model_folder, test_file,
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\nno json\n')
     (tmp_path / "nothing").mkdir()
     cases = [
-        ((model_folder, "--texts", tmp_path / "short.jsonl"), "1 documents hold no stretches of 60 words that"),
+        (
+            (model_folder, "--texts", tmp_path / "short.jsonl"),
+            "no stretch of 60 words in them that all models can take",
+        ),
         ((model_folder, "--texts", tmp_path / "broken.jsonl"), 'broken.jsonl: not JSON lines with a "text"'),
         ((model_folder, "--texts", tmp_path / "absent.jsonl"), 'absent.jsonl: not JSON lines with a "text"'),
-        ((model_folder, small, "--texts", test_file), "too long for it, and models are compared on the same"),
+        ((model_folder, small, "--texts", test_file), "no stretch of 60 words in them that all models can take"),
         ((tmp_path / "nothing", "--texts", test_file), "no exported model here"),
         ((model_folder, "--texts", test_file, "--finetuned", tmp_path / "nothing"), "no results.json of a finished"),
     ]

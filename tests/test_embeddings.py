@@ -168,6 +168,13 @@ def test_in_bf16_it_stays_as_bf16_rounds_it(outcomes, recipe_file):
     assert f"frozen, checksum {embeddings.digest(before, torch.bfloat16)}" in outcome["said"]
 
 
+def test_rounded_by_bf16_it_goes_on_in_fp32_as_it_is(outcomes, recipe_file):
+    outcome = outcomes["frozen_bf16_fp32"]
+    assert outcome["statuses"] == [[0, 0]] * 2, outcome["said"]
+    before = started(recipe_file).get_input_embeddings().weight
+    assert torch.equal(before.bfloat16().float(), exported(outcome).get_input_embeddings().weight)
+
+
 def test_an_updated_matrix_has_another_checksum(outcomes, recipe_file):
     outcome = outcomes["updated"]
     assert outcome["statuses"] == [[0, 0]], outcome["said"]

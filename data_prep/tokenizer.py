@@ -78,9 +78,14 @@ def _loaded(folder: Path) -> Any:
 
 def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
     """Train the tokenizer unless the folder already is what this text makes; say whether it was trained."""
+    of_kind = {"byte_bpe": set(), "wordpiece": {"kind", "lowercase"}, "words": {"kind", "lowercase", "pieces"}}
     made_from = {
         "text": folders.checksum_of_manifest(text, texts.manifest(text)["kind"]),
-        **dataclasses.asdict(settings),
+        **{
+            name: value
+            for name, value in dataclasses.asdict(settings).items()
+            if name in {"vocab_size", "sample_mib"} | of_kind[settings.kind]
+        },
     }
     if folders.is_current(folder, "tokenizer", made_from) and (folder / "tokenizer.json").is_file():
         return False

@@ -1,7 +1,8 @@
 """Vocabularies that BERT's tokenizer reads: a trained WordPiece, and whole words with a small WordPiece behind them.
 
 WordPiece takes the longest entry that a word begins with (Wu et al. 2016), so a word that is an entry is always one
-token, and only the other words are cut.
+token, and only the other words are cut. Unknown are words with a character that no entry has, and those of more than
+100 characters.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SPECIAL_TOKENS: dict[str, Any] = {
     "mask_token": "[MASK]",
 }  # in the order of Devlin et al. 2019
 ALPHABET = 4000  # characters; a word with any other is unknown as a whole, unless it is an entry
+LONGEST = 100  # characters of a word; a longer one is unknown (Devlin et al. 2019)
 MIN_FREQUENCY = 2  # of pieces and words alike: of what occurs once nothing can be learned
 
 
@@ -41,7 +43,8 @@ def train(sample: Callable[[], Iterator[str]], settings: recipe.Tokenizer) -> To
     for word in _words(sample(), settings):
         if len(entries) == settings.vocab_size:
             break
-        entries.setdefault(word, len(entries))
+        if len(word) <= LONGEST:
+            entries.setdefault(word, len(entries))
     if len(entries) < settings.vocab_size:
         raise ScalerError(
             f"tokenizer.vocab_size={settings.vocab_size:,}, but the text has words and pieces that occur "
@@ -75,7 +78,8 @@ def _pieces(texts: Iterator[str], settings: recipe.Tokenizer, alphabet: list[str
     )
     tokenizer.train_from_iterator(texts, trainer)
     found: dict[str, int] = tokenizer.get_vocab()
-    return dict(sorted(found.items(), key=lambda entry: entry[1]))
+    ordered = (entry for entry in sorted(found, key=found.__getitem__) if len(entry.removeprefix("##")) <= LONGEST)
+    return {entry: number for number, entry in enumerate(ordered)}
 
 
 def _words(texts: Iterator[str], settings: recipe.Tokenizer) -> list[str]:
@@ -96,7 +100,8 @@ def _normalizer(settings: recipe.Tokenizer) -> normalizers.Normalizer:
 
 def _with(entries: dict[str, int], settings: recipe.Tokenizer) -> Tokenizer:
     """A tokenizer that cuts text into these entries."""
-    tokenizer = Tokenizer(models.WordPiece(entries, unk_token=SPECIAL_TOKENS["unk_token"]))
+    unknown = SPECIAL_TOKENS["unk_token"]
+    tokenizer = Tokenizer(models.WordPiece(entries, unk_token=unknown, max_input_chars_per_word=LONGEST))
     tokenizer.normalizer, tokenizer.pre_tokenizer = _normalizer(settings), pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer

@@ -42,7 +42,7 @@ def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
                 for line in io.TextIOWrapper(raw, encoding="utf-8"):
                     if left == 0:
                         return
-                    yield str(json.loads(line)["text"])
+                    yield str(json.loads(line)["text"]).encode(errors="replace").decode()
                     left -= 1
         except (OSError, ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
             reason = " ".join(str(error).split())

@@ -101,6 +101,8 @@ def of_runs(runs: list[Path], until: int, out: Path) -> dict[str, Any]:
         logged = [record for record in metrics.records(run / metrics.METRICS) if "heldout_loss" in record]
         if not logged:
             raise ScalerError(f"{run}: no held-out losses in its {metrics.METRICS}; name the folder of a run")
+        if run.name in curves:
+            raise ScalerError(f"{run}: another run is called {run.name}, too; rename one")
         curves[run.name] = {record["step"]: record["heldout_loss"] for record in logged if record["step"] <= until}
     metrics.draw_curves(curves, out / "runs.png")
     return curves

@@ -144,10 +144,5 @@ def load(source: str, task: str, labels: list[str], seed: int, from_scratch: boo
     return model
 
 
-def freeze_embeddings(model: PreTrainedModel) -> None:
-    """Keep the word embeddings as they are; positions, norms and all layers go on learning."""
-    model.get_input_embeddings().weight.requires_grad_(False)
-
-
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:SHOWN]

@@ -59,6 +59,9 @@ def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
     for rate in arguments.learning_rates:
         if not 0 < rate < 1:
             raise ScalerError(f"--learning_rates {rate}: 0 < rate < 1 is needed; 5e-5 is usual")
+    for seed in arguments.seeds:
+        if not 0 <= seed < 1 << 32:
+            raise ScalerError(f"--seeds {seed}: 0 <= seed < 2**32 is needed")
     for name in ("learning_rates", "seeds"):
         setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
     return arguments

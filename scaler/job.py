@@ -124,8 +124,13 @@ def vectors(job: Job) -> word_vectors.WordVectors:
     """The word vectors that the token embeddings start from, opened and verified. Raises ScalerError where they do not
     belong to data and model.
     """
-    width = embeddings.width(job.config)
-    return word_vectors.read(job.recipe.word2vec_folder, job.data.manifest.tokenizer_xxh3, width)
+    folder = job.recipe.word2vec_folder
+    found = word_vectors.read(folder, job.data.manifest.tokenizer_xxh3, embeddings.width(job.config))
+    for key, (made, wanted) in differences(found.settings, job.recipe.to_plain()["word2vec"]).items():
+        raise ScalerError(
+            f"{folder}: made with word2vec.{key}={made!r}, not {wanted!r}; run `python -m data_prep` again"
+        )
+    return found
 
 
 def starting_point(job: Job, unigram_counts: np.ndarray) -> PreTrainedModel:

@@ -193,8 +193,9 @@ def _of_rows(rows: Any, where: str, how: Reading) -> Iterator[Example]:
     for number, row in zip(count(), rows, strict=False):
         record = dict(row)
         if names and label_field in record:
-            ids = record[label_field] if several else [record[label_field]]
-            named = [names[i] if 0 <= i < len(names) else "" for i in ids]  # -1 is "unknown" there
+            ids = (record[label_field] or []) if several else [record[label_field]]
+            # -1 and None are "unknown" there
+            named = [names[i] if i is not None and 0 <= i < len(names) else "" for i in ids]
             record[label_field] = named if several else named[0]
         yield labelled.of_record(record, f"{where}:{number}", how)
 

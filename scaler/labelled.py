@@ -23,6 +23,7 @@ DEFAULT_FIELDS = {TOKENS: ("tokens", "tags"), MULTILABEL: ("text", "labels")}  #
 SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".conll": "conll"}
 SEPARATOR = "|"  # of several labels in one field
 SENTIMENTS = {"0": "negative", "1": "positive"}  # what 0 and 1 mean in that task
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 TAG = re.compile(r"O|[BI]-.+")
 MAX_FIELD_CHARACTERS = 1 << 30  # of CSV, whose reader else refuses more than 131,072
 
@@ -81,6 +82,8 @@ def without_empty(found: Iterator[Example], how: Reading, source: str) -> tuple[
     """The examples that have text, and how many have none. Raises ScalerError where that is not allowed."""
     kept, skipped = [], 0
     for example in found:
+        if SURROGATE.search(example.text):
+            raise ScalerError(f"{example.where}: half of a character (\\ud800 to \\udfff) in the text; take it out")
         if example.text.strip() and all(map(str.strip, example.words)):
             kept.append(example)
         elif how.skip_empty:

@@ -58,7 +58,7 @@ def stretches(texts: Iterable[str]) -> Iterator[Stretch]:
         for first in range(0, len(words) - WORDS + 1, WORDS):
             begin, end = words[first][0], words[first + WORDS - 1][1]
             part = text[begin:end]
-            seed = xxhash.xxh3_64_intdigest(part.encode(errors="replace"))
+            seed = xxhash.xxh3_64_intdigest(part.encode())
             drawn = ((xxhash.xxh3_64_intdigest(bytes([place]), seed=seed), place) for place in range(WORDS))
             places = sorted(place for _, place in sorted(drawn)[: round(WORDS * SHARE)])
             spans = (words[first + place] for place in places)

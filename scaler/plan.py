@@ -32,9 +32,12 @@ def memory_per_rank(job: Job, parameters: int, trainable: int) -> dict[str, int]
     positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
     at_once = head.positions_at_once(entries)
     memory["logits"] = 2 * min(positions, at_once) * entries * FP32_BYTES
-    if positions > at_once and not job.recipe.optimizer.frozen_embeddings:
-        # a wide head has its weight's gradient before the backward pass begins
-        memory["head"] = entries * embeddings.width(job.config) * FP32_BYTES
+    if not job.recipe.optimizer.frozen_embeddings:
+        bf16 = bool(job.resolved["bf16"].get("enabled"))
+        matrix = entries * embeddings.width(job.config)
+        memory["lookup"] = matrix * (2 if bf16 else FP32_BYTES)  # its gradient, before it is added to the head's
+        if bf16 and positions > at_once:
+            memory["head"] = matrix * FP32_BYTES  # whose gradient a wide head sums up in fp32
     return memory
 
 

@@ -403,11 +403,13 @@ def _content(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         raise ScalerError(f"{path}: a recipe is a mapping of sections; see {RECIPES / 'quickstart.yaml'}")
     if EXTENDS not in content:
         return content
-    base = find(str(content.pop(EXTENDS)))
+    named = str(content.pop(EXTENDS))
+    beside = path.parent / named
+    base = beside if beside.is_file() else find(named)
     if base in (*readers, path):
         raise ScalerError(f"{path}: extends {base}, which extends it; take one of the two out")
     below = _content(base, (*readers, path))
-    if "model_type" in (content.get("model") or {}):
+    if isinstance(content.get("model"), dict) and "model_type" in content["model"]:
         below.pop("model", None)  # whose keys another type may not have
     whole = settings.merged(below, content)
     whole["name"] = content.get("name", path.stem)  # and not that of the other

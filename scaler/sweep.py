@@ -36,17 +36,13 @@ def run(arguments: argparse.Namespace, settings: trial.Settings, splits: Splits,
     out: Path = arguments.out or Path("runs") / name
     identity = {
         **{name: value for name, value in vars(arguments).items() if name not in NO_SETTINGS},
-        **{"model": settings.source, "model_files": encoder.identity(settings.source)},
+        **{"model": settings.source, "model_files": attempt(lambda: encoder.identity(settings.source), world)},
         **{"data": splits.checksums, "max_length": max_length},
     }
     lock = attempt(lambda: sweep_folder.begin(out, identity) if world.is_first else None, world)
     try:
-        missing = [
-            (rate, seed)
-            for rate in arguments.learning_rates
-            for seed in arguments.seeds
-            if sweep_folder.record(out, rate, seed) is None
-        ]
+        wanted = [(rate, seed) for rate in arguments.learning_rates for seed in arguments.seeds]
+        missing = attempt(lambda: [some for some in wanted if sweep_folder.record(out, *some) is None], world)
         missing = gathered(missing, world)[0]
         if world.is_first:
             _say_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds))

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from scaler import encoder, scores
+from scaler import embeddings, encoder, scores
 from scaler.errors import ScalerError
 from scaler.features import Encoded
 from scaler.label_splits import TEST, TRAIN, VALIDATION, Splits
@@ -129,7 +129,7 @@ def run(
     start = time.perf_counter()
     model = encoder.load(settings.source, task, labels, seed, settings.from_scratch)
     if settings.freeze_embeddings:
-        encoder.freeze_embeddings(model)
+        embeddings.freeze(model)
     chosen_by = scores.chosen_by(task)
     split = VALIDATION
 
@@ -235,11 +235,12 @@ def _tell_accelerate_of_ranks() -> None:
     del os.environ["ACCELERATE_USE_DEEPSPEED"]
 
 
-def _history(log: Sequence[dict[str, Any]], chosen_by: str) -> list[dict[str, float]]:
+def _history(log: Sequence[dict[str, Any]], chosen_by: str) -> list[dict[str, Any]]:
     """Loss and validation score of each epoch, from the Trainer's log."""
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int, dict[str, Any]] = {}
     names = {"loss": "train_loss", "eval_loss": "validation_loss", f"eval_{chosen_by}": chosen_by}
     for entry in log:
         epoch = found.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
-        epoch |= {name: entry[key] for key, name in names.items() if key in entry}
+        # null for what is not finite, which JSON does not have
+        epoch |= {name: entry[key] if np.isfinite(entry[key]) else None for key, name in names.items() if key in entry}
     return [found[epoch] for epoch in sorted(found) if chosen_by in found[epoch]]

@@ -45,12 +45,14 @@ class WordVectors:
     Attributes:
         vectors: (entries, vector_size) float32, mapped read-only.
         counts: (entries,) int64, how often each entry occurs in the training documents.
+        settings: of the recipe's section that they were made with.
         xxh3: checksum of the file of vectors.
     """
 
     folder: Path
     vectors: np.ndarray
     counts: np.ndarray
+    settings: dict[str, Any]
     xxh3: str
 
 
@@ -67,6 +69,7 @@ def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
     try:
         width, entries, made_for = int(content["vector_size"]), int(content["vocab_size"]), content["tokenizer_xxh3"]
         checksums = {VECTORS: str(content["vectors_xxh3"]), COUNTS: str(content["counts_xxh3"])}
+        settings = dict(content["made_from"]["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise ScalerError(f"{folder}: not a manifest of word vectors ({error!r}); {AGAIN}") from error
     if made_for != tokenizer_xxh3:
@@ -83,7 +86,7 @@ def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
         check_file(folder / name, xxh3)
     vectors = _mapped(folder / VECTORS, np.dtype(np.float32), (entries, width))
     counts = np.asarray(_mapped(folder / COUNTS, np.dtype(np.int64), (entries,)))
-    return WordVectors(folder, vectors, counts, checksums[VECTORS])
+    return WordVectors(folder, vectors, counts, settings, checksums[VECTORS])
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -270,9 +270,19 @@ def test_a_recipe_takes_what_it_does_not_say_from_the_one_it_extends(tmp_path):
     assert load(written(tmp_path, "again", mine.to_yaml())) == mine  # whole, as a run's folder has it
 
 
+def test_a_file_beside_the_recipe_is_the_one_that_it_extends(tmp_path, monkeypatch):
+    written(tmp_path, "base", "extends: quickstart\nseed: 5\n")
+    mine = written(tmp_path, "mine", "extends: base.yaml\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load(mine).seed == 5
+
+
 def test_another_type_of_model_takes_no_keys_of_the_one_before(tmp_path):
     mine = load(written(tmp_path, "mine", "extends: quickstart\nmodel: {model_type: distilbert, dim: 64}\n"))
     assert dict(mine.model) == {"model_type": "distilbert", "dim": 64}
+    with pytest.raises(ScalerError, match="model"):
+        load(written(tmp_path, "number", "extends: quickstart\nmodel: 5\n"))
     same = load(written(tmp_path, "same", "extends: quickstart\nmodel: {hidden_size: 64}\n"))
     assert same.model["hidden_size"] == 64 and same.model["model_type"] == "roberta"
 

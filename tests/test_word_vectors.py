@@ -25,6 +25,7 @@ def folder(tmp_path):
             "vocab_size": 7,
             "vector_size": 4,
             "tokenizer_xxh3": "a" * 32,
+            "made_from": {"settings": {"vector_size": 4}},
             "vectors_xxh3": write_array(folder / VECTORS, VALUES),
             "counts_xxh3": write_array(folder / COUNTS, np.arange(7)),
         },
@@ -46,7 +47,7 @@ def refused(folder, said, tokenizer_xxh3="a" * 32, vector_size=4):
 def test_what_was_written_is_read_and_only_mapped(folder):
     found = word_vectors.read(folder, "a" * 32, 4)
     np.testing.assert_array_equal(found.vectors, VALUES)
-    assert found.counts.tolist() == list(range(7))
+    assert found.counts.tolist() == list(range(7)) and found.settings == {"vector_size": 4}
     assert (found.vectors.dtype, found.counts.dtype) == (np.float32, np.int64)
     assert found.xxh3 == checksum(folder / VECTORS)
     with pytest.raises(ValueError, match="read-only"):

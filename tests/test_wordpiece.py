@@ -139,3 +139,17 @@ def test_settings_that_cannot_be_are_refused(settings, complaint):
 def test_a_word_with_an_unseen_character_is_unknown_and_no_other(whole_words):
     assert whole_words.tokenize("cafe ca\u4e2dfe cafe")[0] == "cafe"
     assert "[UNK]" in whole_words.tokenize("\u0416")
+
+
+def test_words_of_more_than_a_hundred_characters_are_unknown_and_no_entries(tmp_path):
+    long, longest = "b" * 101, "a" * 100
+    lines = [f"{word} {long} {longest}" for word in make_sentences(400)]
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    source = Source(str(tmp_path / "text.txt"), text_unit="line")
+    corpus_stage.make(Corpus(sources=(source,)), tmp_path / "corpus", Team())
+    tokenizer.make(
+        tmp_path / "corpus", tmp_path / "tokenizer", Tokenizer(500, kind="words", lowercase=True, pieces=350)
+    )
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
+    assert loaded.tokenize(longest) == [longest] and loaded.tokenize(long) == ["[UNK]"]
+    assert long not in loaded.get_vocab()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from data_prep.__main__ import prepare
@@ -112,11 +113,13 @@ def worker_figures(run_command, tmp_path_factory) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    """What a module's tests leave in the environment (accelerate its rank, say) is not there for the next one's."""
+    """What tests leave to their process (accelerate a rank and a process group, say) is gone for the next module."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.parametrize("way_of_saving", [pytest.param("synchronous", marks=pytest.mark.slow), "asynchronous"])
+@pytest.mark.slow
+@pytest.mark.parametrize("way_of_saving", ["synchronous", "asynchronous"])
 def test_a_run_interrupted_three_times_is_the_run_left_alone(tiny_recipe_file, run_command, tmp_path, way_of_saving):
     done = run_command(
         *(sys.executable, ROOT / "tests" / "chaos.py", "--recipe", tiny_recipe_file, "--folder", tmp_path / "chaos"),

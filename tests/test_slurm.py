@@ -249,6 +249,7 @@ def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight)
     assert "the disk is full" in said or "No space left on device" in said
 
 
+@pytest.mark.slow
 def test_an_array_has_a_run_for_each_line_and_one_of_them_is_requeued(site, cluster):
     steps = {1: "training.steps=4", 2: "training.steps=200 checkpoint.every=20 training.evaluate_every=200"}
     lines = [f"--recipe {site.recipe} seed={seed} {length}" for seed, length in steps.items()]

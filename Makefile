@@ -18,7 +18,7 @@ help:
 	@echo "make pretrain     set up, prepare data, train RECIPE ($(RECIPE)) on $(RANKS) ranks, fill some masks"
 	@echo "make data         set up and prepare the data of RECIPE"
 	@echo "make test         set up and run the tests"
-	@echo "make test-slow    those that \`make test\` leaves out, of more than a minute each"
+	@echo "make test-slow    those that \`make test\` leaves out, for they take long"
 	@echo "make test-slurm   only those on a SLURM of virtual nodes (root, and Debian's slurmctld slurmd slurm-client munge)"
 	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
 	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (25 minutes)"

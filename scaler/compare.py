@@ -14,19 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import zstandard
-from transformers import AutoModelForMaskedLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel
 
-from scaler import masked_words, model, sweep_folder
+from scaler import evaluate, masked_words, model, sweep_folder
 from scaler import world as world_facts
 from scaler.errors import ScalerError, command
 from scaler.fill_mask import find_export
 from scaler.manifests import write_json
 from scaler.prepared import load_tokenizer
-
-disable_progress_bar()  # of loading weights
 
 
 def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
@@ -54,19 +50,7 @@ def load_masked_lm(folder: Path) -> tuple[PreTrainedModel, Any]:
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise ScalerError(f"{folder}: its tokenizer has no mask or no pad token; name a masked LM")
-    try:
-        network = AutoModelForMaskedLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=model.ATTENTION,
-            dtype=torch.float32,
-        )
-    except Exception as error:  # of many kinds, for a configuration or weights that are damaged or of another kind
-        reason = " ".join(str(error).split())[:300]
-        raise ScalerError(f"{folder}: no masked LM that Transformers loads from safetensors ({reason})") from error
-    return network, tokenizer
+    return evaluate.load_whole(folder), tokenizer
 
 
 def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, dict[str, Any]]]:

@@ -72,10 +72,10 @@ def _tokens(path: Path) -> tuple[dict[str, int], Any]:
     return tokenizer.get_vocab(with_added_tokens=True), json.loads(tokenizer.to_str())["model"]
 
 
-def load_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
-    """A masked LM in fp32, from safetensors alone and without code of its own.
+def load_whole(folder: Path) -> PreTrainedModel:
+    """A masked LM in fp32, with its head, from safetensors alone and without code of its own.
 
-    Raises: ScalerError when it cannot be loaded whole, or cannot take the rows.
+    Raises: ScalerError when it cannot be loaded whole.
     """
     try:
         network, loaded = AutoModelForMaskedLM.from_pretrained(
@@ -93,6 +93,12 @@ def load_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
     if loaded["missing_keys"]:
         some = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise ScalerError(f"{folder}: its weights lack {some}; evaluate a whole masked LM, with its head")
+    return network.eval()
+
+
+def load_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
+    """The same, for some rows. Raises ScalerError when it cannot be loaded whole, or cannot take the rows."""
+    network = load_whole(folder)
     model.check_rows_fit(network.config, manifest.seq_len, f"{folder / 'config.json'}: ")
     entries = network.get_input_embeddings().num_embeddings
     if entries < manifest.vocab_size:
@@ -100,7 +106,7 @@ def load_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
             f"{folder}: the model has {entries:,} entries, but the rows of {manifest.folder} have "
             f"{manifest.vocab_size:,}; evaluate it on rows of its own tokenizer"
         )
-    return network.eval()
+    return network
 
 
 def measure(folder: Path, recipe: Recipe, split: str) -> dict[str, Any]:

@@ -156,7 +156,11 @@ def test_what_cannot_be_compared_is_refused_in_one_line(model_folder, test_file,
     (tmp_path / "short.jsonl").write_text('{"text": "a few words"}\n')
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\nno json\n')
     (tmp_path / "nothing").mkdir()
+    headless = tmp_path / "headless"
+    DistilBertForMaskedLM.from_pretrained(model_folder).distilbert.save_pretrained(headless)
+    PreTrainedTokenizerFast.from_pretrained(model_folder).save_pretrained(headless)
     cases = [
+        ((headless, "--texts", test_file), "headless: its weights lack vocab_"),
         (
             (model_folder, "--texts", tmp_path / "short.jsonl"),
             "no stretch of 60 words in them that all models can take",

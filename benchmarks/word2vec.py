@@ -33,12 +33,12 @@ import numpy as np
 from data_prep import word2vec
 from scaler.recipe import Word2Vec
 folder, entries, width, architecture, threads = sys.argv[1:]
-documents = word2vec.Documents(Path(folder), {"splits": {"train": [{"name": "shard"}]}, "strip_ids": []}, 0)
-counts = documents.counts(int(entries))
+texts = word2vec.Documents(Path(folder), {"splits": {"train": [{"name": "shard"}]}, "strip_ids": []}, 0)
+counts = texts.counts(int(entries))
 word2vec._resume = lambda *arguments: print("Progress: 0%", flush=True) or 0  # the model is built, training begins
 word2vec._save = lambda *arguments: None
 settings = Word2Vec(int(width), architecture, min_count=1, epochs=1)
-word2vec.train(documents, counts, settings, 1, int(threads), Path("none"))
+word2vec.train(texts, counts, settings, 1, int(threads), Path("none"))
 print("Progress: 100%", flush=True)
 """
 GENSIM = """

@@ -26,9 +26,9 @@ LEAST_LETTERS = 5  # of these: shorter words are mostly of grammar
 SHARES = (1, 25, 50, 75, 99)  # percentiles
 
 
-def norms(matrix: np.ndarray, scale: float) -> dict[str, float]:
-    """Percentiles of the lengths of the vectors (entries, width) times a factor."""
-    lengths = np.concatenate([np.linalg.norm(some, axis=1) for some in initialisation.stretches(matrix)]) * scale
+def norms(matrix: np.ndarray) -> dict[str, float]:
+    """Percentiles of the lengths of the vectors (entries, width)."""
+    lengths = np.concatenate([np.linalg.norm(some, axis=1) for some in initialisation.stretches(matrix)])
     return {f"p{share}": float(value) for share, value in zip(SHARES, np.percentile(lengths, SHARES), strict=True)}
 
 
@@ -72,16 +72,14 @@ def of_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:
         board.add_embedding(
             torch.from_numpy(found.vectors[frequent]), [tokens[entry] for entry in frequent], tag="word2vec"
         )
-    scale = initialisation.scale_of_vectors(found.vectors, config.initializer_range)
     used = np.flatnonzero(found.counts)
     return {
         "entries": len(found.vectors),
         "width": int(found.vectors.shape[1]),
         "coverage": read_manifest(folder, word_vectors.KIND)["coverage"],
         "initializer_range": config.initializer_range,
-        "scale": scale,
-        "norms": norms(found.vectors, 1.0),
-        "norms_scaled": norms(found.vectors, scale),
+        "norms": norms(found.vectors),
+        "norm_in_model": initialisation.length_of_vectors(found.vectors.shape[1], config.initializer_range),
         "neighbours": {
             tokens[entry]: [
                 (tokens[other], round(cosine, 3)) for other, cosine in neighbours(found.vectors, entry, used)
@@ -114,12 +112,10 @@ def render(content: dict[str, Any]) -> str:
     lines = [
         f"{content['entries']:,} vectors of {content['width']} numbers; {coverage['entries']:.2%} of the entries have "
         f"one of their own, which stand for {coverage['tokens']:.2%} of the training tokens",
-        f"scaled by {content['scale']:.4g}, to the initializer range {content['initializer_range']}",
-        "  length of a vector  " + "".join(f"{f'{share} %':>9}" for share in SHARES),
-        *(
-            f"  {name:<20}" + "".join(f"{content[key][f'p{share}']:>9.4f}" for share in SHARES)
-            for name, key in (("as trained", "norms"), ("scaled", "norms_scaled"))
-        ),
+        "  percentile          " + "".join(f"{f'{share} %':>9}" for share in SHARES),
+        "  length as trained   " + "".join(f"{content['norms'][f'p{share}']:>9.4f}" for share in SHARES),
+        f"  length of all in the model, for initializer_range {content['initializer_range']}: "
+        f"{content['norm_in_model']:.4f}",
         "nearest by cosine",
         *(
             f"  {word:<16} " + ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)

@@ -37,22 +37,28 @@ def start_from_unigram(model: PreTrainedModel, unigram_counts: np.ndarray) -> No
         decoder.bias[len(log_frequency) :] = log_frequency.min() - log_frequency.mean()
 
 
-def scale_of_vectors(vectors: np.ndarray, initializer_range: float) -> float:
-    """The factor that gives vectors (entries, width) the root mean square of the model's own random weights.
+def length_of_vectors(width: int, initializer_range: float) -> float:
+    """How long the model's own random embeddings of this width are, as a root mean square."""
+    return initializer_range * math.sqrt(width)
 
-    Word vectors are some ten times as long, and would saturate attention and the head from the first step on.
-    """
-    squares = sum(float(np.square(some, dtype=np.float64).sum()) for some in stretches(vectors))
-    return initializer_range / math.sqrt(squares / vectors.size)
+
+def at_length(vectors: np.ndarray, length: float) -> np.ndarray:
+    """Vectors (entries, width), each made so long; one of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors * (np.float32(length) / np.where(lengths > 0, lengths, 1))
 
 
 def start_from_vectors(model: PreTrainedModel, vectors: np.ndarray) -> None:
-    """Take word vectors (entries, width), scaled, as the token embeddings; the padding token keeps its own, zero."""
+    """Take the directions of word vectors (entries, width) for the token embeddings; padding keeps its own, zero.
+
+    Their lengths grow thirtyfold from rare to frequent words. So long, frequent ones drown the positions and saturate
+    the head, and the model learns worse than from random embeddings (docs/log.md).
+    """
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    scale, start = scale_of_vectors(vectors, model.config.initializer_range), 0
+    length, start = length_of_vectors(vectors.shape[1], model.config.initializer_range), 0
     with torch.no_grad():
         for some in stretches(vectors):
-            embedding.weight[start : start + len(some)] = torch.from_numpy(some * np.float32(scale))
+            embedding.weight[start : start + len(some)] = torch.from_numpy(at_length(some, length))
             start += len(some)
         if embedding.padding_idx is not None:
             embedding.weight[embedding.padding_idx] = 0

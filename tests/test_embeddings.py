@@ -78,15 +78,18 @@ def exported(outcome):
 # ---- the starting point
 
 
-def test_word_vectors_get_the_scale_of_the_models_own_weights(recipe_file, vectors):
+def test_word_vectors_get_the_length_of_the_models_own_embeddings(recipe_file, vectors):
     network = network_for(recipe_file)
+    lengths = np.linalg.norm(vectors, axis=1)
+    assert lengths.max() > 3 * lengths.min()  # as word2vec makes them
     own, weight = network.distilbert.embeddings.word_embeddings.weight.detach().clone(), None
     initialisation.start_from_vectors(network, vectors)
     weight = network.distilbert.embeddings.word_embeddings.weight.detach()
     wide = float(weight.square().mean().sqrt())
     assert wide == pytest.approx(network.config.initializer_range, rel=2e-3)  # but for the padding's row
-    scale = initialisation.scale_of_vectors(vectors, network.config.initializer_range)
-    assert torch.allclose(weight[1:], torch.from_numpy(vectors[1:] * np.float32(scale)))
+    assert torch.allclose(weight[1:].norm(dim=1), own[1:].norm(dim=1).square().mean().sqrt(), rtol=0.05)
+    directions = torch.from_numpy(vectors[1:] / lengths[1:, None])
+    assert torch.allclose(weight[1:] / weight[1:].norm(dim=1, keepdim=True), directions, atol=1e-6)
     assert not weight[0].any()  # [PAD]
     assert float(own.square().mean().sqrt()) == pytest.approx(wide, rel=0.05)
     assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
@@ -237,7 +240,7 @@ def test_the_report_has_coverage_norms_neighbours_and_the_runs_losses(outcomes, 
     report = json.loads((out / "report.json").read_text())
     assert (report["entries"], report["width"]) == (ENTRIES, WIDTH)
     assert 0.3 < report["coverage"]["entries"] < 1 and report["coverage"]["tokens"] > 0.98
-    assert report["norms_scaled"]["p50"] == pytest.approx(report["norms"]["p50"] * report["scale"])
+    assert report["norm_in_model"] == pytest.approx(report["initializer_range"] * WIDTH**0.5)
     lengths = np.linalg.norm(vectors, axis=1)
     assert report["norms"]["p50"] == pytest.approx(float(np.median(lengths)), rel=1e-5)
     word, near = next(iter(report["neighbours"].items()))
@@ -276,3 +279,8 @@ def test_a_report_on_what_is_not_there_is_refused(recipe_file, call, tmp_path, o
 def test_a_report_on_a_recipe_without_vectors_is_refused(tiny_recipe_file, call, tmp_path):
     status, _, error = call(embedding_report.main, "--recipe", tiny_recipe_file, "--out", tmp_path / "report")
     assert status == 2 and "with a `word2vec` section in the recipe" in error and error.count("\n") == 1
+
+
+def test_a_vector_of_zeros_stays_one():
+    found = initialisation.at_length(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32), 10.0)
+    assert found.tolist() == [[6.0, 8.0], [0.0, 0.0]]

@@ -13,6 +13,7 @@ from conftest import ROOT, TINY_RECIPE, make_documents
 
 from data_prep import inspect, verify, word2vec
 from data_prep.__main__ import prepare
+from data_prep.documents import LONGEST_PIECE
 from data_prep.folders import TASKS
 from data_prep.shards import write_manifest
 from data_prep.team import Team
@@ -191,7 +192,7 @@ def test_every_epoch_holds_every_token_once_in_documents_and_none_is_lost(shards
         text = "".join(map(chr, epoch))
         assert all("".join(map(chr, document)) in text for document in documents)
     assert by_epoch[0] != by_epoch[1]  # the shards come in another order
-    assert max(map(len, seen)) == min(segment, word2vec.LONGEST_PIECE)
+    assert max(map(len, seen)) == min(segment, LONGEST_PIECE)
     assert sum(call["trained"] for call in spied) == sum(call["raw"] for call in spied) == 2 * total
     if segment > total:  # no piece crosses from one document to the next
         assert sorted(map(len, seen)) == sorted(2 * [1, 3, 700, 9_999, 10_000, 10_000, 1, 10_000, 10_000, 5_000])
@@ -200,7 +201,7 @@ def test_every_epoch_holds_every_token_once_in_documents_and_none_is_lost(shards
 def test_gensim_takes_no_more_of_a_sentence_than_a_piece_has():
     from gensim.models.word2vec_inner import MAX_WORDS_IN_BATCH
 
-    assert word2vec.LONGEST_PIECE == MAX_WORDS_IN_BATCH
+    assert LONGEST_PIECE == MAX_WORDS_IN_BATCH
 
 
 def test_special_tokens_at_the_ends_of_documents_are_stripped(shards, spied):
@@ -327,7 +328,7 @@ def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(topic
     monkeypatch.setattr(word2vec, "SEGMENT_TOKENS", 5000)
     make(topical, Word2Vec(16), out=tmp_path / "whole")
     killed = command(topical, driver=driver)
-    killed.communicate(timeout=120)
+    killed.communicate(timeout=400)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "word2vec").exists()
     state = read_json(tmp_path / "word2vec.partial" / TASKS / word2vec.STATE)
@@ -350,7 +351,7 @@ def test_ctrl_c_ends_it_at_once_and_loses_only_what_came_after_the_save(topical,
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=400)
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
     assert read_json(state)["position"] > 0
     assert not (tmp_path / "word2vec").exists()

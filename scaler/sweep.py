@@ -1,167 +1,211 @@
-"""Learning rates times seeds: the runs that are missing, the best model of each rate, and in the end the results."""
+"""Search hyperparameters of a pretraining: `python -m scaler.sweep FOLDER --space KEY=RANGE ...`.
+
+A trial is a training; trial 0 has the recipe's own values. Poor ones are stopped by successive halving, the others
+ranked by their held-out loss. The same command goes on with a sweep that was stopped, and joins one that is at work, on
+other machines, too. Ranges: key=low:high, key=log:low:high, 'key=[a, b, c]'. docs/sweep.md has an example.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import importlib.util
 import json
-import shlex
-import shutil
+import os
 import sys
 import time
-from collections.abc import Mapping
-from functools import partial
-from importlib import metadata
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from scaler import encoder, features, finetune_report, run_folder, scores, sweep_folder, trial
-from scaler.errors import ScalerError, naming_full_disk
-from scaler.features import Encoded
-from scaler.label_splits import TEST, TRAIN, VALIDATION, Splits
+from scaler import job, recipe, run_folder, stop, sweep_report, sweep_space, sweep_trial, world
+from scaler.errors import ScalerError, command, naming_full_disk
 from scaler.manifests import read_json, write_json, write_whole
-from scaler.world import World, attempt, gathered
+from scaler.settings import differences
+from scaler.sweep_report import SETTINGS
+from scaler.sweep_trial import Trial
 
-PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
-NO_SETTINGS = ("out", "local_rank", "data", VALIDATION, TEST)  # for files, their checksums stand
-
-
-def run(arguments: argparse.Namespace, settings: trial.Settings, splits: Splits, world: World) -> None:
-    """Do the sweep of a command line, or what is missing of it, and say what came out. Every rank calls it."""
-    tokenizer, max_length, encoded = attempt(lambda: _encoded(arguments, settings, splits), world)
-    notes = [*splits.notes, *cut(encoded, max_length)]
-    name = f"{encoder.name_of(settings.source)}-{settings.task}{'-from_scratch' * settings.from_scratch}"
-    out: Path = arguments.out or Path("runs") / name
-    identity = {
-        **{name: value for name, value in vars(arguments).items() if name not in NO_SETTINGS},
-        **{"model": settings.source, "model_files": attempt(lambda: encoder.identity(settings.source), world)},
-        **{"data": splits.checksums, "max_length": max_length},
-    }
-    lock = attempt(lambda: sweep_folder.begin(out, identity) if world.is_first else None, world)
-    try:
-        wanted = [(rate, seed) for rate in arguments.learning_rates for seed in arguments.seeds]
-        missing = attempt(lambda: [some for some in wanted if sweep_folder.record(out, *some) is None], world)
-        missing = gathered(missing, world)[0]
-        if world.is_first:
-            _say_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds))
-        for rate, seed in missing:
-            board = out / "tensorboard" / sweep_folder.name_of(rate, seed)
-            outcome = trial.run(settings, rate, seed, splits, encoded, tokenizer, out / "work", board)
-            kept = (out, outcome, scores.chosen_by(settings.task), arguments.seeds, splits, tokenizer, max_length)
-            attempt(partial(_keep, *kept) if world.is_first else lambda: None, world)
-        if world.is_first:
-            _finish(out, identity, splits, settings.task, notes)
-    finally:
-        if lock:
-            lock.close()
+POLL_SECONDS = 1.0
+TRAIN = Path(__file__).with_name("train.py")
+BASE = "base.yaml"  # the recipe of trial 0
+# of every trial: halving is its patience, and it keeps no more checkpoints than it needs to go on
+OF_A_TRIAL = ["training.patience=null", "checkpoint.keep_last=1", "checkpoint.keep_every=null"]
 
 
-def _encoded(
-    arguments: argparse.Namespace, settings: trial.Settings, splits: Splits
-) -> tuple[Any, int, dict[str, Encoded]]:
-    """The model's tokenizer, the tokens of a text at most, and all splits in them."""
-    config = encoder.configuration(settings.source)
-    tokenizer = encoder.tokenizer(settings.source, config)
-    max_length = encoder.most_tokens(config, arguments.max_length, settings.source)
-    encoded = {
-        split: features.encode(some, tokenizer, splits.labels, settings.task, max_length)
-        for split, some in splits.examples.items()
-    }
-    return tokenizer, max_length, encoded
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scaler.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the sweep, new or one to go on with")
+    parser.add_argument("--recipe", default=recipe.DEFAULT_RECIPE, help=f"name or file ({recipe.DEFAULT_RECIPE})")
+    parser.add_argument("--deepspeed_config", type=Path, help="DeepSpeed's JSON (ds_configs/zero2.json)")
+    parser.add_argument(
+        "--space", action="append", required=True, metavar="KEY=RANGE", help="what is searched; once a key"
+    )
+    parser.add_argument("--trials", type=int, default=16, help="in all, the recipe's own values among them (16)")
+    parser.add_argument("--workers", type=int, default=1, help="trials that this process has at work at a time (1)")
+    parser.add_argument("--ranks", type=int, default=1, help="of each trial, on this machine (1)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
+    arguments = parser.parse_intermixed_args(given)
+    for name in ("trials", "workers", "ranks"):
+        if getattr(arguments, name) < 1:
+            raise ScalerError(f"--{name} {getattr(arguments, name)}: 1 is the least")
+    return arguments
 
 
-def cut(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
-    """What of the examples the model never sees."""
-    notes = []
-    for split, some in encoded.items():
-        if some.cut:
-            share = some.cut / len(some.rows)
-            notes.append(
-                f"{split} examples that have more than {max_length} tokens and are cut: {some.cut:,} of "
-                f"{len(some.rows):,} ({share:.1%})"
-            )
-        if some.lost_words:
-            notes.append(f'words of {split} that have no token left, and count as predicted "O": {some.lost_words:,}')
-    return notes
+def resolved(arguments: argparse.Namespace, more: list[str]) -> job.Job:
+    """A trial's job, checked against data and engine before anything starts."""
+    given = {**vars(arguments), "run_dir": None, "allow_changes": False, "overrides": [*arguments.overrides, *more]}
+    return job.resolve(argparse.Namespace(**given), world.World(size=arguments.ranks, local_size=arguments.ranks))
 
 
-def _say_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int) -> None:
-    sizes = ", ".join(f"{split} {len(some):,}" for split, some in splits.examples.items())
-    print(f"{out}: {sizes}; {len(splits.labels)} labels; {len(missing)} of {of} runs to do")
-    for note in notes:
-        print(f"  note: {note}", flush=True)
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process of the sweep is in such a block; on a disk without locks it may be."""
+    with (folder / run_folder.LOCK).open("a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _keep(
-    out: Path, outcome: trial.Outcome, chosen_by: str, seeds: list[int], splits: Splits, tokenizer: Any, max_length: int
-) -> None:
-    """Save the model if it is the best of its rate so far; then the record, which says that the run is done."""
-    record = outcome.record
-    with naming_full_disk(out):
-        if sweep_folder.is_best(out, record, seeds, chosen_by):
-            beside = out / sweep_folder.CANDIDATES / "partial"
-            shutil.rmtree(beside, ignore_errors=True)
-            save(outcome.model, tokenizer, max_length, beside)
-            lines = (
-                json.dumps({"example": example.where, "labels": example.labels, "predicted": found}, ensure_ascii=False)
-                for example, found in zip(splits.examples[TEST], outcome.predicted, strict=True)
-            )
-            write_whole(beside / sweep_folder.PREDICTIONS, "".join(line + "\n" for line in lines))
-            sweep_folder.keep_candidate(out, record["learning_rate"], beside)
-        sweep_folder.write_record(out, record)
-
-
-def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) -> None:
-    """Write a Transformers folder and read it back.
-
-    Raises: ScalerError when the weights that were written are others.
-    """
-    model = model.to("cpu")
-    model.save_pretrained(folder)
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.model_max_length = max_length  # at which Transformers' pipelines cut
-    tokenizer.save_pretrained(folder)
-    again = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype).state_dict()
-    for name, weight in model.state_dict().items():
-        if not torch.equal(weight, again[name]):
-            raise ScalerError(f"{folder}: {name} was written other than it is; not saved; look at the disk")
-
-
-def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, notes: list[str]) -> None:
-    """Choose, draw, and write the model and the results; what a stopped finish has done already stays."""
-    path, place = out / sweep_folder.RESULTS, out / sweep_folder.MODEL
-    if path.is_file():
-        print(f"{finetune_report.render(read_json(path))}\n  {place}, {path}")
-        return
-    records = [
-        sweep_folder.record(out, rate, seed) for rate in identity["learning_rates"] for seed in identity["seeds"]
-    ]
+def begin(arguments: argparse.Namespace, this: job.Job, space: tuple[sweep_space.Parameter, ...]) -> None:
+    """Make the folder, or go on in it. Raises ScalerError where it is another sweep's, or something else's."""
+    folder, training = arguments.folder, this.recipe.training
+    if training.steps % training.evaluate_every:
+        raise ScalerError(
+            f"training.steps={training.steps} is no multiple of training.evaluate_every={training.evaluate_every}, and "
+            "trials are compared at evaluations; set training.evaluate_every to a part of it"
+        )
+    begun = {run_folder.LOCK, f"{SETTINGS}.partial"}
+    new = not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= begun)
+    if not new and not (folder / SETTINGS).is_file():
+        raise ScalerError(f"{folder}: is neither new nor a sweep's (no {SETTINGS}); name another folder")
     content = {
-        **{"settings": identity, "labels": splits.labels},
-        "examples": {split: len(some) for split, some in splits.examples.items()},
-        **finetune_report.summary([record for record in records if record], task),
-        "without_learning": scores.without_learning(splits.examples[TRAIN], splits.examples[TEST], splits.labels, task),
-        **{"notes": notes, "runs": records},
-        "packages": {**run_folder.versions(), **{name: metadata.version(name) for name in PACKAGES}},
-        **{"commit": run_folder.commit(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        "kind": "sweep",
+        "recipe": this.recipe.to_plain(),
+        "ds_config": this.asked,
+        "rows_xxh3": this.data.manifest.xxh3("train"),
+        "space": [asdict(one) for one in space],
     }
-    with naming_full_disk(out):
-        chosen = sweep_folder.candidate(out, content["chosen"]["learning_rate"])
-        if (chosen / sweep_folder.PREDICTIONS).is_file():
-            (chosen / sweep_folder.PREDICTIONS).replace(out / sweep_folder.PREDICTIONS)
-        if chosen.is_dir():
-            command = f"python -m scaler.finetune {shlex.join(sys.argv[1:])}"
-            write_whole(
-                chosen / "README.md",
-                finetune_report.model_card(content, out.name, encoder.name_of(identity["model"]), command),
-            )
-            shutil.rmtree(place, ignore_errors=True)
-            chosen.rename(place)
-        lines = (out / sweep_folder.PREDICTIONS).read_text(encoding="utf-8").splitlines()
-        predicted = [tuple(json.loads(line)["predicted"]) for line in lines]
-        finetune_report.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
-        shutil.rmtree(out / sweep_folder.CANDIDATES, ignore_errors=True)
-        write_json(path, content)
-    print(f"{finetune_report.render(content)}\n  {place}, {path}")
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            if not (folder / SETTINGS).is_file():
+                write_json(folder / SETTINGS, content)
+            different = differences(read_json(folder / SETTINGS), json.loads(json.dumps(content)))
+            for name, (old, now) in different.items():
+                raise ScalerError(f"{folder}: was begun with {name}={old!r}, and not {now!r}; name another folder")
+            # its own, for a sweep is long, and files are edited meanwhile
+            write_whole(folder / BASE, this.recipe.to_yaml())
+            write_json(folder / run_folder.DS_CONFIG, this.asked)
+
+
+def take(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, slot: int) -> Trial | None:
+    """The first trial that is not over and that nobody is at work on, new or left by somebody; None: there is none."""
+    folder = arguments.folder
+    for number in range(arguments.trials):
+        if sweep_trial.is_over(folder, number):
+            continue
+        with naming_full_disk(folder):
+            logs = sweep_trial.run_dir(folder, number) / run_folder.LOGS
+            logs.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = run_folder.lock(logs)
+        except ScalerError:
+            continue
+        if sweep_trial.is_over(folder, number):
+            lock.close()
+            continue
+        path = sweep_trial.record_file(folder, number)
+        again = path.is_file()
+        record = read_json(path) if again else _begun(arguments, base, space, number)
+        trial = Trial(folder, lock, record, _command(arguments, record), _environ(arguments, slot))
+        trial.write()
+        what = " ".join(record["overrides"]) or "the recipe as it is"
+        print(f"trial {number} {'goes on' if again else 'begins'}: {what}", flush=True)
+        return trial
+    return None
+
+
+def _begun(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, number: int) -> dict[str, Any]:
+    """The record of a new trial."""
+    if number == 0:
+        parameters, overrides = {one.key: sweep_space.value_of(base, one.key) for one in space}, []
+    else:
+        parameters = sweep_space.propose(space, sweep_trial.records(arguments.folder), base.seed, number)
+        overrides = sweep_space.overrides(parameters, base)
+    training = recipe.load(str(arguments.folder / BASE), overrides).training
+    return {
+        **{"trial": number, "state": "running", "parameters": parameters, "overrides": overrides},
+        **{"rows": training.rows, "of_steps": training.steps, "evaluate_every": training.evaluate_every},
+        **{"steps": 0, "seconds": 0.0, "losses": {}},
+    }
+
+
+def _command(arguments: argparse.Namespace, record: dict[str, Any]) -> list[str]:
+    """The training of a trial, as one would start it by hand."""
+    folder, ranks = arguments.folder, str(arguments.ranks)
+    # the deepspeed launcher would take the first GPUs, whichever are shown to it
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+    start = [sys.executable, *(launcher if arguments.ranks > 1 else []), str(TRAIN)]
+    run = ["--run_dir", str(sweep_trial.run_dir(folder, record["trial"])), "--ranks", ranks]
+    run += ["--recipe", str(folder / BASE), "--deepspeed_config", str(folder / run_folder.DS_CONFIG)]
+    return [*start, *run, *record["overrides"], *OF_A_TRIAL]
+
+
+def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
+    """The share of cores and GPUs of a trial that is the slot-th of those at work in this process."""
+    cores, asked = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, cores // (arguments.workers * arguments.ranks))
+    found = {**os.environ, "OMP_NUM_THREADS": str(min(share, int(asked)) if asked.isdigit() else share)}
+    if count := torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        mine = [visible.split(",")[(slot * arguments.ranks + rank) % count] for rank in range(arguments.ranks)]
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
+    return found
+
+
+@command
+def main() -> None:
+    """Run the command line."""
+    arguments = parse()
+    if importlib.util.find_spec("optuna") is None:
+        raise ScalerError("a sweep needs optuna; install it with `pip install '.[sweep]'`")
+    this = resolved(arguments, [])
+    space = sweep_space.parse(arguments.space, lambda more: resolved(arguments, more).recipe)
+    begin(arguments, this, space)
+    slots: list[Trial | None] = [None] * arguments.workers
+    more = True
+    with stop.StopRequests(arguments.folder) as requests:
+        while True:
+            asked = stop.reason(requests.flags())
+            for slot, trial in enumerate(slots):
+                if trial is None and more and not asked:
+                    slots[slot] = take(arguments, this.recipe, space, slot)
+                    more = slots[slot] is not None
+                elif trial is not None and trial.follow(asked is not None):
+                    slots[slot], more = None, True
+                    print(f"trial {trial.record['trial']}: {told(trial.record)}", flush=True)
+            if not any(slots) and (asked or not more):
+                break
+            time.sleep(POLL_SECONDS)
+        requests.honoured()
+    with alone(arguments.folder):
+        print(sweep_report.write(arguments.folder))
+    if asked:
+        print(f"stopped by {asked}; the same command goes on")
+
+
+def told(record: dict[str, Any]) -> str:
+    """How a trial stands, for people."""
+    where = f"{record['state']} after {record['steps']:,} of {record['of_steps']:,} steps"
+    return f"{where}, {record.get('error') or f'held-out loss {sweep_trial.last_loss(record):.3f}'}"
+
+
+if __name__ == "__main__":
+    main()

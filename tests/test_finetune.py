@@ -12,7 +12,7 @@ from conftest import ROOT, network_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from scaler import encoder, features, finetune, prepared, scores, sweep, sweep_folder, trial
+from scaler import encoder, features, finetune, finetune_folder, finetune_sweep, finetune_trial, prepared, scores
 from scaler.labelled import TOKENS, Example
 from scaler.world import World
 
@@ -230,7 +230,7 @@ def test_without_learning_each_word_has_its_commonest_tag():
 
 def test_an_early_stop_brings_the_best_epoch_back(pretrained, tmp_path, command, monkeypatch):
     scripted, weights = iter([0.5, 0.9, 0.4, 0.3]), []
-    real, say = scores.score, trial._Progress.on_evaluate
+    real, say = scores.score, finetune_trial._Progress.on_evaluate
 
     def score(examples, found, labels, task):
         return {**real(examples, found, labels, task), "accuracy": next(scripted, 0.9)}
@@ -240,7 +240,7 @@ def test_an_early_stop_brings_the_best_epoch_back(pretrained, tmp_path, command,
         say(self, *given, **more)
 
     monkeypatch.setattr(scores, "score", score)
-    monkeypatch.setattr(trial._Progress, "on_evaluate", on_evaluate)
+    monkeypatch.setattr(finetune_trial._Progress, "on_evaluate", on_evaluate)
     out = tmp_path / "out"
     data = classified(tmp_path / "a.jsonl", count=200)
     assert command(pretrained, "--data", data, *QUICK[:2], "--epochs", 9, "--patience", 2, "--out", out)[0] == 0
@@ -256,7 +256,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_one_that_was_not(pretrained, tmp_pa
     data = classified(tmp_path / "a.jsonl", count=100)
     arguments = ("--data", data, "--learning_rates", "1e-3", "5e-3", "--seeds", 3, 4, "--epochs", 1)
     assert command(pretrained, *arguments, "--out", tmp_path / "whole")[0] == 0
-    real, calls = trial.run, []
+    real, calls = finetune_trial.run, []
 
     def run(*given):
         if len(calls) == 2:
@@ -265,10 +265,10 @@ def test_a_stopped_sweep_goes_on_and_ends_as_one_that_was_not(pretrained, tmp_pa
         return real(*given)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(trial, "run", run)
+    monkeypatch.setattr(finetune_trial, "run", run)
     assert command(pretrained, *arguments, "--out", out)[0] == 130
     assert calls == [(1e-3, 3), (1e-3, 4)] and not (out / "results.json").exists()
-    monkeypatch.setattr(trial, "run", lambda *given: calls.append(given[1:3]) or real(*given))
+    monkeypatch.setattr(finetune_trial, "run", lambda *given: calls.append(given[1:3]) or real(*given))
     status, output, _ = command(pretrained, *arguments, "--out", out)
     assert status == 0 and "2 of 4 runs to do" in output
     assert calls[2:] == [(5e-3, 3), (5e-3, 4)]
@@ -295,7 +295,7 @@ def test_the_choice_is_by_validation_and_means_are_of_the_test():
             **{"validation": {"accuracy": validation}, "test": {"accuracy": test}},
         }
 
-    found = finetune.sweep.finetune_report.summary(
+    found = finetune.finetune_sweep.finetune_report.summary(
         [record(1, 0, 0.8, 0.9), record(1, 1, 0.7, 1.0), record(2, 0, 0.6, 0.1), record(2, 1, 0.96, 0.3)],
         "classification",
     )
@@ -440,11 +440,11 @@ def test_words_that_are_cut_off_count_as_missed(pretrained, tmp_path, command):
 
 
 def test_a_second_sweep_in_the_same_folder_waits_its_turn(pretrained, tmp_path):
-    lock = sweep_folder.begin(tmp_path / "out", {"a": 1})
+    lock = finetune_folder.begin(tmp_path / "out", {"a": 1})
     with pytest.raises(finetune.ScalerError, match="another run is at work in it"):
-        sweep_folder.begin(tmp_path / "out", {"a": 1})
+        finetune_folder.begin(tmp_path / "out", {"a": 1})
     lock.close()
-    sweep_folder.begin(tmp_path / "out", {"a": 1}).close()
+    finetune_folder.begin(tmp_path / "out", {"a": 1}).close()
 
 
 def test_weights_that_were_written_otherwise_are_not_kept(pretrained, tmp_path, monkeypatch):
@@ -460,7 +460,7 @@ def test_weights_that_were_written_otherwise_are_not_kept(pretrained, tmp_path, 
 
     monkeypatch.setattr(type(network), "save_pretrained", save_pretrained)
     with pytest.raises(finetune.ScalerError, match="was written other than it is; not saved"):
-        sweep.save(network, tokenizer, 38, tmp_path / "out")
+        finetune_sweep.save(network, tokenizer, 38, tmp_path / "out")
 
 
 def test_packages_that_are_missing_are_named(pretrained, tmp_path, command, monkeypatch):
@@ -503,6 +503,6 @@ def test_ranks_with_and_without_deepspeed_learn_what_one_does(pretrained, tmp_pa
 def test_weights_in_parts_are_refused_and_batches_that_ranks_cannot_share(tmp_path):
     given = ("m", "classification", 1, 10, 1, "fp32", False, False)
     with pytest.raises(finetune.ScalerError, match="stage=3 parts the weights"):
-        trial.check(trial.Settings(*given, str(ROOT / "ds_configs" / "zero3.json")), World())
+        finetune_trial.check(finetune_trial.Settings(*given, str(ROOT / "ds_configs" / "zero3.json")), World())
     with pytest.raises(finetune.ScalerError, match="--batch_size 10 cannot be shared equally by 4 ranks"):
-        trial.check(trial.Settings(*given, None), World(size=4))
+        finetune_trial.check(finetune_trial.Settings(*given, None), World(size=4))

@@ -1,0 +1,550 @@
+"""Sweeps: the space, halving, trials that fail, kills, several workers, what is refused; a real one in the end."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+
+import optuna
+import pytest
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scaler import metrics, recipe, settings, status, sweep, sweep_space, sweep_trial
+from scaler.errors import ScalerError
+from scaler.sweep_space import Parameter
+
+STUB = ROOT / "tests" / "training_stub.py"
+RATE = "optimizer.learning_rate=log:1e-5:1e-1"
+SHORT = ["training.steps=12", "training.evaluate_every=2"]  # six evaluations
+
+
+# ---- the space
+
+
+@pytest.fixture
+def parse(tiny_recipe_file):
+    def run(*words):
+        return sweep_space.parse(words, lambda more: recipe.load(str(tiny_recipe_file), more))
+
+    return run
+
+
+def test_ranges_and_choices_take_the_types_of_the_recipe(parse):
+    assert parse("optimizer.learning_rate=log:1e-4:1e-2", "optimizer.weight_decay=0:1", "training.rows=log:8:64") == (
+        Parameter("optimizer.learning_rate", low=1e-4, high=1e-2, log=True),
+        Parameter("optimizer.weight_decay", low=0.0, high=1.0),
+        Parameter("training.rows", low=8, high=64, log=True),
+    )
+    assert parse(
+        "optimizer.betas=[[0.9, 0.98], [0.9, 0.999]]", "schedule.shape=[linear, cosine]", "optimizer.eps=[1e-6, 1e-8]"
+    ) == (
+        Parameter("optimizer.betas", ([0.9, 0.98], [0.9, 0.999])),
+        Parameter("schedule.shape", ("linear", "cosine")),
+        Parameter("optimizer.eps", (1e-6, 1e-8)),
+    )
+    (dropout, layers) = parse("model.hidden_dropout_prob=0:1", "model.num_hidden_layers=1:3")
+    assert isinstance(dropout.low, float) and isinstance(layers.low, int)  # as the recipe's own values are
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optimizer.learning_rat=1:2", "unknown key optimizer.learning_rat; did you mean 'learning_rate'?"),
+        ("optimiser.learning_rate=1:2", "there is no such key; searched are initialisation.*, model.*"),
+        ("data.seq_len=[16, 32]", "trials would not compare"),
+        ("objective.heldout_mask_probability=0.1:0.2", "trials would not compare"),
+        ("optimizer.learning_rate=1e-2:1e-4", "the range is empty"),
+        ("optimizer.learning_rate=1e-2:1e-2", "the range is empty"),
+        ("optimizer.learning_rate=1e-2:nan", "the range is empty"),
+        ("optimizer.learning_rate=1e-4:.inf", "key=low:high|=low:high"),
+        ("optimizer.learning_rate=1e-4", "=low:high, "),
+        ("optimizer.learning_rate", "=low:high, "),
+        ("optimizer.learning_rate=a:b", "=low:high, "),
+        ("optimizer.weight_decay=log:0:0.1", "a logarithmic scale begins above 0"),
+        ("optimizer.learning_rate=-1:1", "optimizer.learning_rate=-1.0, but it is above 0"),
+        ("objective.mask_probability=0.5:1.5", "objective.mask_probability=1.5, but it is between 0 and 1"),
+        ("training.rows=0.5:8", "training.rows=0.5, but int is needed"),
+        ("schedule.shape=1:2", "schedule.shape=1, but str is needed"),
+        ("schedule.shape=[linear, wavy]", "schedule.shape='wavy', but it is one of"),
+        ("training.rows=[8]", "at least two choices"),
+        ("training.rows=[8, 8]", "no two the same"),
+        ("training.rows=[8, 9", "not YAML"),
+    ],
+)
+def test_a_word_that_makes_no_space_is_one_line(parse, word, said):
+    with pytest.raises(ScalerError) as error:
+        parse(word)
+    assert any(part in str(error.value) for part in said.split("|")) and "\n" not in str(error.value)
+
+
+def test_a_key_that_is_there_twice_is_refused(parse):
+    with pytest.raises(ScalerError, match=r"training.rows is there twice"):
+        parse("training.rows=[6, 12]", "training.rows=1:2")
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 8, 16, 100])
+def test_trials_of_any_batch_see_as_many_tokens_and_evaluations(tiny_recipe, tiny_recipe_file, rows):
+    base = recipe.load(str(tiny_recipe_file), ["training.steps=600", "training.evaluate_every=100", "training.rows=8"])
+    training = recipe.load(str(tiny_recipe_file), sweep_space.overrides({"training.rows": rows}, base)).training
+    assert training.rows == rows and training.steps == 6 * training.evaluate_every
+    assert abs(training.steps * rows - 4800) <= 6 * rows / 2
+    if rows == 8:
+        assert training == replace(base.training, max_micro_rows=training.max_micro_rows, log_every=training.log_every)
+
+
+@pytest.mark.parametrize("value", [1e-5, 0.1, 7, True, None, "linear", "1e-5", [0.9, 0.98], 123456789.123])
+def test_values_come_back_from_an_override(value):
+    assert settings.apply({}, [f"a.b={sweep_space.said(value)}"]) == {"a": {"b": value}}
+
+
+def test_proposals_are_a_function_of_seed_and_records_and_lie_in_the_space(parse):
+    space = parse(RATE, "training.rows=[6, 12]", "model.num_hidden_layers=1:3")
+    known = [
+        {
+            "state": ("finished", "pruned", "failed", "running")[number % 4],
+            "parameters": sweep_space.propose(space, [], 0, number),
+            "losses": {"1": 3.0 + number, "2": 2.0 + number},
+        }
+        for number in range(1, 20)
+    ]
+    found = [sweep_space.propose(space, known, 0, number) for number in range(20, 24)]
+    assert found == [sweep_space.propose(space, known, 0, number) for number in range(20, 24)]
+    assert len({json.dumps(one) for one in [*found, *(each["parameters"] for each in known)]}) == 23
+    assert found[0] != sweep_space.propose(space, known, 1, 20)
+    for point in [*found, *(each["parameters"] for each in known)]:
+        assert [one.key for one in space if not one.holds(point[one.key])] == []
+    outside = {"state": "finished", "parameters": {**found[0], "training.rows": 99}, "losses": {"1": 0.0}}
+    assert sweep_space.propose(space, [*known, outside], 0, 20) == found[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_points_are_spread_evenly(parse, seed):
+    space = parse(RATE, "training.rows=[6, 12]", "model.num_hidden_layers=1:4", "optimizer.weight_decay=0:0.8")
+    points = [sweep_space.propose(space, [], seed, number) for number in range(1, 9)]
+    rates, rows, layers, decays = ([point[one.key] for point in points] for one in space)
+    assert sorted(int((math.log10(rate) + 5) * 2) for rate in rates) == list(range(8))  # half a power of ten each
+    assert sorted(int(decay * 10) for decay in decays) == list(range(8))
+    assert sorted(rows) == [6] * 4 + [12] * 4 and sorted(layers) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_after_that_it_looks_near_the_best(parse):
+    space, known = parse(RATE), []
+    for number in range(1, 41):
+        point = sweep_space.propose(space, known, 0, number)
+        loss = abs(math.log10(point["optimizer.learning_rate"]) + 3)  # 1e-3 is best
+        known.append({"state": "finished", "parameters": point, "losses": {"1": loss}})
+    losses = [each["losses"]["1"] for each in known]
+    assert sum(losses[30:]) < sum(losses[:10]) / 2 and min(losses) < min(losses[:10]) / 2
+
+
+# ---- halving
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_halving_decides_as_optunas_does(seed):
+    chance = random.Random(seed)
+    study = optuna.create_study(pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3))
+    came: dict[int, list[float]] = {}
+    for _ in range(40):
+        trial = study.ask()
+        for number in range(1, 28):
+            loss = float(chance.randrange(12))  # so that some are equal
+            trial.report(loss, number)
+            ours = sweep_trial.goes_on(number, loss, came.get(number, []))
+            came.setdefault(number, []).append(loss)
+            assert ours != trial.should_prune(), (number, loss)
+            if not ours:
+                break
+        study.tell(trial, 0.0)
+
+
+def test_between_the_rungs_nobody_is_stopped():
+    assert all(sweep_trial.goes_on(number, 9.0, [1.0] * 9) for number in (2, 4, 5, 6, 7, 8, 10, 12, 18))
+    assert not any(sweep_trial.goes_on(number, 9.0, [1.0] * 9) for number in (1, 3, 9, 27))
+
+
+# ---- sweeps of trainings that take no time
+
+
+@pytest.fixture
+def search(tiny_recipe_file, tmp_path, monkeypatch, call):
+    """Do a sweep over learning rates; exit status, output, error output."""
+    monkeypatch.setattr(sweep, "TRAIN", STUB)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.02)
+    return partial(call, sweep.main, tmp_path / "sweep", "--recipe", tiny_recipe_file, "--space")
+
+
+def records(folder):
+    return sweep_trial.records(folder / "sweep")
+
+
+def without_time(folder):
+    return [
+        {key: value for key, value in record.items() if key not in ("seconds", "steps")} for record in records(folder)
+    ]
+
+
+def test_a_sweep_finds_a_better_rate_than_the_recipes_own_and_says_what_it_cost(search, tmp_path, tiny_recipe_file):
+    status_, said, _ = search(RATE, *SHORT, "optimizer.learning_rate=1e-4", "--trials", 8)
+    assert status_ == 0
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    ranked = {trial["trial"]: trial for trial in results["trials"]}
+    best, own = ranked[results["best"]], ranked[0]
+    assert own["state"] == "finished" and own["parameters"] == {"optimizer.learning_rate": 1e-4}
+    assert best["heldout_loss"] < own["heldout_loss"] == pytest.approx(2 + 1 / 6)
+    assert (
+        f"best: trial {results['best']}, held-out loss {best['heldout_loss']:.3f} (trial 0, the recipe as it is: 2.167)"
+        in said
+    )
+    assert {trial["state"] for trial in ranked.values()} == {"finished", "pruned"}
+    for trial in ranked.values():
+        assert trial["tokens"] == trial["steps"] * 12 * 32
+        assert len(trial["losses"]) in ([6] if trial["state"] == "finished" else [1, 3])
+    cost = results["cost"]
+    assert (
+        cost["tokens"] + cost["tokens_saved_by_halving"] == 8 * cost["tokens_of_a_whole_training"] == 8 * 12 * 12 * 32
+    )
+    assert f"8 trials, {cost['steps']} steps, {cost['tokens']:,} tokens" in said
+
+    found = recipe.load(str(tmp_path / "sweep" / "best.yaml"))
+    own_recipe = recipe.load(str(tiny_recipe_file), SHORT)
+    rate = best["parameters"]["optimizer.learning_rate"]
+    assert found == replace(own_recipe, name="tiny-best", optimizer=replace(own_recipe.optimizer, learning_rate=rate))
+
+    runs = tmp_path / "sweep"
+    assert [path.parent.name for path in runs.glob("*/export")] == [f"trial-{results['best']:04d}"]
+    assert not list(runs.glob("*/checkpoints"))
+    assert (runs / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    for number, trial in ranked.items():
+        board = EventAccumulator(str(runs / "tensorboard" / f"trial-{number:04d}")).Reload()
+        assert board.Scalars("sweep/heldout_loss")[0].value == pytest.approx(trial["heldout_loss"])
+        shown = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        assert b"optimizer.learning_rate" in shown and trial["state"].encode() in shown
+
+
+def test_the_same_sweep_has_the_same_trials_and_a_second_look_changes_nothing(search, tmp_path):
+    search(RATE, *SHORT, "--trials", 4)
+    first = without_time(tmp_path)
+    assert search(RATE, *SHORT, "--trials", 4)[1].count("begins") == 0
+    assert without_time(tmp_path) == first
+    (tmp_path / "sweep").rename(tmp_path / "before")
+    search(RATE, *SHORT, "--trials", 2)
+    search(RATE, *SHORT, "--trials", 4)  # more of them
+    assert without_time(tmp_path) == first
+    assert {record["state"] for record in first} == {"finished", "pruned"}
+
+
+def test_a_poor_trial_is_stopped_by_the_file_and_left_alone(search, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUB_SECONDS", "0.3")
+    search(RATE, *SHORT, "--trials", 3)
+    pruned = [record for record in records(tmp_path) if record["state"] == "pruned"]
+    assert pruned
+    for record in pruned:
+        assert record["steps"] < record["of_steps"]
+        state = json.loads((tmp_path / "sweep" / f"trial-{record['trial']:04d}" / "state.json").read_text())
+        assert (state["state"], state["by"]) == ("stopped", "a file STOP")
+
+
+@pytest.mark.parametrize(
+    ("variable", "error"),
+    [("STUB_BREAK", "the rate broke it (status 2)"), ("STUB_NAN", "the held-out loss is nan after step 2")],
+)
+def test_failed_trials_are_shown_as_failed(search, tmp_path, monkeypatch, variable, error):
+    monkeypatch.setenv(variable, "2e-4")
+    ended, said, _ = search(RATE, *SHORT, "optimizer.learning_rate=1e-4", "--trials", 3)
+    failed = [record for record in records(tmp_path) if record["state"] == "failed"]
+    assert ended == 0 and failed and len(records(tmp_path)) == 3
+    for record in failed:
+        assert record["parameters"]["optimizer.learning_rate"] > 2e-4 and record["error"] == error
+        assert f"trial {record['trial']} failed: {error}" in said
+    listed = json.loads((tmp_path / "sweep" / "results.json").read_text())["trials"]
+    assert [trial["state"] for trial in listed[-len(failed) :]] == ["failed"] * len(failed)
+
+
+def test_where_all_fail_there_is_no_best(search, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUB_BREAK", "0")
+    ended, said, _ = search(RATE, *SHORT, "--trials", 2)
+    assert ended == 0 and said.count("failed: the rate broke it") >= 2 and "best:" not in said
+    assert json.loads((tmp_path / "sweep" / "results.json").read_text())["best"] is None
+    assert not (tmp_path / "sweep" / "best.yaml").exists()
+
+
+def test_categories_and_values_that_the_recipe_does_not_have_are_drawn(search, tmp_path):
+    space = ("training.rows=[6, 24]", "--space", "model.classifier_dropout=0.0:0.5", "--space", RATE)
+    ended, _, _ = search(*space, *SHORT, "--trials", 3)
+    assert ended == 0 and (tmp_path / "sweep" / "sweep.png").is_file()
+    assert records(tmp_path)[0]["parameters"]["model.classifier_dropout"] is None
+    assert {record["rows"] * record["of_steps"] for record in records(tmp_path)} == {144}
+
+
+# ---- stops, kills, several workers
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from scaler import sweep
+sweep.TRAIN, sweep.POLL_SECONDS = Path(sys.argv.pop(1)), 0.05
+sweep.main()
+"""
+
+
+@pytest.fixture
+def start(tiny_recipe_file, tmp_path):
+    """Start a sweep as a process of its own, which is killed with its trainings where the test leaves it."""
+    started = []
+
+    def run(*more, **environ):
+        words = [sys.executable, "-c", PROGRAM, STUB, tmp_path / "sweep", "--recipe", tiny_recipe_file, "--space", RATE]
+        process = subprocess.Popen(
+            [str(word) for word in (*words, *SHORT, *more)],
+            env={**os.environ, **environ},
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(condition, process=None):
+    end = time.monotonic() + 400
+    while not condition():
+        assert time.monotonic() < end and (process is None or process.poll() is None)
+        time.sleep(0.05)
+
+
+def starts(folder, number):
+    path = folder / "sweep" / f"trial-{number:04d}" / "starts"
+    return [int(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def evaluations(folder, number):
+    path = sweep_trial.record_file(folder / "sweep", number)
+    return len(json.loads(path.read_text())["losses"]) if path.is_file() else 0
+
+
+def test_a_sweep_that_is_killed_goes_on_with_the_same_trials(start, search, tmp_path):
+    killed = start("--trials", "3", STUB_SECONDS="0.5")
+    wait_for(lambda: evaluations(tmp_path, 0) >= 2, killed)
+    os.kill(killed.pid, signal.SIGKILL)  # its training goes on by itself, and is not started a second time
+    ended, said, _ = search(RATE, *SHORT, "--trials", 3)
+    assert ended == 0 and "trial 0 goes on: the recipe as it is" in said
+    assert starts(tmp_path, 0) == [0]
+    resumed = without_time(tmp_path)
+    (tmp_path / "sweep").rename(tmp_path / "before")
+    search(RATE, *SHORT, "--trials", 3)
+    assert without_time(tmp_path) == resumed
+
+
+def test_a_training_that_died_with_its_sweep_goes_on_where_it_was(search, tmp_path, monkeypatch):
+    search(RATE, *SHORT, "--trials", 1)
+    path = sweep_trial.record_file(tmp_path / "sweep", 0)
+    done = json.loads(path.read_text())
+    path.write_text(json.dumps({**done, "state": "running", "losses": {"1": done["losses"]["1"]}}))
+    run = tmp_path / "sweep" / "trial-0000"
+    (run / "state.json").write_text('{"state": "running"}')
+    (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(keepends=True)[:3]))
+    (run / "STOP").touch()  # that another start has not come to see
+    assert search(RATE, *SHORT, "--trials", 1)[0] == 0
+    (again,) = records(tmp_path)
+    assert starts(tmp_path, 0) == [0, 6] and again == {**done, "seconds": again["seconds"]}
+    assert again["seconds"] > done["seconds"]
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "STOP"])
+def test_a_sweep_that_is_asked_to_stop_stops_its_trials_and_goes_on(search, tmp_path, monkeypatch, how):
+    def ask():
+        wait_for(lambda: evaluations(tmp_path, 0) >= 1)
+        (tmp_path / "sweep" / "STOP").touch() if how == "STOP" else os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    monkeypatch.setenv("STUB_SECONDS", "0.5")
+    ended, said, _ = search(RATE, *SHORT, "--trials", 3)
+    asking.join()
+    assert ended == 0 and "the same command goes on" in said and "trial 0: running after" in said
+    assert [record["state"] for record in records(tmp_path)] == ["running"]
+    assert not list((tmp_path / "sweep").rglob("STOP"))
+    monkeypatch.delenv("STUB_SECONDS")
+    assert search(RATE, *SHORT, "--trials", 3)[0] == 0
+    assert len(starts(tmp_path, 0)) == 2 and starts(tmp_path, 0)[1] >= 2
+    assert "running" not in {record["state"] for record in records(tmp_path)} and len(records(tmp_path)) == 3
+
+
+def test_two_workers_have_two_trials_at_work(search, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUB_SECONDS", "0.2")
+    ended, said, _ = search(RATE, *SHORT, "--trials", 3, "--workers", 2)
+    lines = [line.split(":")[0] for line in said.splitlines() if line.startswith("trial ")]
+    assert ended == 0 and lines[:2] == ["trial 0 begins", "trial 1 begins"] and len(lines) == 6
+    assert all(starts(tmp_path, number) == [0] for number in range(3))
+
+
+@pytest.mark.slow
+def test_processes_share_the_trials(start, search, tmp_path, monkeypatch):
+    other = start("--trials", "8", "--workers", "2", STUB_SECONDS="0.3")
+    wait_for(lambda: evaluations(tmp_path, 1) >= 1, other)
+    monkeypatch.setenv("STUB_SECONDS", "0.3")
+    ended, said, _ = search(RATE, *SHORT, "--trials", 8, "--workers", 2)
+    others, _ = other.communicate(timeout=400)
+    assert ended == 0 and other.returncode == 0, others
+    assert sorted(record["trial"] for record in records(tmp_path)) == list(range(8))
+    assert all(starts(tmp_path, number) == [0] for number in range(8))
+    assert said.count("begins") + others.count("begins") == 8 and "begins" in said and "begins" in others
+    assert {record["state"] for record in records(tmp_path)} <= {"finished", "pruned"}
+    assert len(json.loads((tmp_path / "sweep" / "results.json").read_text())["trials"]) == 8
+
+
+def test_each_trial_at_work_has_its_share_of_cores_and_gpus(monkeypatch):
+    given = sweep.parse(["x", "--space", RATE, "--workers", "2", "--ranks", "2"])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "16")
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7")
+    found = [sweep._environ(given, slot) for slot in range(2)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["3,4", "6,7"]
+    assert [one["OMP_NUM_THREADS"] for one in found] == ["4", "4"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert sweep._environ(given, 0)["OMP_NUM_THREADS"] == "1"
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["optimizer.weight_decay=0.5"], "was begun with optimizer.weight_decay"),
+        (["--space", "training.rows=[6, 12]"], "was begun with space"),
+        (["seed=3"], "was begun with recipe.seed=0, and not 3; name another folder"),
+        (["--deepspeed_config", ROOT / "ds_configs" / "zero1.json"], "was begun with ds_config"),
+    ],
+)
+def test_the_folder_of_another_sweep_is_refused(search, tmp_path, more, said):
+    search(RATE, *SHORT, "--trials", 1)
+    before = without_time(tmp_path)
+    ended, _, error = search(RATE, *SHORT, "--trials", 2, *more)
+    assert ended == 2 and said.replace("begun with optimizer", "begun with recipe.optimizer") in error
+    assert error.count("\n") == 1 and without_time(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([RATE, "--trials", 0], "--trials 0: 1 is the least"),
+        ([RATE, "training.evaluate_every=5"], "training.steps=12 is no multiple of training.evaluate_every=5"),
+        ([RATE, "data.folder=nowhere"], "nowhere/rows-32: no rows here"),
+        (["optimizer.learning_rat=1:2"], "did you mean 'learning_rate'?"),
+        (["model.hidden_dropout=0.0:0.1"], "unknown key model.hidden_dropout for roberta"),
+        (["training.rows=[6, 9]", "--ranks", 2], "9"),
+        ([RATE, "--recipe", "nowhere"], "no recipe and no file 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(search, tmp_path, words, said):
+    ended, _, error = search(*words)
+    assert ended == 2 and said in error and error.count("\n") == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_folder_of_something_else_is_refused(search, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "thesis.tex").touch()
+    ended, _, error = search(RATE)
+    assert ended == 2 and "is neither new nor a sweep's (no settings.json)" in error
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["thesis.tex"]
+
+
+def test_without_optuna_it_says_what_to_install(search, monkeypatch):
+    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda _: None)
+    ended, _, error = search(RATE)
+    assert ended == 2 and "pip install '.[sweep]'" in error
+
+
+def test_among_runs_a_sweep_is_passed_over_and_its_trials_have_a_status(search, tmp_path, call):
+    search(RATE, *SHORT, "--trials", 1)
+    ended, said, _ = call(status.main, tmp_path / "sweep", tmp_path / "sweep" / "trial-0000")
+    assert ended == 0 and "finished" in said and said.count("state") == 1
+
+
+# ---- real trainings
+
+
+def test_a_poor_training_is_stopped_and_its_checkpoints_go(search, tmp_path, monkeypatch):
+    long = [RATE, "training.steps=3000", "training.evaluate_every=10", "checkpoint.every=3000", "--trials"]
+    search(*long, 1)  # a stand-in, too good to be true
+    monkeypatch.setattr(sweep, "TRAIN", ROOT / "scaler" / "train.py")
+    ended, said, _ = search(*long, 2)
+    poor = records(tmp_path)[1]
+    assert ended == 0 and poor["state"] == "pruned" and poor["steps"] < 3000, said
+    assert 3 < poor["losses"]["1"] < 6 and len(poor["losses"]) == 1
+    run = tmp_path / "sweep" / "trial-0001"
+    assert json.loads((run / "state.json").read_text())["by"] == "a file STOP"
+    assert {path.name for path in run.iterdir()} & {"checkpoints", "export", "STOP"} == set()
+    asked = recipe.load(str(run / "recipe.yaml"))
+    assert asked.optimizer.learning_rate == poor["parameters"]["optimizer.learning_rate"]
+    assert (asked.name, asked.training.steps, asked.checkpoint.keep_last) == ("tiny", 3000, 1)
+
+
+@pytest.mark.slow
+def test_a_real_sweep_survives_kills_and_its_best_recipe_trains(tiny_recipe_file, run_command, tmp_path):
+    def words(folder):
+        search = ["--space", "optimizer.learning_rate=log:1e-4:3e-2", "--space", "model.hidden_size=[32, 30]"]
+        short = ["training.steps=60", "training.evaluate_every=10", "optimizer.learning_rate=2e-4"]
+        start = [sys.executable, "-m", "scaler.sweep", folder, "--recipe", str(tiny_recipe_file)]
+        return [*start, *search, *short, "--trials", "5"]
+
+    environ = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = run_command(*words("alone"), cwd=tmp_path, timeout=900, **environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    for kill in (os.kill, os.killpg):  # the sweep alone, and all of it
+        process = subprocess.Popen(words("sweep"), cwd=tmp_path, env={**os.environ, **environ}, start_new_session=True)
+        wait_for(lambda: list((tmp_path / "sweep").glob("*/metrics.jsonl")))
+        time.sleep(3)
+        kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = run_command(*words("sweep"), cwd=tmp_path, timeout=900, **environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("alone", "sweep")]
+    told = [[(trial["trial"], trial["state"], trial["losses"]) for trial in one["trials"]] for one in results]
+    assert told[0] == told[1]
+    ranked = {trial["trial"]: trial for trial in results[0]["trials"]}
+    assert ranked[results[0]["best"]]["heldout_loss"] < ranked[0]["heldout_loss"]
+    assert {trial["state"] for trial in ranked.values()} == {"finished", "pruned", "failed"}
+    assert all("Transformers refuses this model" in trial["error"] for trial in ranked.values() if "error" in trial)
+
+    train = (sys.executable, ROOT / "scaler" / "train.py")
+    done = run_command(*train, "--recipe", "sweep/best.yaml", "--run_dir", "best", cwd=tmp_path, **environ)
+    assert done.returncode == 0, done.stderr
+    losses = [
+        each["heldout_loss"] for each in metrics.records(tmp_path / "best" / "metrics.jsonl") if "heldout_loss" in each
+    ]
+    assert losses[-1] == pytest.approx(ranked[results[0]["best"]]["heldout_loss"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_ranks(tiny_recipe_file, run_command, tmp_path):
+    done = run_command(
+        *(sys.executable, "-m", "scaler.sweep", "sweep", "--recipe", tiny_recipe_file, "--trials", 1, "--ranks", 2),
+        *("--space", "optimizer.learning_rate=[1e-2, 2e-2]"),
+        cwd=tmp_path,
+        PYTHONPATH=str(ROOT),
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (attempt,) = json.loads((tmp_path / "sweep" / "trial-0000" / "environment.json").read_text())["attempts"]
+    assert attempt["ranks"] == 2 and records(tmp_path)[0]["state"] == "finished"

@@ -170,23 +170,3 @@ def _autos(content: dict[str, Any], prefix: str = "") -> list[str]:
 def zero_stage(resolved: dict[str, Any]) -> int:
     """The ZeRO stage, 0 if the configuration does not speak of it."""
     return int(resolved.get("zero_optimization", {}).get("stage", 0))
-
-
-def memory_per_rank(resolved: dict[str, Any], parameters: int, trainable: int) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer state on one rank, without activations.
-
-    Rajbhandari et al. 2020 (ZeRO), section 3, with AdamW's 12 bytes (8 in fp32, whose master is the weight itself):
-    stage 1 shares the optimizer state among ranks, stage 2 the gradients too, stage 3 the weights too. In fp32
-    DeepSpeed keeps its own master copy from stage 1 on.
-    """
-    stage = zero_stage(resolved)
-    rows, micro = resolved["train_batch_size"], resolved["train_micro_batch_size_per_gpu"]
-    ranks = rows // (micro * resolved["gradient_accumulation_steps"])
-    bytes_each = 2 if resolved["bf16"].get("enabled") else 4
-    master = 4 if (stage or bytes_each == 2) else 0
-    share = {level: ranks if stage >= level else 1 for level in (1, 2, 3)}
-    return {
-        "weights": parameters * bytes_each // share[3],
-        "gradients": trainable * bytes_each // share[2],
-        "optimizer": trainable * (8 + master) // share[1],
-    }

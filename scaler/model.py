@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -118,8 +119,11 @@ class MaskedLM(nn.Module):
         self._positions: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._narrow)
         self.train(model.training)
-        on_paper = next(model.parameters()).device.type == "meta"
-        self.whole_scores = on_paper or not self._last_layer_gives_the_logits()
+        if isinstance(next(model.parameters()), FakeTensor):  # of which nothing can be compared
+            self.whole_scores = not isinstance(model.get_output_embeddings(), nn.Linear)
+        else:
+            on_paper = next(model.parameters()).device.type == "meta"
+            self.whole_scores = on_paper or not self._last_layer_gives_the_logits()
 
     def _narrow(self, module: nn.Module, arguments: Any, output: Any) -> Any:
         if self._positions is not None:

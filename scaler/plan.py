@@ -1,129 +1,269 @@
-"""The dry run: everything a run would do, said beforehand, and nothing touched."""
+"""What more nodes will give: `python -m scaler.plan --recipe aws_roberta --hardware dgx-h100 --nodes 1,2,4,8`.
+
+Memory a rank and time a step for every ZeRO stage and micro-batch on any number of nodes, the best of them, where more
+nodes stop paying, and why. Needs no data, no GPU and no DeepSpeed. Figures of the hardware that were not measured are
+the makers', times what is usually reached of them; docs/scaling.md has the formulae, and how far they were right.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from transformers import PreTrainedModel
+from scaler import critical_batch, ds_config, failures, footprint, forecast, hardware
+from scaler.errors import ScalerError, command
+from scaler.forecast import Point, Settings, Workload
+from scaler.job import DEFAULT_DS_CONFIG
+from scaler.recipe import DEFAULT_RECIPE, Recipe, load
+from scaler.workload import precision_of, settings_of, workload
 
-from scaler import ds_config, embeddings, head, initialisation, model
-from scaler.job import Job, vectors
-
-FP32_BYTES = 4
-
-
-def empty_model(job: Job) -> PreTrainedModel:
-    """The job's model without memory behind its weights."""
-    with torch.device("meta"):
-        network = model.build(job.config, job.recipe.seed)
-    if job.recipe.optimizer.frozen_embeddings:
-        embeddings.freeze(network)
-    return network
+NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+RESTART_SECONDS = 300  # to notice a failure, start all ranks again and load: ours, of a job that need not queue
+SAVE_BYTES_PER_SECOND = 1e9  # of a node, to a shared disk: ours
 
 
-def memory_per_rank(job: Job, parameters: int, trainable: int) -> dict[str, int]:
-    """Bytes that one rank needs, by what for; other activations than the largest one come on top."""
-    memory = ds_config.memory_per_rank(job.resolved, parameters, trainable)
-    # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
-    positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
-    at_once = head.positions_at_once(entries)
-    memory["logits"] = 2 * min(positions, at_once) * entries * FP32_BYTES
-    if not job.recipe.optimizer.frozen_embeddings:
-        bf16 = bool(job.resolved["bf16"].get("enabled"))
-        matrix = entries * embeddings.width(job.config)
-        memory["lookup"] = matrix * (2 if bf16 else FP32_BYTES)  # its gradient, before it is added to the head's
-        if bf16 and positions > at_once:
-            memory["head"] = matrix * FP32_BYTES  # whose gradient a wide head sums up in fp32
-    return memory
+def choices(
+    work: Workload, asked: Settings, nodes: int, on: hardware.Hardware, weak: bool, stages: Sequence[int]
+) -> list[Point]:
+    """All ways to train on so many nodes: every stage, every micro-batch; none where ranks cannot share the batch."""
+    ranks = nodes * on.devices
+    rows = work.rows * nodes if weak else work.rows
+    return [
+        forecast.point(
+            work, dataclasses.replace(asked, stage=stage, offload=asked.offload and stage > 0), batch, nodes, on
+        )
+        for stage in stages
+        for batch in forecast.batches(rows, ranks)
+    ]
 
 
-def checkpoint_bytes(job: Job, parameters: int, trainable: int) -> int:
-    """Size of one checkpoint: fp32 weights, and AdamW's two moments or SGD's momentum."""
-    states = {"adamw": 2, "sgd": 1}[job.recipe.optimizer.name]
-    return FP32_BYTES * (parameters + states * trainable)
+def goodput(point: Point, work: Workload, on: hardware.Hardware) -> tuple[float, float]:
+    """The share of time that trains, with the best interval between checkpoints; and its seconds."""
+    bytes_each = footprint.FP32 * (work.layout.all + work.states * work.layout.trained)
+    save = bytes_each / (SAVE_BYTES_PER_SECOND * point.nodes)
+    mtbf = on.mtbf_node_hours * 3600 / point.nodes
+    every = failures.daly(save, mtbf)
+    return failures.expected_share(every, save, RESTART_SECONDS, mtbf), every
 
 
-def plan(job: Job) -> dict[str, Any]:
-    """Describe a run, from its resolved settings and opened data, without building it."""
-    recipe, resolved, batch, rows = job.recipe, job.resolved, job.batch, job.rows
-    empty = empty_model(job)
-    # on the meta device this computes nothing, but it refuses what it cannot do
-    if recipe.initialisation.word2vec:
-        vectors(job)
-    if recipe.initialisation.neighbour_heads:
-        initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
-    parameters, trainable = model.count_parameters(empty)
-    train = rows["train"]
-    seq_len = recipe.data.seq_len
-    bytes_each = 2 if resolved["bf16"].get("enabled") else FP32_BYTES
-    megabytes = checkpoint_bytes(job, parameters, trainable) / 1e6
-    seen = recipe.training.steps * recipe.training.rows
+def described(
+    point: Point, work: Workload, on: hardware.Hardware, first: Point, critical: float | None
+) -> dict[str, Any]:
+    """A point as a line of the table and as JSON. `critical` is the critical batch in rows, where it is known."""
+    share, every = goodput(point, work, on)
+    steps = critical_batch.steps(work.steps, work.rows, point.batch.rows, critical)
+    hours = steps * point.step.seconds / share / 3600
     return {
-        "recipe": recipe.to_plain(),
-        "ds_config": resolved,
-        "batch": asdict(batch),
-        "parameters": parameters,
-        "trainable_parameters": trainable,
-        "what_trains": [list(row) for row in model.what_trains(empty, recipe.optimizer.weight_decay)],
-        "rows": {
-            split: {
-                "rows": len(reader.rows),
-                "real_token_share": round(reader.rows.real_share, 5),
-                "masked_per_row": reader.masked,
-                "dropped_rows": reader.rows.dropped_rows,
-            }
-            for split, reader in rows.items()
-        },
-        "steps": recipe.training.steps,
-        "tokens": seen * seq_len,
-        "epochs": round(seen / len(train.rows), 2),
-        "training_flops": seen * model.flops_per_row(empty, seq_len, train.masked),
-        "bytes_per_weight": bytes_each,
-        "memory_per_rank_bytes": memory_per_rank(job, parameters, trainable),
-        "writes": {
-            str(job.run_dir / name): what
-            for name, what in {
-                "recipe.yaml": "the resolved recipe",
-                "ds_config.json": "the DeepSpeed configuration as given",
-                "environment.json": "of each start: versions, commit, hosts, the resolved DeepSpeed configuration",
-                "metrics.jsonl": "one line a measurement",
-                "tensorboard/": "the same for TensorBoard",
-                "loss.png": "the loss curves",
-                "checkpoints/": f"every {recipe.checkpoint.every} steps, {megabytes:,.0f} MB each",
-                "export/": f"Transformers folder, {parameters * FP32_BYTES / 1e6:.0f} MB",
-            }.items()
-        },
+        "nodes": point.nodes,
+        "ranks": point.batch.ranks,
+        "stage": point.settings.stage,
+        "offload": point.settings.offload,
+        "rows": point.batch.rows,
+        "micro_rows": point.batch.micro_rows,
+        "accumulation": point.batch.accumulation,
+        "steps": steps,
+        "past_critical": critical is not None and point.batch.rows > critical,
+        "memory_bytes": {**point.memory.kept, "backward": point.memory.backward, "step": point.memory.step},
+        "host_bytes": point.memory.host,
+        "peak_bytes": point.memory.peak,
+        "fits": point.fits,
+        "seconds": dataclasses.asdict(point.step),
+        "step_seconds": point.step.seconds,
+        "tokens_per_second": point.rows_per_second * work.seq_len,
+        "efficiency": point.rows_per_second / point.nodes / (first.rows_per_second / first.nodes),
+        "goodput": share,
+        "checkpoint_seconds": every,
+        "hours": hours,
+        "node_hours": hours * point.nodes,
+        "cost": None if on.price is None else hours * point.nodes * on.price,
     }
+
+
+def within(lines: Sequence[dict[str, Any]], hours: float | None, cost: float | None) -> dict[str, Any] | None:
+    """The cheapest that is done in time, or the fastest that is cheap enough; with both the cheapest, if any is."""
+    price = "node_hours" if cost is None else "cost"
+    able = [
+        line for line in lines if (hours is None or line["hours"] <= hours) and (cost is None or line["cost"] <= cost)
+    ]
+    return min(able, key=lambda line: line[price if hours is not None else "hours"], default=None)
+
+
+def plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole plan. Raises ScalerError for what cannot be planned, and for a training that fits nowhere."""
+    on, recipe = hardware.load(arguments.hardware), load(arguments.recipe, arguments.overrides)
+    content = ds_config.read(arguments.deepspeed_config)
+    precision = precision_of(content, "bf16" in on.flops)
+    if precision not in on.flops:
+        known = ", ".join(on.flops)
+        raise ScalerError(f"hardware {on.name}: no figure for {precision}, only {known}; set bf16.enabled otherwise")
+    if arguments.max_cost is not None and on.price is None:
+        raise ScalerError(
+            f"--max_cost {arguments.max_cost:g}, but hardware {on.name} has no price; put one in its file"
+        )
+    critical = critical_batch.chosen(arguments.critical_rows, arguments.noise_scale, recipe)
+    asked = dataclasses.replace(settings_of(content, precision), on_cpu=on.on_cpu)
+    work = workload(recipe, 2 if precision == "bf16" else 4)
+    found: list[Point] = []
+    others: list[Point] = []
+    left_out: dict[int, str] = {}
+    for nodes in arguments.nodes:
+        points = choices(work, asked, nodes, on, arguments.weak, [asked.stage])
+        best = forecast.best(points)
+        if best is None:
+            left_out[nodes] = _why_not(points, work, on, nodes, recipe)
+            continue
+        found.append(best)
+        overall = forecast.best([best, *choices(work, asked, nodes, on, arguments.weak, (0, 1, 2, 3))])
+        assert overall is not None
+        others.append(overall)
+    if not found:
+        raise ScalerError(f"recipe {recipe.name} on {on.name}: {next(iter(left_out.values()))}")
+    lines = [described(point, work, on, found[0], critical) for point in found]
+    knee = forecast.knee(found)
+    return {
+        "recipe": recipe.name,
+        "hardware": dataclasses.asdict(on),
+        "deepspeed_config": str(arguments.deepspeed_config),
+        "precision": precision,
+        "weak": arguments.weak,
+        "critical_rows": critical,
+        "parameters": work.layout.all,
+        "trained": work.layout.trained,
+        "points": lines,
+        "left_out": left_out,
+        "other_stages": [
+            described(other, work, on, other, critical)
+            for point, other in zip(found, others, strict=True)
+            if other.step.seconds < 0.99 * point.step.seconds
+        ],
+        "stops_paying": None if knee is None else {"nodes": knee[0].nodes, "part": knee[1]},
+        "budget": {"hours": arguments.max_hours, "cost": arguments.max_cost},
+        "within": within(lines, arguments.max_hours, arguments.max_cost),
+    }
+
+
+def _why_not(points: Sequence[Point], work: Workload, on: hardware.Hardware, nodes: int, recipe: Recipe) -> str:
+    ranks = nodes * on.devices
+    if not points:
+        return f"training.rows={work.rows} cannot be shared by {ranks} ranks; use a multiple of {ranks}, or --weak"
+    least = min(points, key=lambda p: p.memory.peak)
+    remedy = "ZeRO-3, optimizer offload or more nodes" if least.settings.stage < 3 else "a smaller model or more memory"
+    if least.batch.micro_rows == 1 and least.memory.backward > 2 * sum(least.memory.kept.values()):
+        remedy = "a smaller data.seq_len"
+    return (
+        f"even {least.batch.micro_rows} row a micro-batch at ZeRO-{least.settings.stage} takes "
+        f"{least.memory.peak / 1e9:.1f} GB of {on.memory_bytes / 1e9:.0f} GB a rank on {nodes} nodes; try {remedy}"
+    )
 
 
 def render(content: dict[str, Any]) -> str:
     """The plan as text for people."""
-    batch, train, heldout = content["batch"], content["rows"]["train"], content["rows"]["heldout"]
-    memory = content["memory_per_rank_bytes"]
-    writes = "\n".join(f"  {path:<40} {what}" for path, what in content["writes"].items())
-    return f"""recipe
-{_indent(yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True))}
-ds_config
-{_indent(json.dumps(content["ds_config"], indent=2))}
-model        {content["parameters"]:,} parameters, {content["trainable_parameters"]:,} of them trained, \
-{content["bytes_per_weight"]} bytes each
-{_indent(model.render_table(content["what_trains"]))}
-rows         {train["rows"]:,} for training, {train["real_token_share"]:.2%} real tokens, \
-{train["masked_per_row"]} masked in each; {heldout["rows"]:,} held out
-batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \
-x {batch["ranks"]} ranks
-length       {content["steps"]:,} steps, {content["tokens"]:,} tokens, {content["epochs"]} epochs, \
-{content["training_flops"]:.2e} floating-point operations
-memory       {sum(memory.values()) / 1e6:,.0f} MB a rank before activations: \
-{", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())}
-would write
-{writes}
-"""
+    on, lines = content["hardware"], content["points"]
+    how = "the batch grows with the nodes" if content["weak"] else f"{lines[0]['rows']} rows a step"
+    text = [
+        f"{content['recipe']}: {content['parameters']:,} parameters, {content['precision']}, {how}, "
+        f"{content['deepspeed_config']}, nodes of {on['devices']} on {on['name']}",
+        "nodes  ranks ZeRO  micro x acc.  GB/rank   ms/step network  tokens/s efficiency goodput   hours node-hours"
+        + ("" if on["price"] is None else "      cost"),
+    ]
+    for line in lines:
+        network = line["seconds"]["network"] / line["step_seconds"]
+        text.append(
+            f"{line['nodes']:>5} {line['ranks']:>6} {line['stage']:>4} {line['micro_rows']:>6} x "
+            f"{line['accumulation']:<4} {line['peak_bytes'] / 1e9:>8.2f} {1e3 * line['step_seconds']:>9.1f}"
+            f" {network:>7.0%} {line['tokens_per_second']:>9,.3g} {line['efficiency']:>10.0%} {line['goodput']:>7.1%}"
+            f" {line['hours']:>7,.3g} {line['node_hours']:>10,.3g}"
+            + ("" if line["cost"] is None else f" {line['cost']:>9,.2f}")
+            + " *" * line["past_critical"]
+        )
+    text += [f"{nodes:>5} nodes: {why}" for nodes, why in content["left_out"].items()]
+    text += _of_the_batch(content)
+    stops = content["stops_paying"]
+    text.append(
+        f"more nodes pay up to the end of this table (efficiency from {forecast.PAYS:.0%})"
+        if stops is None
+        else f"from {stops['nodes']} nodes on it does not pay (efficiency below {forecast.PAYS:.0%}), "
+        f"because of {PARTS[stops['part']]}"
+    )
+    text += [
+        f"on {other['nodes']} nodes ZeRO-{other['stage']} with {other['micro_rows']} x {other['accumulation']} "
+        f"would take {1e3 * other['step_seconds']:.1f} ms a step"
+        for other in content["other_stages"]
+    ]
+    chosen, asked = content["within"], content["budget"] != {"hours": None, "cost": None}
+    if asked and chosen is None:
+        fastest, cheapest = (min(lines, key=lambda line: line[key]) for key in ("hours", "node_hours"))
+        text.append(
+            f"nothing is within the budget: the fastest takes {fastest['hours']:.3g} hours on {fastest['nodes']} nodes,"
+            f" the cheapest {cheapest['node_hours']:.3g} node-hours on {cheapest['nodes']}"
+        )
+    elif asked:
+        cost = "" if chosen["cost"] is None else f", {chosen['cost']:,.2f} in money"
+        text.append(
+            f"within the budget: {chosen['nodes']} nodes, {chosen['hours']:.3g} hours, "
+            f"{chosen['node_hours']:.3g} node-hours{cost}"
+        )
+    measured = ", ".join(on["measured"]) or "nothing"
+    text.append(f"measured of the hardware: {measured}; the rest is the makers' figures times what is usually reached")
+    return "\n".join(text)
 
 
-def _indent(text: str) -> str:
-    return "\n".join("  " + line for line in text.rstrip().splitlines())
+def _of_the_batch(content: dict[str, Any]) -> list[str]:
+    lines, critical = content["points"], content["critical_rows"]
+    if critical is None:
+        asks = "hours take it that twice the batch needs half of the steps; --noise_scale says how far that holds"
+        return [asks] * (content["weak"] and len(lines) > 1)
+    first, last = lines[0], lines[-1]
+    past = next((f"passed from {line['nodes']} nodes on (*)" for line in lines if line["past_critical"]), "not reached")
+    more = last["rows"] * last["steps"] / (first["rows"] * first["steps"])
+    grown = f"; to learn as much, {last['nodes']} nodes need {more:.3g} times the rows of {first['nodes']}"
+    return [f"critical batch {critical:,.0f} rows, {past}" + grown * content["weak"]]
+
+
+PARTS = {
+    "compute": "ranks with nothing to compute",
+    "micro_batches": "micro-batches that are too small",
+    "network": "the network",
+    "optimizer": "the update of the weights, which does not get faster",
+    "stragglers": "waiting for the slowest rank",
+}
+
+
+def _nodes(text: str) -> tuple[int, ...]:
+    try:
+        nodes = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        nodes = (0,)
+    if nodes[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, but whole numbers from 1 on are needed, as in 1,8,64")
+    return nodes
+
+
+@command
+def main() -> None:
+    """Run the command line."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m scaler.plan", description=__doc__, formatter_class=style)
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="name or YAML file (%(default)s)")
+    parser.add_argument("--deepspeed_config", type=Path, default=DEFAULT_DS_CONFIG, help="(ds_configs/zero2.json)")
+    parser.add_argument("--hardware", required=True, help="name of a known kind of node, or a YAML file")
+    parser.add_argument("--nodes", type=_nodes, default=NODES, help="as in 1,8,64 (1 to 1,024)")
+    parser.add_argument("--weak", action="store_true", help="the recipe's batch is that of each node")
+    batch = parser.add_mutually_exclusive_group()
+    batch.add_argument("--critical_rows", type=float, help="critical batch, beyond which rows save few steps")
+    batch.add_argument("--noise_scale", type=Path, metavar="runs/NAME", help="the same, as it was measured of a run")
+    parser.add_argument("--max_hours", type=float, help="find the cheapest that takes no longer")
+    parser.add_argument("--max_cost", type=float, help="find the fastest that costs no more")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
+    arguments = parser.parse_intermixed_args()
+    content = plan(arguments)
+    print(json.dumps(content, indent=2) if arguments.json else render(content))
+
+
+if __name__ == "__main__":
+    main()

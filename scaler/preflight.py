@@ -27,7 +27,7 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
 import psutil
 import torch
 
-from scaler import engine, job, links, metrics, model, parity, plan, run_folder, slurm, world
+from scaler import dry_run, engine, job, links, metrics, model, parity, run_folder, slurm, world
 from scaler.command_line import parser as command_line_parser
 from scaler.errors import ScalerError, command, in_a_line, naming_full_disk
 from scaler.job import Job
@@ -88,10 +88,10 @@ class Rank:
         """Recipe, configuration and data are there and agree."""
         self.job = job.resolve(self.arguments, self.here)
         manifest = self.job.data.manifest
-        parameters = model.count_parameters(plan.empty_model(self.job))
-        self._shared_disk(plan.checkpoint_bytes(self.job, *parameters))
+        empty = dry_run.empty_model(self.job)
+        self._shared_disk(dry_run.checkpoint_bytes(self.job, *model.count_parameters(empty)))
         return {
-            "memory_needed": sum(plan.memory_per_rank(self.job, *parameters).values()),
+            "memory_needed": sum(dry_run.memory_per_rank(self.job, empty).values()),
             **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": run_folder.versions()},
             **{"python": platform.python_version(), "commit": run_folder.commit()},
         }

@@ -15,42 +15,48 @@ from scaler.errors import ScalerError, nearest
 ALONE = "alone"  # metadata of a field: a string in place of the section is this field's value
 
 
-def build(kind: type, content: Any, where: str) -> Any:
-    """Make a frozen dataclass of a mapping, and of the mappings in it; `where` names it in errors.
+def build(kind: type, content: Any, where: str, document: str = "recipe") -> Any:
+    """Make a frozen dataclass of a mapping, and of the mappings in it; errors name it as `where` in `document`.
 
     Raises: ScalerError that names the key, the rule and the nearest known key.
     """
     prefix = f"{where}." if where else ""
     if not isinstance(content, Mapping):
-        raise ScalerError(f"recipe: {where or 'the file'} is {content!r}, but a mapping of keys is needed")
+        raise ScalerError(f"{document}: {where or 'the file'} is {content!r}, but a mapping of keys is needed")
     hints = typing.get_type_hints(kind)
     for name in content:
         if name not in hints:
-            raise ScalerError(f"recipe: unknown key {prefix}{name}; {nearest(str(name), hints)}")
+            raise ScalerError(f"{document}: unknown key {prefix}{name}; {nearest(str(name), hints)}")
     for member in dataclasses.fields(kind):
         no_default = member.default is dataclasses.MISSING and member.default_factory is dataclasses.MISSING
         if no_default and member.name not in content:
-            raise ScalerError(f"recipe: {prefix}{member.name} is missing")
-    return kind(**{name: _convert(value, hints[name], prefix + name) for name, value in content.items()})
+            raise ScalerError(f"{document}: {prefix}{member.name} is missing")
+    return kind(**{name: _convert(value, hints[name], prefix + name, document) for name, value in content.items()})
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+def _convert(value: Any, kind: Any, where: str, document: str) -> Any:
     """Check `value` against a type hint and build it; `where` names it in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         alone = [member.name for member in dataclasses.fields(kind) if member.metadata.get(ALONE)]
         value = {alone[0]: value} if alone and isinstance(value, str) else value
-        return build(typing.cast(type, kind), value, where)
+        return build(typing.cast(type, kind), value, where, document)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
+        return (
+            None
+            if value is None
+            else _convert(value, next(a for a in arguments if a is not type(None)), where, document)
+        )
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ScalerError(f"recipe: {where}={value!r}, but a list is needed")
+            raise ScalerError(f"{document}: {where}={value!r}, but a list is needed")
         if arguments[-1] is Ellipsis:
             arguments = arguments[:1] * len(value)
         if len(value) == len(arguments):
-            return tuple(_convert(item, argument, where) for item, argument in zip(value, arguments, strict=True))
-        raise ScalerError(f"recipe: {where}={value!r}, but {len(arguments)} values belong there")
+            return tuple(
+                _convert(item, argument, where, document) for item, argument in zip(value, arguments, strict=True)
+            )
+        raise ScalerError(f"{document}: {where}={value!r}, but {len(arguments)} values belong there")
     expected = dict if origin is not None else kind
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 5e-5 as a string
         try:
@@ -60,7 +66,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ScalerError(f"recipe: {where}={value!r}, but {expected.__name__} is needed")
+        raise ScalerError(f"{document}: {where}={value!r}, but {expected.__name__} is needed")
     return value
 
 

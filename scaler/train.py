@@ -18,12 +18,12 @@ import torch
 
 from scaler import (
     checkpoint,
+    dry_run,
     heldout,
     job,
     loop,
     metrics,
     model,
-    plan,
     resume,
     run_folder,
     slurm,
@@ -252,8 +252,8 @@ def main() -> None:
             engine.leave()
     elif here.is_first:
         this = job.resolve(arguments, here)
-        content = plan.plan(this)
-        print(json.dumps(content, indent=2) if arguments.json else plan.render(content))
+        content = dry_run.describe(this)
+        print(json.dumps(content, indent=2) if arguments.json else dry_run.render(content))
 
 
 if __name__ == "__main__":

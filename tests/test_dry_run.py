@@ -51,7 +51,9 @@ def test_the_numbers_of_the_plan_agree(dry_run, tiny_recipe: Recipe):
     assert plan["epochs"] == round(50 * 24 / rows["train"]["rows"], 2)
     assert rows["train"]["masked_per_row"] == 8
     assert rows["heldout"]["masked_per_row"] == round(32 * tiny_recipe.objective.heldout_mask_probability)
-    assert plan["memory_per_rank_bytes"]["weights"] == plan["parameters"] * plan["bytes_per_weight"]
+    memory, width = plan["memory_per_rank_bytes"], plan["bytes_per_weight"]
+    assert 0 <= memory["weights"] - plan["parameters"] * width < 8 * width  # even parts
+    assert memory["gradients and what travels"] >= plan["parameters"] * width
     assert plan["memory_per_rank_bytes"]["logits"] == 2 * 4 * 8 * 400 * 4
     # counted by hand: 2 layers of width 32 and 64, 400 entries, 40 positions, a head tied to the embeddings
     embeddings = (400 + 40 + 1) * 32 + 2 * 32

@@ -153,33 +153,6 @@ def test_a_file_that_is_not_there_is_refused():
         ds_config.read(Path("nowhere.json"))
 
 
-P = 82_170_201
-
-
-@pytest.mark.parametrize(
-    "stage, bf16, weights, gradients, optimizer",
-    [
-        # bf16: 2 bytes of weight, 2 of gradient, and in fp32 a master copy and two moments of Adam
-        (0, True, 2 * P, 2 * P, 12 * P),
-        (1, True, 2 * P, 2 * P, 12 * P / 8),
-        (2, True, 2 * P, 2 * P / 8, 12 * P / 8),  # 246.5 MB against 1,314.7
-        (3, True, 2 * P / 8, 2 * P / 8, 12 * P / 8),
-        # fp32: 4 bytes each; without ZeRO the weight is its own master
-        (0, False, 4 * P, 4 * P, 8 * P),
-        (2, False, 4 * P, 4 * P / 8, 12 * P / 8),
-    ],
-)
-def test_memory_is_that_of_the_zero_paper_at_eight_ranks(stage, bf16, weights, gradients, optimizer):
-    content = {**AUTO, "bf16": {"enabled": bf16}, "zero_optimization": {"stage": stage}}
-    memory = ds_config.memory_per_rank(resolve(content, ranks=8), P, P)
-    assert list(memory.values()) == pytest.approx([weights, gradients, optimizer], abs=1)
-
-
-def test_frozen_parameters_take_neither_gradient_nor_optimizer_state():
-    memory = ds_config.memory_per_rank(resolve({**AUTO, "zero_optimization": {"stage": 0}}), 1000, 100)
-    assert memory == {"weights": 4000, "gradients": 400, "optimizer": 800}
-
-
 def test_a_cpu_without_bf16_instructions_is_not_native():
     flags = Path("/proc/cpuinfo")
     if not flags.exists():

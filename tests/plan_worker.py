@@ -1,0 +1,96 @@
+"""Run by test_plan.py: what the engine really sends in a step at every stage, and what the plan says, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+from ranks import ROOT, ended, forked_calls
+
+from scaler import ds_config, engine, model, traffic, workload, world
+from scaler.batches import Batch
+from scaler.recipe import load
+
+COLLECTIVES = {
+    "all_reduce": "all_reduce",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_gather_into_tensor": "all_gather",
+    "reduce": "reduce",
+    "broadcast": "broadcast",
+}
+CASES = [(stage, *how) for stage in (0, 1, 2, 3) for how in ((1, False), (3, True))]  # accumulation; bf16
+BUCKET = 20_000
+MICRO_ROWS = 2
+
+
+def counted(log: dict[str, list[int]]) -> None:
+    """Write down the bytes of the largest tensor that each call of a collective gets."""
+    for name, kind in COLLECTIVES.items():
+        collective = getattr(torch.distributed, name)
+
+        def call(*arguments, _collective=collective, _kind=kind, **options):
+            tensors = [some for some in (*arguments, *options.values()) if isinstance(some, torch.Tensor)]
+            log.setdefault(_kind, []).append(max((t.numel() * t.element_size() for t in tensors), default=0))
+            return _collective(*arguments, **options)
+
+        setattr(torch.distributed, name, call)
+
+
+def compare(recipe_file: str, file: Path) -> None:
+    """On one rank: a few steps of each case; the first rank writes what came of the last."""
+    recipe, here = load(recipe_file), world.detect()
+    log: dict[str, list[int]] = {}
+    counted(log)  # before DeepSpeed takes its own references
+    engine.join(here)
+    figures = []
+    for stage, accumulation, bf16 in CASES:
+        work = workload.workload(recipe, 2 if bf16 else 4)
+        batch = ds_config.SolvedBatch(MICRO_ROWS * accumulation * here.size, MICRO_ROWS, accumulation, here.size)
+        content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
+        content["bf16"] = {"enabled": bf16}
+        content.setdefault("zero_optimization", {})["reduce_bucket_size"] = BUCKET
+        settings = dataclasses.replace(workload.settings_of(content, "bf16" if bf16 else "fp32"), on_cpu=True)
+        content |= {
+            "train_batch_size": batch.rows,
+            "train_micro_batch_size_per_gpu": MICRO_ROWS,
+            "gradient_accumulation_steps": accumulation,
+        }
+        network = model.MaskedLM(model.build(workload.configuration(recipe), 0))
+        running = engine.Engine(network, recipe.optimizer, content)
+        running.train(True)
+        for _ in range(3):  # ZeRO-3 learns in the first two steps what to gather when
+            log.clear()
+            with engine.timed_collectives(torch.device("cpu")) as timed:
+                for _ in range(accumulation):
+                    ids = torch.randint(5, recipe.tokenizer.vocab_size, (MICRO_ROWS, recipe.data.seq_len))
+                    hidden = torch.arange(8).expand(MICRO_ROWS, -1).contiguous()
+                    positions = torch.arange(2, 2 + ids.shape[1]).expand_as(ids)
+                    loss, _ = running(Batch(ids, positions, ids * 0, hidden, hidden))
+                    running.backward(loss)
+                    running.step(1e-3)
+        told = traffic.of_step(work.layout, settings.sharding(batch, 2))
+        figures.append(
+            {
+                "case": [stage, accumulation, bf16],
+                "sent": {kind: [sum(sizes), len(sizes)] for kind, sizes in log.items()},
+                "told": [[each.kind, each.what, each.sent, each.calls] for each in told],
+                "parameters": work.layout.all,
+                "timed": timed,
+            }
+        )
+        running.close()
+    if here.is_first:
+        file.write_text(json.dumps(figures))
+    engine.leave()
+
+
+def main() -> None:
+    recipe_file, folder = sys.argv[1:]
+    assert ended(forked_calls(2, compare, recipe_file, Path(folder) / "figures.json")) == [0, 0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""The plan against what the engine really does, against formulae, and its answers to bad input."""
+
+import dataclasses
+import json
+import sys
+from math import log2
+
+import pytest
+import torch
+from conftest import ROOT
+
+from scaler import activations, footprint, forecast, hardware, plan, traffic, workload
+from scaler.ds_config import SolvedBatch
+from scaler.errors import ScalerError
+from scaler.footprint import Activations, Layout, Sharding
+from scaler.forecast import Settings, Workload
+
+LAYOUT = Layout(((600_000, 64_000), (262_144, 65_536, 65_536), (256, 256, 1024)), frozen=10_000)
+ZERO2 = Settings(2, False, "bf16", 500_000, overlap=False)
+ON = hardware.Hardware("a test", 2, 10e9, {"bf16": 1e12, "fp32": 1e11}, 1e11, 1e10, 1e9, latency=0.0)
+NOTHING = Activations(0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def figures(worker_figures, tiny_recipe_file):
+    """By ZeRO stage and micro-batches, what two ranks hand to collectives in a step, and what is told."""
+    return worker_figures(sys.executable, ROOT / "tests" / "plan_worker.py", tiny_recipe_file)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_the_time_of_every_collective_of_the_engine_is_taken(figures, number):
+    calls = sum(count for _, count in figures[number]["sent"].values())
+    timed = figures[number]["timed"]
+    assert len(timed) == calls > 0 and min(timed) > 0
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_the_engine_sends_byte_for_byte_what_is_told(figures, number):
+    found = figures[number]
+    sent = {kind: tuple(of_kind) for kind, of_kind in found["sent"].items()}
+    told: dict[str, tuple[int, int]] = {}
+    for kind, what, size, calls in found["told"]:
+        if what != "norms and signs":
+            before = told.get(kind, (0, 0))
+            told[kind] = before[0] + size, before[1] + calls
+    # gloo has no reduce-scatter of its own, and takes an all-reduce
+    reduced = sent.get("reduce_scatter", (0, 0)) if found["case"][0] == 3 else sent["all_reduce"]
+    small = reduced[0] - told["all_reduce"][0]
+    assert 0 <= small <= 100
+    assert reduced[1] - told["all_reduce"][1] <= 6
+    assert sent.get("all_gather", (0, 0)) == told.get("all_gather", (0, 0))
+    assert set(sent) <= {"all_reduce", "all_gather", "reduce_scatter"}
+
+
+def test_stage_2_sends_with_every_micro_batch_and_stage_1_once():
+    def gradients(stage, accumulation):
+        return traffic.of_step(LAYOUT, Sharding(stage, 8, accumulation, 2, 500_000))[0].sent
+
+    assert gradients(2, 4) == 4 * gradients(1, 4) == 4 * gradients(0, 1) == 8 * LAYOUT.trained
+
+
+@pytest.mark.parametrize("kind, passes", [("all_reduce", 2), ("all_gather", 1), ("reduce_scatter", 1)])
+def test_a_ring_sends_its_share_and_hops_add_up(kind, passes):
+    some = traffic.Collective(kind, "data", 1_000_000, calls=3)
+    assert traffic.bytes_on_the_wire(some, 4) == passes * 0.75e6
+    assert traffic.seconds(some, 4, 1e6, 0.0) == pytest.approx(passes * 0.75)
+    assert traffic.seconds(some, 8, 1e30, 0.5) == pytest.approx(3 * passes * log2(8) * 0.5)
+
+
+def test_one_rank_sends_nothing():
+    assert traffic.of_step(LAYOUT, Sharding(2, 1, 4, 2, 500_000)) == ()
+
+
+# ---- memory
+
+
+def test_a_rank_at_stage_2_holds_the_gradients_of_whole_parameters():
+    # 997k of 1.06 M numbers are in parameters that the first or second part touches
+    assert LAYOUT.whole_of_parts(1) == LAYOUT.trained
+    assert LAYOUT.whole_of_parts(2) >= 600_000  # the largest is in both parts
+    assert Layout(((100, 100, 100, 100),)).whole_of_parts(2) == 200
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_more_ranks_never_take_more_memory(stage):
+    peaks = [footprint.of_step(LAYOUT, NOTHING, Sharding(stage, ranks, 2, 4, 100_000)).peak for ranks in (1, 2, 4, 64)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert (peaks[0] == peaks[-1]) == (stage == 0)
+
+
+def test_what_is_kept_is_that_of_the_zero_paper():
+    # bf16 and AdamW: 2 bytes of weight, 4 of an fp32 copy, 8 of moments, shared from stage 1 on
+    layout, ranks = Layout(((8_000_000,),)), 8
+    assert footprint.of_step(layout, NOTHING, Sharding(0, ranks, 1, 2, 1)).kept == {
+        "weights": 16_000_000, "optimizer": 64_000_000, "fp32 weights": 32_000_000
+    }  # fmt: skip
+    assert footprint.of_step(layout, NOTHING, Sharding(2, ranks, 1, 2, 1)).kept == {
+        "weights": 16_000_000, "fp32 weights": 4_000_000, "optimizer": 8_000_000
+    }  # fmt: skip
+    kept = footprint.of_step(layout, NOTHING, Sharding(3, ranks, 1, 2, 1)).kept
+    assert (kept["weights"], kept["gradients"]) == (2_000_000, 2_000_000)
+
+
+def test_frozen_parameters_take_their_weights_and_no_more():
+    trained, frozen = Layout(((1000, 1000),)), Layout(((1000, 1000),), frozen=1_000_000)
+    for stage in (0, 1, 2):
+        plain, more = (footprint.of_step(some, NOTHING, Sharding(stage, 2, 2, 2, 100)) for some in (trained, frozen))
+        assert more.peak - plain.peak == 2_000_000
+
+
+def test_offload_moves_the_optimizer_to_the_host():
+    found = footprint.of_step(LAYOUT, NOTHING, Sharding(2, 2, 1, 2, 100_000, offload=True))
+    assert set(found.kept) == {"weights", "weights on their way"}
+    assert found.host["optimizer"] == 4 * LAYOUT.padded(2)
+
+
+def test_activations_are_those_of_the_real_model_on_a_cpu(tiny_recipe):
+    """The bytes that autograd keeps for the backward pass, counted on real tensors."""
+    from scaler import model
+    from scaler.batches import Batch
+
+    config, rows, masked = workload.configuration(tiny_recipe), 3, 8
+    network = model.MaskedLM(model.build(config, 0)).train()
+    held: dict[int, int] = {}
+
+    def keep(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.randint(5, 400, (rows, 32))
+    hidden = torch.arange(masked).expand(rows, -1).contiguous()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = network(Batch(ids, torch.arange(2, 34).expand_as(ids), ids * 0, hidden, hidden))
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    saved = sum(size for place, size in held.items() if place not in weights)
+    found = activations.of_model(config, rows, 32, masked, 4)
+    assert loss.isfinite() and saved > 100_000
+    assert found.forward == pytest.approx(saved, rel=0.1)
+    assert found.forward <= found.without_gradients <= found.with_gradients
+
+
+def test_activations_grow_with_rows_on_a_line(tiny_recipe):
+    config = workload.configuration(tiny_recipe)
+    one, four, eight = (activations.of_model(config, rows, 32, 8, 4) for rows in (1, 4, 8))
+    told = footprint.on_the_line(4, (1, one), (8, eight))
+    assert told.forward == pytest.approx(four.forward, rel=0.02)
+    assert four.with_gradients <= told.with_gradients < 1.1 * four.with_gradients  # a greatest of several lines
+
+
+# ---- time
+
+
+def work(**changes):
+    return dataclasses.replace(Workload(LAYOUT, lambda rows: NOTHING, 1e9, 128, 64, 1000), **changes)
+
+
+def test_a_step_is_the_sum_of_its_parts():
+    on = dataclasses.replace(ON, micro_seconds=0.01, spread=0.1)
+    step = forecast.step_of(work(), ZERO2, SolvedBatch(64, 4, 4, 4), 2, on)
+    assert step.compute == pytest.approx(16 * 1e9 / 1e12)
+    assert step.micro_batches == pytest.approx(0.04)
+    sent = 4 * 2 * LAYOUT.trained * 1.5 + 2 * LAYOUT.padded(4) * 0.75
+    assert step.network == pytest.approx(sent / 1e9, rel=1e-3)
+    assert step.stragglers == pytest.approx(0.1 * (2 * 1.3862943611) ** 0.5 * step.compute)
+    assert step.seconds == sum(vars(step).values())
+
+
+def test_one_node_does_not_wait_for_the_network_between_nodes():
+    batch = SolvedBatch(64, 32, 1, 2)
+    slow = dataclasses.replace(ON, between=1.0)
+    assert forecast.step_of(work(), ZERO2, batch, 1, slow) == forecast.step_of(work(), ZERO2, batch, 1, ON)
+
+
+def test_overlap_hides_gradients_as_long_as_the_backward_pass_takes():
+    batch, hides = SolvedBatch(64, 16, 1, 4), dataclasses.replace(ZERO2, overlap=True)
+    gathered = 2 * LAYOUT.padded(4) * 0.75 / 1e9
+    free = forecast.step_of(work(flops_per_row=1e12), hides, batch, 2, ON)
+    assert free.network == pytest.approx(gathered, rel=1e-2)
+    bare = forecast.step_of(work(flops_per_row=1.0), hides, batch, 2, ON)
+    assert bare.network == pytest.approx(
+        forecast.step_of(work(flops_per_row=1.0), ZERO2, batch, 2, ON).network, rel=1e-3
+    )
+
+
+def test_the_knee_is_where_efficiency_falls_and_names_the_part():
+    points = [
+        forecast.point(work(flops_per_row=1e8), ZERO2, SolvedBatch(64, 32 // nodes, 1, 2 * nodes), nodes, ON)
+        for nodes in (1, 2, 4, 8)
+    ]
+    here, part = forecast.knee(points)
+    assert (here.nodes, part) == (2, "network")
+    quick = dataclasses.replace(ON, inside=1e30, between=1e30, memory_bandwidth=1e30)
+    even = [dataclasses.replace(p, step=forecast.step_of(work(), ZERO2, p.batch, p.nodes, quick)) for p in points]
+    assert forecast.knee(even) is None
+
+
+def test_the_best_is_the_fastest_that_fits():
+    on = dataclasses.replace(ON, memory_bytes=40e6)
+    heavy = work(activations=lambda rows: Activations(rows * 5_000_000, rows * 5_000_000, rows * 5_000_000))
+    points = [forecast.point(heavy, ZERO2, batch, 1, on) for batch in forecast.batches(64, 2)]
+    best = forecast.best(points)
+    assert best.fits and best.batch.micro_rows == 4
+    assert [p.batch.micro_rows for p in points if p.fits] == [4, 2, 1]
+    assert forecast.best([p for p in points if not p.fits]) is None
+
+
+def test_batches_that_ranks_cannot_share_have_no_way():
+    assert list(forecast.batches(64, 3)) == []
+    assert [(b.micro_rows, b.accumulation) for b in forecast.batches(64, 16)] == [(4, 1), (2, 2), (1, 4)]
+
+
+# ---- the command
+
+
+@pytest.fixture
+def planned(call, tiny_recipe_file, monkeypatch):
+    def of_model(config, rows, *sizes):  # measuring takes seconds, and is tested above
+        return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
+
+    monkeypatch.setattr(activations, "of_model", of_model)
+
+    def run(*arguments):
+        return call(plan.main, "--recipe", tiny_recipe_file, *arguments)
+
+    return run
+
+
+def test_the_plan_as_text_and_json(planned):
+    options = ("--hardware", "p5.48xlarge", "--nodes", "1,2,4", "--weak", "training.rows=64", "training.steps=1000")
+    status, output, error = planned(*options, "--json")
+    assert status == 0, error
+    content = json.loads(output)
+    assert [line["nodes"] for line in content["points"]] == [1, 2, 4]
+    assert [line["rows"] for line in content["points"]] == [64, 128, 256]
+    for line in content["points"]:
+        steps = 1000 * 64 / line["rows"]
+        assert line["hours"] == pytest.approx(steps * line["step_seconds"] / line["goodput"] / 3600)
+        assert line["cost"] == pytest.approx(line["hours"] * line["nodes"] * 55.04)
+        assert line["tokens_per_second"] == pytest.approx(line["rows"] * 32 / line["step_seconds"])
+    assert content["hardware"]["measured"] == []
+    status, text, _ = planned(*options)
+    assert status == 0 and "measured of the hardware: nothing" in text and "ZeRO" in text
+
+
+def test_nodes_that_cannot_share_the_batch_are_shown_with_the_reason(planned):
+    status, output, _ = planned("--hardware", "p5.48xlarge", "--nodes", "1,16", "training.rows=64")
+    assert status == 0 and "training.rows=64 cannot be shared by 128 ranks" in output
+
+
+def test_a_budget_is_kept(planned):
+    options = (
+        "--hardware",
+        "p5.48xlarge",
+        "--nodes",
+        "1,2,4,8",
+        "training.rows=64",
+        "training.steps=1000000",
+        "--json",
+    )
+    points = json.loads(planned(*options)[1])["points"]
+    hours = sorted(line["hours"] for line in points)
+    content = json.loads(planned(*options, "--max_hours", str(hours[1] * 1.001))[1])
+    assert content["within"]["hours"] <= hours[1] * 1.001
+    assert content["within"]["cost"] == min(p["cost"] for p in points if p["hours"] <= hours[1] * 1.001)
+    cost = max(line["cost"] for line in points)
+    assert json.loads(planned(*options, "--max_cost", str(cost))[1])["within"]["hours"] == hours[0]
+    assert "nothing is within the budget: the fastest takes" in planned(*options[:-1], "--max_hours", "1e-9")[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--hardware", "p5.48xlarg"), "did you mean 'p5.48xlarge'?"),
+        (("--hardware", "p5.48xlarge", "--nodes", "0"), "whole numbers from 1 on"),
+        (("--hardware", "p5.48xlarge", "--nodes", "1,x"), "whole numbers from 1 on"),
+        (("--hardware", "p5.48xlarge", "--nodes", "3", "training.rows=64"), "cannot be shared by 24 ranks"),
+        (("--hardware", "dgx-h100", "--max_cost", "5"), "has no price"),
+        (("--hardware", "p5.48xlarge", "training.row=3"), "did you mean 'rows'?"),
+        (("--hardware", "p5.48xlarge", "--deepspeed_config", "none.json"), "no such file"),
+    ],
+)
+def test_bad_input_is_one_line(planned, arguments, said):
+    status, _, error = planned(*arguments)
+    assert status == 2 and said in error and "Traceback" not in error
+
+
+def test_a_training_that_fits_nowhere_says_what_would(planned, tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text("{name: small, devices: 1, memory_bytes: 1.0e+5, flops: {fp32: 1.0e+12}, memory_bandwidth: 1.0e+9, "
+                    "inside: 1.0e+9, between: 1.0e+9}")  # fmt: skip
+    status, _, error = planned("--hardware", file, "--nodes", "1", "training.rows=8")
+    assert status == 2 and "try ZeRO-3, optimizer offload or more nodes" in error and error.count("\n") == 1
+
+
+# ---- hardware
+
+
+def test_every_known_node_loads():
+    known = hardware.yaml.safe_load(hardware.TABLE.read_text())["nodes"]
+    for name in known:
+        assert hardware.load(name).devices == known[name]["devices"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"devices": 0}, "devices=0, but it is at least 1"),
+        ({"between": -1.0}, "between=-1.0, but it is above 0"),
+        ({"flops": {"fp8": 1.0}}, "flops='fp8'"),
+        ({"measured": ("speed",)}, "measured='speed'"),
+        ({"price": -2.0}, "price=-2.0"),
+    ],
+)
+def test_impossible_hardware_is_refused(change, said):
+    with pytest.raises(ScalerError, match=said):
+        dataclasses.replace(ON, **change)
+
+
+def test_a_file_of_hardware_is_read_strictly(tmp_path):
+    good = {**dataclasses.asdict(ON), "measured": ["inside"]}
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps(good))
+    assert hardware.load(str(file)) == dataclasses.replace(ON, measured=("inside",))
+    file.write_text(json.dumps({**good, "bandwith": 3}))
+    with pytest.raises(ScalerError, match="unknown key bandwith"):
+        hardware.load(str(file))
+    file.write_text("{")
+    with pytest.raises(ScalerError, match="not YAML"):
+        hardware.load(str(file))

@@ -21,6 +21,10 @@ RANKS_PER_NODE=${RANKS_PER_NODE:-}
 PREPARE_RANKS_PER_NODE=${PREPARE_RANKS_PER_NODE:-}
 SRUN_MPI=${SRUN_MPI:-pmi2} # for preparing data; `srun --mpi=list` names those of the site
 
+# ---- jobs of a scaling study that run at a time, for each number of nodes; empty: as many as there is room for
+# shellcheck disable=SC2034 # scaling_study.sh reads it
+ARRAY_AT_ONCE=${ARRAY_AT_ONCE:-}
+
 # ---- the network, where the libraries choose a wrong one by themselves
 #export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 #export NCCL_IB_HCA=mlx5

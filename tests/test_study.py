@@ -1,0 +1,267 @@
+"""A study of scaling on this machine: its grid, its points really measured, stops, failures, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT
+
+from scaler import run_folder, study, study_folder, study_point
+from scaler.errors import ScalerError
+
+SHORT = ("--steps", 2, "--warmup", 1)
+NAMES = {stage: f"strong-n1x{{}}-zero{stage}-bucket50000000-rows12-micro{{}}" for stage in range(4)}
+
+
+@pytest.fixture
+def begin(call, tmp_path, tiny_recipe_file, monkeypatch):
+    """Call the command on a study of the tiny recipe: status, output, errors."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(*arguments, folder=tmp_path / "study"):
+        return call(study.main, folder, "--recipe", tiny_recipe_file, *arguments)
+
+    return run
+
+
+def names_of(said: str) -> list[str]:
+    return said.split()
+
+
+# ---- the grid
+
+
+def test_a_grid_has_a_point_for_each_combination(begin, tmp_path):
+    status, said, errors = begin(
+        "--define_only", "--nodes", "1,2", "--ranks_per_node", "1,2", "--series", "strong,weak"
+    )
+    assert status == 0 and len(names_of(said)) == 2 * 4 * 4 and "left out" not in errors
+    points = [entry.point for entry in study_folder.read(tmp_path / "study")]
+    assert {(point.ranks, point.rows, point.micro_rows) for point in points if point.series == "strong"} == {
+        *((1, 12, 4), (2, 12, 3), (4, 12, 3))
+    }
+    assert {(point.ranks, point.rows) for point in points if point.series == "weak"} == {(1, 12), (2, 24), (4, 48)}
+    for point in points:
+        written = json.loads((study_folder.folder_of(tmp_path / "study", point) / "ds_config.json").read_text())
+        assert written["zero_optimization"]["stage"] == point.stage and written["gradient_clipping"] == 1.0
+        assert written["train_micro_batch_size_per_gpu"] == written["gradient_accumulation_steps"] == "auto"
+
+
+def test_offload_buckets_and_micro_batches_are_the_points_own(begin, tmp_path):
+    grid = ("--stages", "1,0", "--offload", "both", "--buckets", "5e6,1e6", "--micro_rows", "2,4")
+    status, said, errors = begin("--define_only", *grid)
+    assert status == 0 and len(names_of(said)) == 2 * (1 + 4)
+    assert "left out: stage 0 with offload: " in errors and "left out: stage 0 with a bucket of 1,000,000: " in errors
+    for entry in study_folder.read(tmp_path / "study"):
+        folder = study_folder.folder_of(tmp_path / "study", entry.point)
+        zero = json.loads((folder / "ds_config.json").read_text())["zero_optimization"]
+        assert zero["reduce_bucket_size"] == entry.point.bucket
+        assert zero.get("offload_optimizer") == ({"device": "cpu"} if entry.point.offload else None)
+
+
+def test_what_cannot_share_the_batch_is_named_with_the_reason(begin):
+    status, said, errors = begin("--define_only", "--ranks_per_node", "1,5", "--stages", "0", "--micro_rows", "4,5")
+    assert status == 0 and names_of(said) == [NAMES[0].format(1, 4)]
+    left_out = [line for line in errors.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 3
+    assert "strong on 1 x 5 ranks, micro-batch 4: training.rows=12 cannot be shared equally by 5 ranks" in left_out[1]
+    assert "strong on 1 x 1 ranks, micro-batch 5: point: 12 rows are no multiple of 1 ranks x 5 rows" in left_out[0]
+
+
+def test_points_are_added_and_weak_ones_keep_the_share_of_a_rank(begin, tmp_path):
+    weak = ("--define_only", "--series", "weak", "--stages", "0", "--ranks_per_node")
+    assert begin(*weak, "2,4")[0] == begin(*weak, "1,8")[0] == 0
+    found = {entry.point.ranks: entry.point.rows for entry in study_folder.read(tmp_path / "study")}
+    assert found == {1: 6, 2: 12, 4: 24, 8: 48}
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["training.steps=13"], "its recipe has training.steps=12, and not 13; give the same, or name another folder"),
+        (["--deepspeed_config", "other.json"], "its DeepSpeed configuration has zero_optimization.overlap_comm=False"),
+    ],
+)
+def test_a_study_is_of_one_recipe_and_one_configuration(begin, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    content = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    content["zero_optimization"]["overlap_comm"] = True
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert begin("--define_only")[0] == 0
+    before = sorted((tmp_path / "study" / "points").iterdir())
+    status, _, errors = begin("--define_only", *arguments, "--ranks_per_node", 2)
+    assert status == 2 and said in errors and errors.count("\n") == 1
+    assert sorted((tmp_path / "study" / "points").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--stages", "4"], "--stages 4: ZeRO has the stages 0, 1, 2 and 3"),
+        (["--ranks_per_node", "0"], "--ranks_per_node 0: 1 is the least"),
+        (["--nodes", "1,two"], "'1,two', but whole numbers with commas between are needed"),
+        (["--buckets", "1e5,nan"], "'1e5,nan', but whole numbers"),
+        (["--series", "strong,week"], "--series week: known are strong and weak"),
+        (["--steps", "0"], "--steps 0: 1 is the least"),
+        (["--ranks_per_node", "5"], "no point is possible: strong on 1 x 5 ranks: training.rows=12 cannot be shared"),
+        (["--stages", "0", "--offload", "yes"], "no point is possible: stage 0 with offload: "),
+        (["--recipe", "nowhere"], "nowhere"),
+        (["--deepspeed_config", "nowhere.json"], "nowhere.json: no such file"),
+        (["training.stepz=3"], "stepz"),
+        (["data.folder=/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(begin, tmp_path, arguments, said):
+    status, _, errors = begin(*arguments)
+    assert status == 2 and said in errors and errors.count("\n") == 1
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_of_something_else_is_refused(begin, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("recipe.yaml", "state.json"):
+        (run / name).write_text("{}")
+    status, _, errors = begin(folder=run)
+    assert status == 2 and "is neither new nor a study" in errors and len(list(run.iterdir())) == 2
+
+
+def test_two_at_once_are_refused(begin, tmp_path):
+    begin("--define_only", "--stages", "0")
+    with run_folder.lock(tmp_path / "study"):
+        status, _, errors = begin("--stages", "0")
+    assert status == 2 and f"another run is at work in it (process {os.getpid()} on" in errors
+
+
+def test_points_of_other_threads_do_not_compare(tmp_path, monkeypatch):
+    point = study_folder.Point("strong", 1, 1, 0, False, 1, 12, 4)
+    measured = study_folder.Measured(
+        ("a",), 0, ((1.0,),), ((1.0,),), (0.0,), (1,), 30.0, "fp32", {}, None, "", "cpu", 2
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with pytest.raises(ScalerError, match="measured with 2 threads a rank, and now there would be 3; set OMP_NUM_TH"):
+        study.threads(tmp_path, [study_folder.Entry(point, measured, ())])
+
+
+def test_nodes_of_slurm_are_only_defined(begin, tmp_path):
+    status, said, errors = begin("--nodes", "1,2", "--stages", "0")
+    assert status == 0 and len(names_of(said)) == 2 and "sbatch slurm/scaling_study.sh" in errors
+    assert not [entry for entry in study_folder.read(tmp_path / "study") if entry.measured]
+
+
+# ---- really measured
+
+
+def test_a_study_is_stopped_goes_on_and_outlives_a_point_that_fails(begin, tmp_path):
+    folder, grid = tmp_path / "study", ("--ranks_per_node", "1,2", "--stages", "0,3", *SHORT)
+    begin("--define_only", *grid)
+    names = [NAMES[0].format(1, 4), NAMES[0].format(2, 3), NAMES[3].format(1, 4), NAMES[3].format(2, 3)]
+    broken = folder / "points" / names[1] / run_folder.LOCK
+    broken.mkdir()  # so that this point's first rank cannot begin
+
+    # ---- Ctrl-C in the second point
+    def interrupt() -> None:
+        while not list((folder / "logs").glob(f"{names[1]}-*")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    status, said, errors = begin(*grid)
+    thread.join()
+    assert status == 130 and errors == "stopped by Ctrl-C; nothing half-done counts as done\n"
+    assert said.startswith(f"1/4 {names[0]}: ")
+    first = (folder / "points" / names[0] / "measured.json").read_bytes()
+    assert [entry.failures for entry in study_folder.read(folder)] == [()] * 4
+
+    # ---- the rest; what fails is tried again twice, after the others
+    status, said, _ = begin(*grid)
+    assert status == 75 and f"{folder}: 3 measured, 1 failed, 0 left" in said
+    assert names[0] not in said and "3/3 " in said
+    assert (folder / "points" / names[0] / "measured.json").read_bytes() == first
+    entries = {entry.point.name: entry for entry in study_folder.read(folder)}
+    failures = entries[names[1]].failures
+    assert len(failures) == 3 and all(f"{broken}: Is a directory" in reason for reason in failures)
+    assert f"failed: {names[1]}: {failures[0]}\n" in said
+
+    # ---- nothing more is tried, until somebody mends it
+    status, said, _ = begin(*grid)
+    assert status == 75 and "3 measured, 1 failed, 0 left" in said
+    broken.rmdir()
+    (folder / "points" / names[1] / "failures.jsonl").unlink()
+    status, said, _ = begin(*grid)
+    assert status == 0 and "4 measured, 0 failed, 0 left" in said
+
+    for entry in study_folder.read(folder):
+        found = entry.measured
+        assert found is not None and found.warmup == 1 and found.precision == "fp32" and found.threads == 1
+        ranks = entry.point.ranks
+        assert [len(steps) for steps in found.step_seconds] == [2] * ranks
+        assert [len(steps) for steps in found.own_seconds] == [study_point.COMMUNICATION_STEPS] * ranks
+        assert all(seconds > 0 for of_rank in (*found.step_seconds, *found.own_seconds) for seconds in of_rank)
+        assert len(found.hosts) == len(found.communication_seconds) == len(found.peak_bytes) == ranks
+        assert min(found.peak_bytes) > 1 << 20 and 0 < found.tokens_per_row <= 32
+        assert ranks == 1 or min(found.communication_seconds) > 0
+        assert "torch" in found.versions
+
+
+def test_a_point_that_does_not_learn_is_a_failure_that_says_so(begin, tmp_path):
+    status, said, _ = begin("--stages", "2", *SHORT, "optimizer.learning_rate=1e30")
+    (entry,) = study_folder.read(tmp_path / "study")
+    assert status == 75 and entry.measured is None and len(entry.failures) == 3
+    assert all("the gradient norm is" in reason for reason in entry.failures) and "1 failed" in said
+
+
+def test_other_ranks_than_the_point_is_for_are_refused(begin, call, tmp_path):
+    begin("--define_only", "--ranks_per_node", 2, "--stages", "0")
+    name = NAMES[0].format(2, 3)
+    status, _, errors = call(study_point.main, tmp_path / "study", name)
+    assert status == 2 and errors.count("\n") == 1
+    assert f"error: {name}: is for 1 nodes x 2 ranks, but this is one of 1 ranks, 1 of them here" in errors
+    status, _, errors = call(study_point.main, tmp_path / "study", "nowhere")
+    assert status == 2 and "nowhere/point.json: not readable" in errors
+
+
+def test_the_reason_is_what_the_first_rank_in_trouble_said(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("warning: x\nerror: rank 1: out of memory\nTraceback\nerror: rank 0: another rank has gone\n")
+    assert study.reason_of(log, 2) == "rank 1: out of memory"
+    log.write_text("free(): invalid pointer\n\n")
+    assert study.reason_of(log, -6) == "free(): invalid pointer"
+    assert study.reason_of(tmp_path / "none", -9) == "killed by signal 9" and study.reason_of(tmp_path / "none", 3)
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_killed_study_end_with_it(begin, tmp_path, tiny_recipe_file):
+    grid = ("--recipe", tiny_recipe_file, "--ranks_per_node", 2, "--stages", 0, "--steps", 1000000)
+    command = [sys.executable, "-m", "scaler.study", tmp_path / "study", *grid]
+    with subprocess.Popen([str(word) for word in command], cwd=ROOT) as running:
+        point = tmp_path / "study" / "points" / NAMES[0].format(2, 3)
+        wait_until(lambda: (point / run_folder.LOCK).is_file() and (point / run_folder.LOCK).read_text())
+        running.kill()
+    wait_until(lambda: not is_locked(point))
+    status, said, _ = begin("--ranks_per_node", 2, "--stages", 0, *SHORT)
+    assert status == 0 and "1 measured, 0 failed, 0 left" in said
+
+
+def wait_until(holds, seconds: float = 400) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_locked(folder) -> bool:
+    try:
+        run_folder.lock(folder).close()
+    except ScalerError:
+        return True
+    return False

@@ -83,7 +83,7 @@ def tiny_recipe(tiny_recipe_file: Path) -> Recipe:
 def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command of the project as a user would, from a folder of the test's own."""
 
-    def run(*arguments: object, cwd: Path, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, cwd: Path, timeout: float = 600, **environ: str) -> subprocess.CompletedProcess[str]:
         search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             [str(argument) for argument in arguments],

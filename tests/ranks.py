@@ -37,7 +37,7 @@ def forked_calls(ranks: int, work: Callable[..., None], *arguments: object):
     return processes
 
 
-def ended(processes, seconds: float = 120.0) -> list[int | None]:
+def ended(processes, seconds: float = 400.0) -> list[int | None]:
     """The exit statuses of ranks that end by themselves; what does not within a set time is killed, and None."""
     for process in processes:
         process.join(seconds)

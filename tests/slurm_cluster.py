@@ -129,7 +129,7 @@ class Cluster:
         self._start("slurmctld", "slurmctld", "-D", "-c")
         for name in self.nodes:
             self.start_node(name)
-        self._until(lambda: all(self.node_state(name) == "idle" for name in self.nodes), "the nodes", 60)
+        self._until(lambda: all(self.node_state(name) == "idle" for name in self.nodes), "the nodes")
 
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._running.values()):
@@ -186,7 +186,7 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
 
-    def _until(self, holds: Any, what: str, seconds: float = 20) -> None:
+    def _until(self, holds: Any, what: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > end:
@@ -218,12 +218,15 @@ class Cluster:
         parent = self._running[name].pid
         return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
 
+    def entered(self, name: str) -> tuple[str, ...]:
+        """The words before a command that let it run on a node."""
+        return ("nsenter", "-t", str(self._first_process(name)), "-n", "-u", "-i", "-m", "-p", "--")
+
     def inside(
         self, name: str, *command: str, cwd: Path = Path("/"), **environ: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a node."""
-        enter = ("nsenter", "-t", str(self._first_process(name)), "-n", "-u", "-i", "-m", "-p", "--")
-        return self.run(*enter, "env", f"--chdir={cwd}", *command, cwd=Path("/"), **environ)
+        return self.run(*self.entered(name), "env", f"--chdir={cwd}", *command, cwd=Path("/"), **environ)
 
     def change(self, name: str, *command: str) -> None:
         """Run a command on a node that must succeed."""
@@ -261,7 +264,7 @@ class Cluster:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=400,
             check=False,
         )
 
@@ -273,7 +276,7 @@ class Cluster:
         """What SLURM says of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self._do("scontrol", "-o", "show", "job", number)))
 
-    def wait(self, number: str, *states: str, seconds: float = 180, restarts: int = 0) -> dict[str, str]:
+    def wait(self, number: str, *states: str, seconds: float = 600, restarts: int = 0) -> dict[str, str]:
         """Wait until a job is in one of these states, and has been requeued so often."""
         found: dict[str, str] = {}
 

@@ -32,7 +32,7 @@ GERMAN = (
 FRENCH = (
     "Le port se trouve à l'embouchure d'une rivière lente, et la plupart des bateaux partent avant le lever du soleil."
 )
-PATIENCE = 60  # seconds after which a step counts as hanging
+PATIENCE = 200  # seconds after which a step counts as hanging
 WORDS = [f"{first}{second}" for first in ("ka", "lo", "mi", "ru", "te") for second in ("na", "po", "shi", "zu", "win")]
 
 

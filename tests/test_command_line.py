@@ -25,6 +25,13 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     ),
     "scaler.embedding_report": ({"recipe", "out", "words", "until"}, ["runs/NAME"]),
     "scaler.compare": ({"texts", "most", "finetuned", "out"}, ["models"]),
+    "scaler.plan": (
+        {"recipe", "deepspeed_config", "hardware", "nodes", "weak", "critical_rows", "noise_scale", "max_hours"}
+        | {"max_cost", "json"},
+        ["section.key=value"],
+    ),
+    "scaler.calibrate": ({"recipe", "deepspeed_config", "hardware", "rows", "seconds"}, ["out", "section.key=value"]),
+    "scaler.noise_scale": ({"rows", "batches", "steps", "json"}, ["runs/NAME"]),
     "scaler.status": ({"json"}, ["runs/NAME"]),
     "scaler.finetune": (
         {"data", "validation", "test", "validation_percent", "test_percent", "task", "format", "encoding", "text_field"}
@@ -32,6 +39,22 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         | {"batch_size", "max_length", "precision", "freeze_embeddings", "from_scratch", "deepspeed_config", "out"},
         ["model"],
     ),
+    "scaler.goodput": (
+        {"nodes", "gpus_per_node", "step_seconds", "steps", "every", "save_seconds", "write_seconds", "restart_seconds"}
+        | {"replacement_seconds", "mtbf_node_hours", "spread", "elastic", "runs", "seed", "json", "out"},
+        [],
+    ),
+    "scaler.sweep": (
+        {"recipe", "deepspeed_config", "space", "trials", "workers", "ranks"},
+        ["FOLDER", "section.key=value"],
+    ),
+    "scaler.report": ({"hardware", "out"}, ["STUDY"]),
+    "scaler.study": (
+        {"recipe", "deepspeed_config", "nodes", "ranks_per_node", "stages", "offload", "series", "micro_rows"}
+        | {"buckets", "steps", "warmup", "define_only"},
+        ["FOLDER", "section.key=value"],
+    ),
+    "scaler.study_point": ({"steps", "warmup"}, ["FOLDER", "POINT"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),
     "data_prep.corpus": (

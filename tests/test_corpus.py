@@ -26,7 +26,7 @@ from scaler.recipe import Corpus, Source
 
 COMMAND = (sys.executable, "-m", "data_prep.corpus")
 MIB = 1 << 20
-PATIENCE = 60  # seconds that a command may take to get where a test waits for it
+PATIENCE = 200  # seconds that a command may take to get where a test waits for it
 OF_SOURCE = {field.name for field in dataclasses.fields(Source)}
 
 

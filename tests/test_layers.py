@@ -15,12 +15,14 @@ LAYERS = {
     "facts": ["errors", "slurm", "mpi", "world"],
     "pure": [
         *("manifests", "token_rows", "order", "packing", "masking", "schedule", "settings", "progress"),
-        *("node_verdict", "word_vectors", "labelled", "label_splits"),
+        *("node_verdict", "word_vectors", "labelled", "label_splits", "failures", "hardware", "footprint", "traffic"),
+        "study_folder",
     ],
     "parts": [
         *(
             "recipe",
             "command_line",
+            "critical_batch",
             "batches",
             "ds_config",
             "head",
@@ -30,15 +32,19 @@ LAYERS = {
             "prepared",
             "run_folder",
         ),
-        *("job", "encoder", "features", "scores"),
+        *("job", "encoder", "features", "scores", "activations", "forecast", "workload", "scaling", "bottlenecks"),
+        "sweep_space",
     ],
     "engine": [
         *("faults", "stop", "watchdog", "checkpoint_format", "checkpoint_folder", "checkpoint", "own_work", "engine"),
         *("resume", "heldout", "metrics", "loop", "export", "links", "parity", "masked_words"),
-        *("trial", "sweep_folder", "finetune_report", "sweep"),
+        *("sweep_trial", "sweep_report"),
+        *("finetune_trial", "finetune_folder", "finetune_report", "finetune_sweep", "scaling_words", "report_page"),
     ],
     "verbs": [
+        "dry_run",
         "plan",
+        "calibrate",
         "evaluate",
         "embedding_report",
         "train",
@@ -48,11 +54,17 @@ LAYERS = {
         "status",
         "sharing",
         "finetune",
+        "goodput",
+        "sweep",
+        "noise_scale",
+        "report",
+        "study_point",
+        "study",
     ],
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}
-WITHOUT_TORCH = ["errors", *LAYERS["pure"], "recipe", "command_line", "sharing"]
+WITHOUT_TORCH = ["errors", *LAYERS["pure"], "recipe", "command_line", "critical_batch", "sharing"]
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from scaler import mpi
 from scaler.recipe import load
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-PATIENCE = 30  # seconds in which a job with a dead rank has to end
+PATIENCE = 60  # seconds in which a job with a dead rank has to end
 pytestmark = [
     pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec here: load an MPI module, or `pip install mpich`"),
     pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="no mpi4py here: `pip install mpi4py`"),

@@ -10,6 +10,9 @@ PROBE_BOUND = {"fp32": 1e-6, "bf16": 2e-3}
 LOSS_BOUND = {"fp32": 1e-5, "bf16": 5e-3}
 
 
+pytestmark = pytest.mark.slow  # `make resume-matrix` tries all pairs
+
+
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
     return worker_figures(sys.executable, ROOT / "tests" / "resume_worker.py", tiny_recipe_file, "some")

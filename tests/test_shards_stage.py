@@ -22,7 +22,7 @@ from scaler.manifests import check_file, checksum, read_manifest, write_json
 from scaler.recipe import Corpus, Source
 from scaler.recipe import Tokenizer as TokenizerSettings
 
-PATIENCE = 60  # seconds that a command may take to get where a test waits for it
+PATIENCE = 200  # seconds that a command may take to get where a test waits for it
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The job scripts on a real SLURM of four virtual nodes: from submission through failure to the end; refusals."""
 
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from conftest import ROOT
 from slurm_cluster import PARTITIONS, Cluster, missing
 
-from scaler import batches, model, prepared
+from scaler import batches, model, prepared, run_folder, study_folder
 from scaler.checkpoint_folder import found
 from scaler.checkpoint_format import read_manifest
 from scaler.recipe import load
@@ -61,7 +62,7 @@ class Site:
         assert ended["JobState"] in states, f"{ended['JobState']}: {self.words(number)}"
         return self.words(number)
 
-    def trains(self, run: str, start: int = 1, seconds: float = 120) -> None:
+    def trains(self, run: str, start: int = 1, seconds: float = 400) -> None:
         """Wait until a run has saved a step after so many starts."""
         end, before = time.monotonic() + seconds, None
         while before is None or self.latest(run) == before:
@@ -98,6 +99,8 @@ def test_from_text_to_an_evaluated_model_on_two_nodes(site):
     recipe = site.recipe.read_text()
     recipe = re.sub(r"folder: [^,}]*", f"folder: {site.folder}/data", recipe)
     (site.folder / "mine.yaml").write_text(recipe)
+    with (site.folder / "slurm/env.sh").open("a") as file:  # the nodes share two cores with other tests, unequally
+        file.write("PREFLIGHT_OPTIONS=(--slowest_share 0.01)\n")
     said = site.over(site.submit("slurm/prepare_data.sh", "--recipe", "mine.yaml"), "COMPLETED")
     assert (site.folder / "data" / "rows-32" / "manifest.json").is_file(), said
 
@@ -107,7 +110,7 @@ def test_from_text_to_an_evaluated_model_on_two_nodes(site):
     assert "preflight: 2 ranks on 2 nodes are well" in said and "2 ranks, ZeRO-2" in said and "done in" in said
     assert (run / "export" / "model.safetensors").is_file()
     logs = sorted(path.name for path in (run / "logs" / f"job-{number}-start-0").iterdir())
-    assert logs == ["node1-rank0.txt", "node2-rank1.txt", "preflight.txt", "srun.txt"]
+    assert logs == ["node1-rank0.txt", "node2-rank1.txt", "preflight.txt", "srun.txt"], said
     (start,) = site.starts(f"runs/pretrain-{number}")
     assert start["hosts"] == {"node1": 1, "node2": 1} and start["slurm"] == {"id": number, "name": "pretrain"}
 
@@ -147,7 +150,7 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
 
     # ---- a power cut of one of its three nodes: two ranks cannot share nine rows, so it goes on with one
     cluster.cut_power("node2")
-    cluster.wait(number, "RUNNING", restarts=4, seconds=120)
+    cluster.wait(number, "RUNNING", restarts=4)
     site.trains(run, 5)
     cluster.start_node("node2")
     (site.folder / run / "STOP").touch()
@@ -179,6 +182,7 @@ def digest(recipe, rows: int, batch: int) -> int:
     return sum(batches.digest(reader.at(row, batch), row) for row in range(0, rows, batch)) % (1 << 64)
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_see_the_data_is_named_and_left_out(site, cluster):
     data = str(load(str(site.recipe)).data.folder)
     cluster.change("node2", "mount", "-t", "tmpfs", "none", data)
@@ -220,14 +224,14 @@ def test_a_rank_that_never_comes_is_named_and_its_node_left_out(site, cluster):
     with (site.folder / "slurm" / "env.sh").open("a") as file:
         file.write(f"INSIDE=(env PATH=$PATH:$VENV/bin bash -c '{hangs}' --)\nPREFLIGHT_OPTIONS=(--seconds 20)\n")
     number = site.submit("slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT="yes")
-    cluster.wait(number, "RUNNING", restarts=1, seconds=150)
+    cluster.wait(number, "RUNNING", restarts=1)
     said = site.over(number, "COMPLETED")
     assert "node2: rank 1 was not heard of" in said and cluster.job(number)["ExcNodeList"] == "node2"
 
 
 def test_a_wrong_network_interface_fails_soon_with_its_name(site):
     number = site.submit("slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT="yes", GLOO_SOCKET_IFNAME="ib7")
-    said = site.over(number, "FAILED", seconds=60)
+    said = site.over(number, "FAILED")
     assert re.search(r"error: preflight: network: .*ib7.* \(on all nodes, so it is a setting\)", said)
 
 
@@ -241,10 +245,10 @@ def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight)
         number = site.submit(
             "-N1", "-w", "node1", "slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT=preflight
         )
-        said = site.over(number, "FAILED", seconds=60)
+        said = site.over(number, "FAILED")
     finally:
         for name in cluster.nodes[:2]:
-            cluster.change(name, "umount", str(shared))
+            cluster.change(name, "umount", "--lazy", str(shared))
     assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
     assert "the disk is full" in said or "No space left on device" in said
 
@@ -265,6 +269,72 @@ def test_an_array_has_a_run_for_each_line_and_one_of_them_is_requeued(site, clus
         assert cluster.job(f"{number}_{task}")["Restarts"] == restarts
         run = site.folder / "runs" / f"array-{number}-{task}"
         assert load(str(run / "recipe.yaml")).seed == task and (run / "export").is_dir()
+
+
+@pytest.mark.slow
+def test_tasks_of_an_array_share_a_sweep_that_outlives_the_warning(site, cluster):
+    sweep = ("slurm/sweep.sh", "runs/sweep", "--recipe", site.recipe, "--trials", "3")
+    sweep += ("--space", "optimizer.learning_rate=log:1e-3:1e-1", "training.steps=200", "training.evaluate_every=100")
+    number = site.submit(*sweep)
+    site.trains("runs/sweep/trial-0000")
+    cluster.control("scancel", "--signal=USR1", "--batch", number)
+    assert "stopped by SIGUSR1; the same command goes on" in site.over(number, "COMPLETED")
+
+    number = site.submit("--array=1-2", *sweep)
+    for task in (1, 2):
+        site.over(f"{number}_{task}", "COMPLETED")
+    records = [json.loads(path.read_text()) for path in sorted((site.folder / "runs" / "sweep").glob("trial-*.json"))]
+    assert [record["trial"] for record in records] == [0, 1, 2]
+    assert {record["state"] for record in records} <= {"finished", "pruned"}
+    hosts = {host for record in records for host in site.starts(f"runs/sweep/trial-{record['trial']:04d}")[-1]["hosts"]}
+    assert len(hosts) == 2
+    assert [len(site.starts(f"runs/sweep/trial-{trial:04d}")) for trial in range(3)] == [2, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_study_over_nodes_outlives_a_power_cut_and_a_point_that_fails(site, cluster):
+    study = ("slurm/scaling_study.sh", "runs/study", "--recipe", site.recipe, "--stages", "0,2", "--warmup", "1")
+    points = site.folder / "runs" / "study" / "points"
+    said = site.over(site.submit(*study, "--nodes", "1,2", "--steps", "100"), "COMPLETED")
+    arrays = dict(re.findall(r"^(\d+) nodes: 2 points, job (\d+)$", said, re.MULTILINE))
+    report = re.findall(r"^report: job (\d+)$", said, re.MULTILINE)[0]
+    assert cluster.job(report)["Dependency"].count("afterany:") == 2
+
+    # ---- a node of two fails while both measure
+    task = f"{arrays['2']}_0"
+    cluster.wait(task, "RUNNING")
+    lock = points / "strong-n2x1-zero0-bucket50000000-rows12-micro3" / run_folder.LOCK
+    wait_for(lambda: lock.is_file() and lock.read_text())
+    last = cluster.control("scontrol", "show", "hostnames", cluster.job(task)["NodeList"]).split()[-1]
+    cluster.cut_power(last)
+    cluster.wait(task, "PENDING", "RUNNING", "COMPLETED", restarts=1)
+    cluster.start_node(last)
+    for nodes, task in itertools.product(arrays, range(2)):
+        site.over(f"{arrays[nodes]}_{task}", "COMPLETED")
+    found = {entry.point.name: entry for entry in study_folder.read(points.parent)}
+    assert all(entry.measured for entry in found.values()) and len(found) == 4
+    assert {len(set(entry.measured.hosts)) for entry in found.values() if entry.point.nodes == 2} == {2}
+    cluster.wait(report, *ENDS)
+
+    # ---- submitted again with one stage more, only its points are; one of them fails until it is given up
+    broken = points / "strong-n1x1-zero1-bucket50000000-rows12-micro4" / run_folder.LOCK
+    broken.mkdir(parents=True)
+    more = [*study[:5], "0,1,2", *study[6:], "--nodes", "1,2", "--steps", "3"]
+    said = site.over(site.submit(*more), "COMPLETED")
+    arrays = dict(re.findall(r"^(\d+) nodes: 1 points, job (\d+)$", said, re.MULTILINE))
+    site.over(f"{arrays['2']}_0", "COMPLETED")
+    site.over(f"{arrays['1']}_0", "FAILED")
+    assert "has failed 3 times; given up" in site.words(arrays["1"])
+    assert cluster.job(f"{arrays['1']}_0")["ExitCode"] == "75:0"
+    (failed,) = [entry for entry in study_folder.read(points.parent) if not entry.measured]
+    assert len(failed.failures) == 3 and all(f"{broken.name}: Is a directory" in why for why in failed.failures)
+
+
+def wait_for(holds, seconds: float = 400) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 # ---- what is refused
@@ -308,7 +378,7 @@ def test_a_bad_setting_is_one_line_and_no_start_is_tried_again(site, cluster, ch
     with (site.folder / "slurm" / "env.sh").open("a") as file:
         file.write(f"{change}\n")
     number = site.submit("-N1", "slurm/pretrain.sh", *(arguments or ["--recipe", site.recipe]))
-    words = site.over(number, "FAILED", seconds=60)
+    words = site.over(number, "FAILED")
     assert len([line for line in words.splitlines() if line.startswith("error: ")]) == 1 and said in words
     assert cluster.job(number)["ExitCode"] == "2:0" and cluster.job(number)["Restarts"] == "0"
 

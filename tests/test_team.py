@@ -16,7 +16,7 @@ from data_prep import folders
 from data_prep.team import MPI_VARIABLES, PARALLELISM, Task, Team, gathered
 from scaler.errors import ScalerError
 
-PATIENCE = 60  # seconds that another process may take to get where a test waits for it
+PATIENCE = 200  # seconds that another process may take to get where a test waits for it
 
 
 @pytest.fixture(autouse=True)

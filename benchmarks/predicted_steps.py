@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
 from scaler import ds_config, forecast, hardware, study_folder, workload
@@ -34,6 +35,7 @@ TICK = 4  # milliseconds of a kernel with 250 Hz
 PERIOD = 10_000  # microseconds, over which a node has its share of a core
 PAYLOAD = 1448 / 1514 - 0.5 * 66 / 1514  # of the bytes that tc counts: TCP's, less an answer to every second segment
 BUCKET = 500_000_000
+NATIVE_BF16 = ds_config.bf16_is_native(torch.device("cpu"))
 
 
 class Nodes:
@@ -87,7 +89,8 @@ def points(rows: int, most: int, stages: list[int], ranks: list[int]) -> list[st
 
 def predicted(work: forecast.Workload, content: dict, point: study_folder.Point, on: hardware.Hardware) -> Point:
     """What the plan says of a point."""
-    asked = dataclasses.replace(workload.settings_of(content, "fp32"), on_cpu=True, bucket=point.bucket)
+    precision = workload.precision_of(content, NATIVE_BF16)
+    asked = dataclasses.replace(workload.settings_of(content, precision), on_cpu=True, bucket=point.bucket)
     batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
     return forecast.point(work, asked, batch, point.nodes, on)
 
@@ -108,7 +111,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     stages, ranks = ([int(part) for part in text.split(",")] for text in (arguments.stages, arguments.ranks))
     wanted = points(recipe.training.rows, recipe.training.max_micro_rows, stages, ranks)
-    work, errors = workload.workload(recipe, 4), []
+    work, errors = workload.workload(recipe, 2 if NATIVE_BF16 else 4), []
     print("Mbit/s  ranks  ZeRO  predicted s  measured s   error", flush=True)
     with Cluster(Path("/tmp/scaler-slurm-predicted")) as cluster:
         nodes = Nodes(cluster, arguments.share)

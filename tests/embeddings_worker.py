@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-from ranks import ROOT, before_step, ended, forked
+from configs import configuration
+from ranks import before_step, ended, forked
 from safetensors import safe_open
 
 from scaler import checkpoint_folder, loop
@@ -61,13 +62,12 @@ def meddling() -> None:
     loop.train_batch = train_batch
 
 
-def run(folder: Path, recipe: Path, *settings: str, config=("zero2",), patches=(lambda: None,)):
+def run(folder: Path, recipe: Path, *settings: str, config=(("zero2",),), patches=(lambda: None,)):
     """Train on two ranks, once for each patch, in one run's folder, with the configurations in turn."""
     folder.mkdir()
     statuses = []
     for number, patch in enumerate(patches):
-        name = config[number % len(config)]
-        path = name if isinstance(name, Path) else ROOT / "ds_configs" / f"{name}.json"
+        path = configuration(folder, *config[number % len(config)])
         arguments = ["--recipe", recipe, "--run_dir", folder / "run", "--deepspeed_config", path, *SETTINGS, *settings]
         statuses.append(ended(forked(2, arguments, folder / "log.txt", patch)))
     found = {"statuses": statuses, "said": (folder / "log.txt").read_text(), "run": str(folder / "run"), "stored": {}}
@@ -85,22 +85,20 @@ def run(folder: Path, recipe: Path, *settings: str, config=("zero2",), patches=(
 
 def main() -> None:
     recipe, folder = map(Path, sys.argv[1:])
-    bf16 = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
-    bf16["bf16"]["enabled"] = True
-    (folder / "bf16.json").write_text(json.dumps(bf16))
+    bf16 = ("zero2", True)
     stop = before_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
     outcomes = {
         "updated": run(folder / "updated", recipe, patches=[counting(folder / "updated" / "traffic")]),
         "frozen": run(folder / "frozen", recipe, FROZEN, patches=[counting(folder / "frozen" / "traffic")]),
-        "frozen_zero3": run(folder / "frozen_zero3", recipe, FROZEN, config=["zero3"]),
-        "frozen_bf16": run(folder / "frozen_bf16", recipe, FROZEN, config=[folder / "bf16.json"]),
+        "frozen_zero3": run(folder / "frozen_zero3", recipe, FROZEN, config=[("zero3",)]),
+        "frozen_bf16": run(folder / "frozen_bf16", recipe, FROZEN, config=[bf16]),
         "frozen_stopped": run(folder / "frozen_stopped", recipe, FROZEN, patches=[stop, lambda: None]),
         "frozen_bf16_fp32": run(
             folder / "frozen_bf16_fp32",
             recipe,
             FROZEN,
             patches=[stop, lambda: None],
-            config=[folder / "bf16.json", "zero2"],
+            config=[bf16, ("zero2",)],
         ),
         "thawed": run(folder / "thawed", recipe, FROZEN, "--allow_changes", patches=[stop]),
         "meddled": run(folder / "meddled", recipe, FROZEN, patches=[meddling]),

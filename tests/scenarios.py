@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ranks import ROOT, before_step, ended, forked
+from configs import configuration
+from ranks import before_step, ended, forked
 
 from scaler import checkpoint_folder, checkpoint_format, heldout, loop, metrics, model, world
 from scaler.errors import ScalerError
@@ -41,7 +42,7 @@ class Scene:
 
     def start(self, *settings: str, ranks: int = 2, patch=lambda: None, run: str = "run", config: str = "zero2"):
         """Train, and return the ranks' exit statuses."""
-        path = ROOT / "ds_configs" / f"{config}.json"
+        path = configuration(self.folder, config)
         arguments = ["--recipe", self.recipe, "--run_dir", self.folder / run, "--deepspeed_config", path]
         return ended(forked(ranks, [*arguments, *SETTINGS, *settings], self.log, patch))
 
@@ -173,7 +174,7 @@ def nobody_listens(scene: Scene):
 
 def occupied(scene: Scene):
     """Another start in the same folder, while one is at work."""
-    path = ROOT / "ds_configs" / "zero2.json"
+    path = configuration(scene.folder, "zero2")
     arguments = ["--recipe", scene.recipe, "--run_dir", scene.folder / "run", "--deepspeed_config", path, *SETTINGS]
     first = forked(1, arguments, scene.folder / "first.txt", before_step(5, lambda: time.sleep(600)))
     while not (scene.folder / "run" / "state.json").exists():
@@ -275,10 +276,10 @@ def frozen(scene: Scene):
     """A rank that cannot even run its watchdog."""
     settings = ["faults.hang_seconds=3"]
     act = before_step(7, lambda: os.kill(os.getpid(), signal.SIGSTOP), rank=1)
-    path = ROOT / "ds_configs" / "zero2.json"
+    path = configuration(scene.folder, "zero2")
     arguments = ["--recipe", scene.recipe, "--run_dir", scene.folder / "run", "--deepspeed_config", path]
     ranks = forked(2, [*arguments, *SETTINGS, *settings], scene.log, act)
-    ranks[0].join(60)
+    ranks[0].join(400)
     first = ranks[0].exitcode
     ranks[1].kill()
     return scene.facts([first])
@@ -467,7 +468,7 @@ def changed(*settings: str, allowed: bool = False) -> Callable[[Scene], dict[str
 
 def other_clipping(scene: Scene):
     interrupted_copy(scene)
-    content = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    content = json.loads(configuration(scene.folder, "zero2").read_text())
     config = scene.folder / "mine.json"
     config.write_text(json.dumps({**content, "gradient_clipping": 0.5}))
     arguments = ["--run_dir", scene.folder / "run", "--deepspeed_config", config]

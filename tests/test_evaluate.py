@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import configuration
 from conftest import ROOT, network_of, opened, recipe_beside
 from test_layers import FILES, imports
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
@@ -255,7 +256,8 @@ def test_training_goes_without_the_test_rows(two_sources, tmp_path, run_command,
         path.unlink()
     recipe = recipe_beside(two_sources, tmp_path, "mine.yaml")
     arguments = ("--recipe", recipe, "--run_dir", "run", "training.steps=2")
-    done = run_command(sys.executable, "-m", "scaler.train", *arguments, cwd=tmp_path)
+    config = ("--deepspeed_config", configuration(tmp_path, "zero2"))
+    done = run_command(sys.executable, "-m", "scaler.train", *arguments, *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = next(record for record in reversed(records) if "heldout_loss" in record)

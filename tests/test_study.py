@@ -9,11 +9,13 @@ import threading
 import time
 
 import pytest
+import torch
 from conftest import ROOT
 
-from scaler import run_folder, study, study_folder, study_point
+from scaler import ds_config, run_folder, study, study_folder, study_point
 from scaler.errors import ScalerError
 
+PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
 SHORT = ("--steps", 2, "--warmup", 1)
 NAMES = {stage: f"strong-n1x{{}}-zero{stage}-bucket50000000-rows12-micro{{}}" for stage in range(4)}
 
@@ -202,7 +204,7 @@ def test_a_study_is_stopped_goes_on_and_outlives_a_point_that_fails(begin, tmp_p
 
     for entry in study_folder.read(folder):
         found = entry.measured
-        assert found is not None and found.warmup == 1 and found.precision == "fp32" and found.threads == 1
+        assert found is not None and found.warmup == 1 and found.precision == PRECISION and found.threads == 1
         ranks = entry.point.ranks
         assert [len(steps) for steps in found.step_seconds] == [2] * ranks
         assert [len(steps) for steps in found.own_seconds] == [study_point.COMMUNICATION_STEPS] * ranks

@@ -29,7 +29,6 @@ from scaler import ds_config, forecast, hardware, plan, workload
 from scaler.ds_config import SolvedBatch
 from scaler.recipe import Recipe, load
 
-STAGES = (0, 1, 2, 3)
 FIRST_STEP, LAST_STEP = 3, 8  # of an experiment, that are timed
 WALL = "wall.json"
 NATIVE_BF16 = ds_config.bf16_is_native(torch.device("cpu"))
@@ -158,7 +157,7 @@ def main() -> None:
     precision, width = ("bf16", 2) if NATIVE_BF16 else ("fp32", 4)
     work = workload.workload(recipe, width)
     settings = dataclasses.replace(workload.settings_of({}, precision), on_cpu=True)  # as the autotuner has it
-    mine = forecast.best(plan.choices(work, settings, 1, on, False, STAGES))
+    mine = forecast.best(plan.choices(work, plan.other_ways(settings), 1, on))
     assert mine is not None
     print(f"plan: {time.perf_counter() - start:.0f} s, of which all but a few are the calibration", flush=True)
 

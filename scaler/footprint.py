@@ -92,6 +92,7 @@ class Sharding:
         offload: optimizer state is in the host's memory.
         states: fp32 numbers that the optimizer keeps for each weight.
         on_cpu: gloo, and memory that counts once it is written to.
+        to_owners: at stages 1 and 2 each gradient is summed for the rank alone that updates its weight.
     """
 
     stage: int
@@ -103,6 +104,7 @@ class Sharding:
     offload: bool = False
     states: int = 2
     on_cpu: bool = False
+    to_owners: bool = False
 
 
 @dataclass(frozen=True)

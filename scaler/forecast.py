@@ -48,6 +48,7 @@ class Settings:
         precision: "bf16" or "fp32".
         bucket, overlap: reduce_bucket_size in numbers; overlap_comm.
         on_cpu: the ranks are processes on CPUs.
+        to_owners: not use_multi_rank_bucket_allreduce.
     """
 
     stage: int
@@ -56,13 +57,23 @@ class Settings:
     bucket: int
     overlap: bool
     on_cpu: bool = False
+    to_owners: bool = False
 
     def sharding(self, batch: SolvedBatch, states: int) -> Sharding:
         """The same for one world size."""
         width = 2 if self.precision == "bf16" else 4
         buckets = 2 if self.overlap else 1
         return Sharding(
-            self.stage, batch.ranks, batch.accumulation, width, self.bucket, buckets, self.offload, states, self.on_cpu
+            self.stage,
+            batch.ranks,
+            batch.accumulation,
+            width,
+            self.bucket,
+            buckets,
+            self.offload,
+            states,
+            self.on_cpu,
+            self.to_owners,
         )
 
 

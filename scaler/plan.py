@@ -21,23 +21,28 @@ from scaler.job import DEFAULT_DS_CONFIG
 from scaler.recipe import DEFAULT_RECIPE, Recipe, load
 from scaler.workload import precision_of, settings_of, workload
 
+TO_OWNERS = ", use_multi_rank_bucket_allreduce false,"
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RESTART_SECONDS = 300  # to notice a failure, start all ranks again and load: ours, of a job that need not queue
 SAVE_BYTES_PER_SECOND = 1e9  # of a node, to a shared disk: ours
 
 
 def choices(
-    work: Workload, asked: Settings, nodes: int, on: hardware.Hardware, weak: bool, stages: Sequence[int]
+    work: Workload, ways: Sequence[Settings], nodes: int, on: hardware.Hardware, weak: bool = False
 ) -> list[Point]:
-    """All ways to train on so many nodes: every stage, every micro-batch; none where ranks cannot share the batch."""
+    """All micro-batches of all ways to train on so many nodes; none where ranks cannot share the batch."""
     ranks = nodes * on.devices
     rows = work.rows * nodes if weak else work.rows
+    return [forecast.point(work, way, batch, nodes, on) for way in ways for batch in forecast.batches(rows, ranks)]
+
+
+def other_ways(asked: Settings) -> list[Settings]:
+    """The same at every stage, and at stages 1 and 2 with gradients summed for their owners alone."""
     return [
-        forecast.point(
-            work, dataclasses.replace(asked, stage=stage, offload=asked.offload and stage > 0), batch, nodes, on
-        )
-        for stage in stages
-        for batch in forecast.batches(rows, ranks)
+        dataclasses.replace(asked, stage=stage, offload=asked.offload and stage > 0, to_owners=to_owners)
+        for stage in range(4)
+        for to_owners in (False, True)
+        if stage in (1, 2) or not to_owners
     ]
 
 
@@ -62,6 +67,7 @@ def described(
         "ranks": point.batch.ranks,
         "stage": point.settings.stage,
         "offload": point.settings.offload,
+        "to_owners": point.settings.to_owners,
         "rows": point.batch.rows,
         "micro_rows": point.batch.micro_rows,
         "accumulation": point.batch.accumulation,
@@ -111,13 +117,13 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     others: list[Point] = []
     left_out: dict[int, str] = {}
     for nodes in arguments.nodes:
-        points = choices(work, asked, nodes, on, arguments.weak, [asked.stage])
+        points = choices(work, [asked], nodes, on, arguments.weak)
         best = forecast.best(points)
         if best is None:
             left_out[nodes] = _why_not(points, work, on, nodes, recipe)
             continue
         found.append(best)
-        overall = forecast.best([best, *choices(work, asked, nodes, on, arguments.weak, (0, 1, 2, 3))])
+        overall = forecast.best([best, *choices(work, other_ways(asked), nodes, on, arguments.weak)])
         assert overall is not None
         others.append(overall)
     if not found:
@@ -190,7 +196,8 @@ def render(content: dict[str, Any]) -> str:
         f"because of {PARTS[stops['part']]}"
     )
     text += [
-        f"on {other['nodes']} nodes ZeRO-{other['stage']} with {other['micro_rows']} x {other['accumulation']} "
+        f"on {other['nodes']} nodes ZeRO-{other['stage']}{TO_OWNERS * other['to_owners']} with "
+        f"{other['micro_rows']} x {other['accumulation']} "
         f"would take {1e3 * other['step_seconds']:.1f} ms a step"
         for other in content["other_stages"]
     ]

@@ -71,6 +71,7 @@ def settings_of(content: dict[str, Any], precision: str) -> Settings:
         precision=precision,
         bucket=500_000_000 if bucket == "auto" else int(bucket),
         overlap=stage == 3 if overlap is None else bool(overlap),
+        to_owners=zero.get("use_multi_rank_bucket_allreduce", True) is False and bool(zero.get("reduce_scatter", True)),
     )
 
 

@@ -1,0 +1,306 @@
+"""A training step beside Transformers' Trainer as its run_mlm.py uses it: `python benchmarks/training_step.py`.
+
+    python benchmarks/training_step.py --recipe aws_roberta              # after `make data RECIPE=aws_roberta`
+    python benchmarks/training_step.py --recipe aws_roberta --ranks 2
+
+Same text, model, batch and micro-batch on all sides; each measurement is a process of its own, and they take turns.
+
+- "ours": a point of a study (`scaler.study_point`), that is the steps of a training at ZeRO-2; with the recipe's own
+  dropout, with none, and with run_mlm's
+- "run_mlm": the Trainer at the settings of run_mlm.py: fp32, dropout 0.1 everywhere, its collator; "run_mlm, bf16"
+  computes in bf16, without dropout
+- "run_mlm, documents": the same with a document a row (`--line_by_line`), padded to the longest of its micro-batch
+- "best": what can be had without a harness: a plain loop in bf16, without dropout, scores of masked positions alone,
+  fused AdamW; "best, compiled" with torch.compile, whose first steps do not count
+
+Tokens are those of the text: padding counts as nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measurements
+import numpy as np
+import torch
+
+from scaler import ds_config, masking, metrics, model, prepared, study_folder, world
+from scaler.ds_config import solve_batch
+from scaler.recipe import Recipe, load
+
+CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
+NO_DROPOUT = ("model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
+DROPOUT = ("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1")
+ROWS_OF_PEERS = 256  # packed rows that the peers' text is cut from
+BUCKET = 50_000_000
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to train.
+
+    Attributes:
+        kind: "engine", "trainer" or "plain".
+        overrides: of the recipe.
+        bf16: the peers compute in it, where the hardware does.
+        documents: a document a row.
+        compiled: by torch.compile.
+    """
+
+    kind: str
+    overrides: tuple[str, ...] = ()
+    bf16: bool = False
+    documents: bool = False
+    compiled: bool = False
+
+
+SIDES = {
+    "ours": Side("engine"),
+    "ours, no dropout": Side("engine", NO_DROPOUT),
+    "ours, dropout": Side("engine", DROPOUT),
+    "run_mlm": Side("trainer", DROPOUT),
+    "run_mlm, documents": Side("trainer", DROPOUT, documents=True),
+    "run_mlm, bf16": Side("trainer", NO_DROPOUT, bf16=True),
+    "best": Side("plain", NO_DROPOUT, bf16=True),
+    "best, compiled": Side("plain", NO_DROPOUT, bf16=True, compiled=True),
+}
+RATIOS = [  # what is divided by what
+    *(("ours, dropout", "run_mlm"), ("ours, no dropout", "run_mlm"), ("ours, dropout", "run_mlm, documents")),
+    *(("ours, no dropout", "run_mlm, documents"), ("ours, no dropout", "run_mlm, bf16")),
+    *(("ours, no dropout", "best"), ("ours, no dropout", "best, compiled")),
+]
+
+
+# ---- the peers' text
+
+
+def packed_rows(recipe: Recipe) -> list[np.ndarray]:
+    """Rows of the training split as they are stored, unmasked, int64 (seq_len,) each."""
+    reader = prepared.open_prepared(recipe).rows("train", recipe, 0)
+    ids, _, _ = reader.assemble(np.arange(min(ROWS_OF_PEERS, len(reader.rows))))
+    return list(ids)
+
+
+def documents(rows: list[np.ndarray], begin_id: int) -> list[np.ndarray]:
+    """The documents in these rows."""
+    return [part for row in rows for part in np.split(row, np.flatnonzero(row == begin_id)[1:])]
+
+
+# ---- sides
+
+
+def trained_by_the_trainer(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
+    """Take steps as run_mlm.py does: its collator, the Trainer's defaults but for length and logs."""
+    from datasets import Dataset
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+
+    tokenizer = prepared.load_tokenizer(recipe.tokenizer_folder)
+    rows = packed_rows(recipe)
+    texts = documents(rows, tokenizer.bos_token_id or tokenizer.cls_token_id) if side.documents else rows
+    special = np.isin(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    base = metrics.memory_bytes(torch.device("cpu"))
+    network = network_of(recipe)
+    given = Dataset.from_dict(
+        {
+            "input_ids": [text.tolist() for text in texts],
+            "attention_mask": [[1] * len(text) for text in texts],
+            "special_tokens_mask": [special[text].astype(int).tolist() for text in texts],
+        }
+    )
+    collate, counted = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15), [0]
+
+    def counting(examples: list[dict[str, Any]]) -> Any:
+        batch = collate(examples)
+        counted[0] += int(batch["attention_mask"].sum())
+        return batch
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not times:
+                times.append(time.perf_counter())
+            if len(times) == warmup + 1:
+                metrics.forget_peak(torch.device("cpu"))
+                counted[1:] = [counted[0]]
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    batch = solve_batch(recipe.training.rows, world.detect().size, recipe.training.max_micro_rows)
+    with tempfile.TemporaryDirectory() as folder:
+        asked = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=batch.micro_rows,
+            gradient_accumulation_steps=batch.accumulation,
+            max_steps=warmup + steps,
+            use_cpu=True,
+            bf16=side.bf16 and native(),
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(network, asked, data_collator=counting, train_dataset=given, callbacks=[Clock()]).train()
+    # the loader collates one micro-batch ahead, of hundreds
+    tokens = (counted[0] - counted[1]) / steps * batch.ranks
+    peak = metrics.peak_bytes(torch.device("cpu")) - base
+    return {"seconds": np.diff(times)[warmup:].tolist(), "tokens": tokens, "peak": peak}
+
+
+def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
+    """Take steps of a plain loop: what one would write by hand, with all that torch and Transformers offer."""
+    base = metrics.memory_bytes(torch.device("cpu"))
+    network = network_of(recipe)
+    encoder: Callable[..., Any] = torch.compile(network.base_model) if side.compiled else network.base_model
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
+    batch = solve_batch(recipe.training.rows, 1, recipe.training.max_micro_rows)
+    rows, masked = packed_rows(recipe), masking.masked_per_row(recipe.data.seq_len, recipe.objective.mask_probability)
+    mask_id = prepared.load_tokenizer(recipe.tokenizer_folder).mask_token_id
+
+    def micro_batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        draws = np.random.default_rng(0)
+        while True:
+            ids = torch.from_numpy(np.stack([rows[n] for n in draws.integers(len(rows), size=batch.micro_rows)]))
+            places = torch.rand(ids.shape).topk(masked).indices.sort().values  # (rows, masked)
+            yield ids.scatter(1, places, mask_id), places, ids.gather(1, places)
+
+    given, seconds = micro_batches(), []
+    for number in range(warmup + steps):
+        if number == warmup:
+            metrics.forget_peak(torch.device("cpu"))
+        start = time.perf_counter()
+        for _ in range(batch.accumulation):
+            ids, places, labels = next(given)
+            with torch.autocast("cpu", torch.bfloat16, enabled=side.bf16 and native()):
+                hidden = encoder(input_ids=ids).last_hidden_state  # (rows, seq_len, hidden)
+                hidden = hidden.gather(1, places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+                logits = network.get_submodule(HEADS[network.config.model_type])(hidden)
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+            (loss / batch.accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    peak = metrics.peak_bytes(torch.device("cpu")) - base
+    return {"seconds": seconds[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
+
+
+HEADS = {"roberta": "lm_head"}
+
+
+def network_of(recipe: Recipe) -> Any:
+    """The recipe's model, as all sides have it."""
+    data = prepared.open_prepared(recipe)
+    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    return model.build(config, recipe.seed).train()
+
+
+def native() -> bool:
+    """The hardware multiplies bf16."""
+    return ds_config.bf16_is_native(torch.device("cpu"))
+
+
+# ---- taking turns
+
+
+def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One side, in processes of its own: tokens/s by step, bytes at the peak of a rank."""
+    side, ranks = SIDES[name], arguments.ranks
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    starts = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        if side.kind == "engine":
+            recipe = load(arguments.recipe, [*arguments.overrides, *side.overrides])
+            (folder / study_folder.RECIPE).write_text(recipe.to_yaml())
+            rows = recipe.training.rows
+            micro = solve_batch(rows, ranks, recipe.training.max_micro_rows).micro_rows
+            point = study_folder.Point("strong", 1, ranks, 2, False, BUCKET, rows, micro)
+            study_folder.write_point(folder, point, json.loads(CONFIG.read_text()))
+            words = ["-m", "scaler.study_point", str(folder), point.name]
+            words += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
+            subprocess.run([*starts, *words], env=environ, check=True, capture_output=True)
+            found = study_folder.read_measured(study_folder.folder_of(folder, point))
+            assert found is not None
+            seconds = [max(step) for step in zip(*found.step_seconds, strict=True)]
+            return {"rates": [rows * found.tokens_per_row / s for s in seconds], "peak": max(found.peak_bytes)}
+        out = folder / "found.json"
+        words = [__file__, "--one", name, str(out), "--recipe", arguments.recipe, "--steps", str(arguments.steps)]
+        words += ["--warmup", str(arguments.warmup), *arguments.overrides]
+        command = [sys.executable, *words] if ranks == 1 else [*starts, *words]
+        done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+        content = json.loads(out.read_text())
+        return {"rates": [content["tokens"] / s for s in content["seconds"]], "peak": content["peak"]}
+
+
+def one(name: str, out: Path, arguments: argparse.Namespace) -> None:
+    """Measure a peer in this process."""
+    side = SIDES[name]
+    recipe = load(arguments.recipe, [*arguments.overrides, *side.overrides])
+    train = trained_by_the_trainer if side.kind == "trainer" else trained_plainly
+    found = train(side, recipe, arguments.steps, arguments.warmup)
+    if world.detect().is_first:
+        out.write_text(json.dumps(found))
+
+
+def main() -> None:
+    """Take turns, print a table, keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="aws_roberta")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="that are measured in a turn")
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", default=[])
+    arguments = parser.parse_intermixed_args()
+    if not arguments.overrides:
+        arguments.overrides = ["training.rows=16", "training.max_micro_rows=4"]
+    if arguments.one:
+        one(arguments.one[0], Path(arguments.one[1]), arguments)
+        return
+    sides = [name for name in arguments.sides if arguments.ranks == 1 or SIDES[name].kind != "plain"]
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    peaks: dict[str, int] = dict.fromkeys(sides, 0)
+    for turn in range(arguments.turns):
+        for name in sides:
+            found = measured(name, arguments)
+            rates[name] += found["rates"]
+            peaks[name] = max(peaks[name], found["peak"])
+            print(f"turn {turn + 1}, {name}: {statistics.median(found['rates']):,.0f} tokens/s", flush=True)
+    print(f"\n{measurements.machine()}\n| side | tokens/s | least - most | peak of a rank |\n|---|---|---|---|")
+    for name, found in rates.items():
+        span = f"{min(found):,.0f} - {max(found):,.0f}"
+        print(f"| {name} | {statistics.median(found):,.0f} | {span} | {peaks[name] / 1e9:.2f} GB |")
+    lines = [
+        measurements.Measurement(
+            f"training tokens/s, {arguments.recipe}, {arguments.ranks} ranks, {ours} / {peer}",
+            *(statistics.median(rates[name]) for name in (ours, peer)),
+            "tokens/s",
+            len(rates[ours]),
+        )
+        for ours, peer in RATIOS
+        if ours in rates and peer in rates
+    ]
+    print("\n".join(f"{line.measure}: {line.ratio:.2f} x" for line in lines))
+    print(measurements.write(f"training_step-{arguments.recipe}-{arguments.ranks}", lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ from slurm_cluster import Cluster
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 CGROUPS = Path("/sys/fs/cgroup/cpu")
 TICK = 4  # milliseconds of a kernel with 250 Hz
-PERIOD = 10_000  # microseconds, over which a node has its share of a core
+PERIOD = 5_000  # microseconds, over which a node has its share of a core
 PAYLOAD = 1448 / 1514 - 0.5 * 66 / 1514  # of the bytes that tc counts: TCP's, less an answer to every second segment
 BUCKET = 500_000_000
 NATIVE_BF16 = ds_config.bf16_is_native(torch.device("cpu"))

@@ -1,0 +1,184 @@
+"""Where a training step's time goes, and how near it is to the machine's ceiling: `python benchmarks/step_profile.py`.
+
+    python benchmarks/step_profile.py --recipe aws_roberta --out runs/profile           # after `make data RECIPE=...`
+    torchrun --nproc_per_node 2 benchmarks/step_profile.py --recipe aws_roberta --out runs/profile
+
+The ceiling is the rate of matrix multiplications alone, at the model's own shapes and in the precision of the step,
+measured between the measured steps. Then steps are taken under torch's profiler, whose own cost is left out: each part
+has its share of the operators' own time. Rank 0's; writes profile.json, profile.md and profile.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import measurements
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from scaler import engine, job, loop, masking, model, world
+from scaler.job import Job
+from scaler.progress import Progress
+
+# Parts of a step by the names of operators; the first that an operator's name begins with. What is left is "other".
+PARTS: dict[str, tuple[str, ...]] = {
+    "matrix multiplications": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul", "mkldnn::"),
+    "attention": ("aten::_scaled_dot", "aten::scaled_dot"),
+    "norms": ("aten::native_layer_norm",),
+    "activations": ("aten::gelu", "aten::relu", "aten::threshold", "aten::tanh"),
+    "dropout": ("aten::bernoulli", "aten::native_dropout", "aten::_fused_dropout", "aten::dropout"),
+    "loss": ("aten::_log_softmax", "aten::nll_loss", "aten::cross_entropy", "aten::exp", "aten::logsumexp"),
+    "embeddings": ("aten::embedding", "aten::index", "aten::gather", "aten::scatter"),
+    "optimizer": ("aten::_fused_adamw", "aten::_foreach", "aten::linalg_vector_norm", "aten::norm"),
+    "communication": ("gloo:", "c10d::", "nccl:"),
+    "copies": ("aten::copy_", "aten::cat", "aten::zero_", "aten::fill_", "aten::clone", "aten::_to_copy"),
+    "sums and products": ("aten::add", "aten::mul", "aten::div", "aten::sum", "aten::sub"),
+}
+DATA = "data"
+SECONDS_OF_A_SHAPE = 0.3
+
+
+def part_of(name: str) -> str:
+    """The part of a step that an operator belongs to."""
+    if name == DATA:
+        return DATA
+    return next((part for part, begins in PARTS.items() if name.startswith(begins)), "other")
+
+
+def products(network: nn.Module, tokens: int, masked: int) -> Counter[tuple[int, int, int]]:
+    """Shapes (rows, in, out) of all products with weights in a forward pass, and how often."""
+    encoder = {id(module) for module in network.base_model.modules()}
+    shapes: Counter[tuple[int, int, int]] = Counter()
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            shapes[(tokens if id(module) in encoder else masked, module.in_features, module.out_features)] += 1
+    return shapes
+
+
+def matmul_flops(shapes: Counter[tuple[int, int, int]], dtype: torch.dtype) -> float:
+    """Operations a second of products of these shapes, forward and both of the backward pass."""
+    operations = seconds = 0.0
+    for (rows, inner, outer), count in shapes.items():
+        left, weight = torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)
+        gradient, times = torch.randn(rows, outer, dtype=dtype), []
+        end = time.perf_counter() + SECONDS_OF_A_SHAPE
+        while len(times) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            left @ weight.T
+            gradient @ weight
+            gradient.T @ left
+            times.append(time.perf_counter() - start)
+        operations += count * 6 * rows * inner * outer
+        seconds += count * statistics.median(times)
+    return operations / seconds
+
+
+def measure(this: Job, here: world.World, steps: int) -> dict[str, Any]:
+    """Alternate steps with measurements of the ceiling, then profile as many steps."""
+    network = job.starting_point(this, this.data.manifest.unigram_counts())
+    running = engine.Engine(model.MaskedLM(network), this.recipe.optimizer, this.resolved)
+    running.train(True)
+    recipe, batch, progress = this.recipe, this.batch, Progress()
+    masked = masking.masked_per_row(recipe.data.seq_len, recipe.objective.mask_probability)
+    shapes = products(network, batch.micro_rows * recipe.data.seq_len, batch.micro_rows * masked)
+    reader, inner = this.rows["train"], this.rows["train"].at
+
+    def at(*arguments: int) -> Any:
+        with torch.profiler.record_function(DATA):
+            return inner(*arguments)
+
+    reader.at = at  # type: ignore[method-assign]
+
+    def step() -> float:
+        start = time.perf_counter()
+        loop.train_batch(running, this, progress, here)
+        progress.step += 1
+        progress.consumed_rows += batch.rows
+        return time.perf_counter() - start
+
+    step()
+    seconds, ceilings = [], []
+    for _ in range(steps):
+        seconds.append(step())
+        world.total(torch.zeros(1))
+        ceilings.append(matmul_flops(shapes, torch.bfloat16 if running.bf16 else torch.float32))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(steps):
+            step()
+    parts: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        parts[part_of(event.key)] += event.self_cpu_time_total
+    whole = sum(parts.values())
+    operations = model.flops_per_row(network, recipe.data.seq_len, masked) * batch.rows / batch.ranks
+    ceiling, took = statistics.median(ceilings), statistics.median(seconds)
+    return {
+        "step_seconds": took,
+        "ceiling_gflops": ceiling / 1e9,
+        "step_gflops": operations / took / 1e9,
+        "share_of_ceiling": operations / took / ceiling,
+        "tokens_per_second": batch.rows * recipe.data.seq_len / took,
+        "parts": {part: time / whole for part, time in parts.most_common()},
+        "operators": {
+            event.key: event.self_cpu_time_total / whole
+            for event in sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)[:25]
+        },
+        "runs": steps,
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="aws_roberta")
+    parser.add_argument("--deepspeed_config", type=Path, default=job.DEFAULT_DS_CONFIG)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", default=[])
+    arguments = parser.parse_intermixed_args()
+    arguments.overrides = arguments.overrides or ["training.rows=16", "training.max_micro_rows=4"]
+    here = world.detect()
+    engine.join(here)
+    asked = argparse.Namespace(**vars(arguments), run_dir=None, ranks=None, allow_changes=False)
+    found = measure(job.resolve(asked, here), here, arguments.steps)
+    engine.leave()
+    if not here.is_first:
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "profile.json").write_text(json.dumps(found, indent=1))
+    lines = [f"{measurements.machine()}, {here.size} ranks", "| part | share of the operators' time |", "|---|---|"]
+    lines += [f"| {part} | {share:.1%} |" for part, share in found["parts"].items()]
+    lines.append(
+        f"\na step takes {found['step_seconds']:.3g} s, {found['tokens_per_second']:,.0f} tokens/s: "
+        f"{found['step_gflops']:,.0f} of {found['ceiling_gflops']:,.0f} GFLOP/s, {found['share_of_ceiling']:.0%}"
+    )
+    (arguments.out / "profile.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print("\n".join(f"{share:6.1%} {name}" for name, share in found["operators"].items()))
+    draw(found, arguments.out / "profile.png")
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """The parts as bars, longest on top."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parts = dict(reversed(found["parts"].items()))
+    figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(parts) + 1.2), layout="constrained")
+    bars = axes.barh(list(parts), [100 * share for share in parts.values()])
+    axes.bar_label(bars, fmt="%.1f %%", padding=3)
+    axes.set_xlabel("% of the operators' own time")
+    axes.set_title(f"{found['share_of_ceiling']:.0%} of the machine's matrix-multiply rate at these shapes")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -197,7 +197,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
     return {"seconds": seconds[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
 
 
-HEADS = {"roberta": "lm_head"}
+HEADS = {"roberta": "lm_head"}  # models whose head a plain loop can call by itself
 
 
 def network_of(recipe: Recipe) -> Any:
@@ -275,7 +275,8 @@ def main() -> None:
     if arguments.one:
         one(arguments.one[0], Path(arguments.one[1]), arguments)
         return
-    sides = [name for name in arguments.sides if arguments.ranks == 1 or SIDES[name].kind != "plain"]
+    by_hand = arguments.ranks == 1 and load(arguments.recipe, arguments.overrides).model["model_type"] in HEADS
+    sides = [name for name in arguments.sides if by_hand or SIDES[name].kind != "plain"]
     rates: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int] = dict.fromkeys(sides, 0)
     for turn in range(arguments.turns):

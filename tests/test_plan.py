@@ -69,6 +69,15 @@ def test_a_ring_sends_its_share_and_hops_add_up(kind, passes):
     assert traffic.seconds(some, 8, 1e30, 0.5) == pytest.approx(3 * passes * log2(8) * 0.5)
 
 
+def test_reduces_by_gloo_gain_nothing_on_two_ranks():
+    sent = {
+        (kind, ranks): traffic.bytes_on_the_wire(traffic.Collective(kind, "gradients", 1_000_000, 1), ranks, gloo=True)
+        for kind in ("all_reduce", "reduce")
+        for ranks in (2, 4)
+    }
+    assert sent["reduce", 2] > sent["all_reduce", 2] and sent["reduce", 4] < sent["all_reduce", 4]
+
+
 def test_one_rank_sends_nothing():
     assert traffic.of_step(LAYOUT, Sharding(2, 1, 4, 2, 500_000)) == ()
 

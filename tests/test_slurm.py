@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, network_of
 from slurm_cluster import PARTITIONS, Cluster, missing
 
-from scaler import batches, model, prepared, run_folder, study_folder
+from scaler import batches, finetune_folder, model, prepared, run_folder, study_folder
 from scaler.checkpoint_folder import found
 from scaler.checkpoint_format import read_manifest
 from scaler.recipe import load
@@ -248,9 +248,23 @@ def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight)
         said = site.over(number, "FAILED")
     finally:
         for name in cluster.nodes[:2]:
-            cluster.change(name, "umount", "--lazy", str(shared))
+            cluster.change(name, "umount", str(shared))
     assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
     assert "the disk is full" in said or "No space left on device" in said
+
+
+@pytest.mark.slow
+def test_fine_tuning_shares_a_batch_between_two_nodes(site, tiny_recipe):
+    network_of(tiny_recipe).save_pretrained(site.folder / "model")
+    prepared.load_tokenizer(tiny_recipe.tokenizer_folder).save_pretrained(site.folder / "model")
+    lines = [{"text": f"{word} {word} {number}", "label": word} for number in range(60) for word in ("kana", "kazu")]
+    (site.folder / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tune = ("--nodes=2", "slurm/finetune.sh", "model", "--data", "labels.jsonl", "--out", "runs/tuned")
+    said = site.over(site.submit(*tune, "--batch_size", 7), "FAILED")
+    assert re.search(r"error: .*batch_size.*7.*2 ranks", said)
+    said = site.over(site.submit(*tune, "--batch_size", 8, "--epochs", 8, "--learning_rates", "1e-3"), "COMPLETED")
+    results = json.loads((site.folder / "runs" / "tuned" / finetune_folder.RESULTS).read_text())
+    assert results["test"][results["chosen_by"]]["mean"] > 0.9, said
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Predicted against measured memory of a rank, on CPUs: `python benchmarks/predicted_memory.py [--sizes small,large]`.
 
-RoBERTas of three sizes train some steps of two micro-batches at each ZeRO stage, with and without optimizer offload, on
+RoBERTas of three sizes train some steps of two micro-batches at each ZeRO stage, with and without offload, on
 1, 2 and 4 ranks of this machine. Measured is the resident memory at the peak of a step, of the rank that takes most,
 beyond that of the same process after it has trained a tiny model in the same way, for Python, libraries and gloo.
 glibc is told to give back what is freed (MALLOC_MMAP_THRESHOLD_), as an allocator of a GPU keeps count of it.
@@ -9,6 +9,7 @@ glibc is told to give back what is freed (MALLOC_MMAP_THRESHOLD_), as an allocat
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ import torch
 
 from scaler import activations, engine, footprint, model, workload, world
 from scaler.batches import Batch, Vocabulary
+from scaler.ds_config import SolvedBatch
 from scaler.recipe import Optimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -28,7 +30,11 @@ from ranks import ended, forked_calls
 
 SIZES = {"small": (2, 256, 8_192), "middle": (4, 384, 16_000), "large": (6, 768, 50_265)}  # layers, width, entries
 TINY = (1, 64, 512)
-STAGES = ((0, False), (1, False), (2, False), (3, False), (1, True), (2, True))
+OFFLOADED = {"no": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}  # to the host
+STAGES = (
+    *((0, "no"), (1, "no"), (2, "no"), (3, "no")),
+    *((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")),
+)
 RANKS = (1, 2, 4)
 ROWS, ACCUMULATION, SEQ_LEN, MASKED, BUCKET = 4, 2, 128, 19, 50_000_000
 THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
@@ -46,9 +52,10 @@ def configuration(size: tuple[int, int, int]) -> Any:
     return model.configuration(asked, special, entries, SEQ_LEN)
 
 
-def ds_config(stage: int, offload: bool, ranks: int) -> dict[str, Any]:
+def ds_config(stage: int, offload: str, ranks: int) -> dict[str, Any]:
     """DeepSpeed's."""
-    zero = {"stage": stage, "reduce_bucket_size": BUCKET, "overlap_comm": False}
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET, "overlap_comm": False}
+    zero |= {f"offload_{what}": {"device": "cpu"} for what in OFFLOADED[offload]}
     return {
         "train_batch_size": ROWS * ACCUMULATION * ranks,
         "train_micro_batch_size_per_gpu": ROWS,
@@ -56,7 +63,7 @@ def ds_config(stage: int, offload: bool, ranks: int) -> dict[str, Any]:
         "gradient_clipping": 1.0,
         "bf16": {"enabled": False},
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero | ({"offload_optimizer": {"device": "cpu"}} if offload else {}),
+        "zero_optimization": zero,
     }
 
 
@@ -84,7 +91,7 @@ def _status(key: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def one(size: tuple[int, int, int], stage: int, offload: bool, file: Path) -> None:
+def one(size: tuple[int, int, int], stage: int, offload: str, file: Path) -> None:
     """On one rank: the tiny model, then the one that is measured; the first rank writes the most that any took."""
     here = world.detect()
     engine.join(here)
@@ -98,7 +105,7 @@ def one(size: tuple[int, int, int], stage: int, offload: bool, file: Path) -> No
     engine.leave()
 
 
-def predicted(size: tuple[int, int, int], stage: int, offload: bool, ranks: int) -> footprint.Footprint:
+def predicted(size: tuple[int, int, int], stage: int, offload: str, ranks: int) -> footprint.Footprint:
     """What the plan says."""
     config = configuration(size)
     with torch.device("meta"):
@@ -106,9 +113,8 @@ def predicted(size: tuple[int, int, int], stage: int, offload: bool, ranks: int)
     groups = model.parameter_groups(empty, 0.01)
     layout = footprint.Layout(tuple(tuple(p.numel() for p in group["params"]) for group in groups))
     settings = workload.settings_of(ds_config(stage, offload, ranks), "fp32")
-    how = footprint.Sharding(
-        stage, ranks, ACCUMULATION, 4, settings.bucket, 1, offload, footprint.STATES["adamw"], on_cpu=True
-    )
+    batch = SolvedBatch(ROWS * ACCUMULATION * ranks, ROWS, ACCUMULATION, ranks)
+    how = dataclasses.replace(settings, on_cpu=True).sharding(batch, footprint.STATES["adamw"])
     return footprint.of_step(layout, activations.of_model(config, ROWS, SEQ_LEN, MASKED, 4), how)
 
 
@@ -117,15 +123,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--ranks", default=",".join(map(str, RANKS)))
+    parser.add_argument("--stages", default="0,1,2,3")
     arguments = parser.parse_args()
     if THRESHOLD not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, THRESHOLD: "65536"})
     errors = []
-    print("size    ranks  ZeRO  offload  predicted MB  measured MB   error")
+    print("size    ranks  ZeRO   offload  predicted MB  measured MB   error")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.sizes.split(","):
             for ranks in map(int, arguments.ranks.split(",")):
                 for stage, offload in STAGES:
+                    if str(stage) not in arguments.stages.split(","):
+                        continue
                     file = Path(folder) / f"{name}-{ranks}-{stage}-{offload}"
                     statuses = ended(forked_calls(ranks, one, SIZES[name], stage, offload, file), 600)
                     if any(statuses):
@@ -134,7 +143,7 @@ def main() -> None:
                     told = predicted(SIZES[name], stage, offload, ranks).peak
                     errors.append(told / found - 1)
                     print(
-                        f"{name:<7} {ranks:>5} {stage:>5} {'yes' if offload else 'no':>8} {told / 1e6:>13,.1f}"
+                        f"{name:<7} {ranks:>5} {stage:>5} {offload:>9} {told / 1e6:>13,.1f}"
                         f" {found / 1e6:>12,.1f} {errors[-1]:>+7.1%}",
                         flush=True,
                     )

@@ -64,7 +64,8 @@ class Nodes:
         for rank, node in enumerate(nodes):
             facts = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "OMP_NUM_THREADS": 1}
             facts |= {"MASTER_ADDR": nodes[0], "MASTER_PORT": 29511, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": 1}
-            enter = " ".join(self.cluster.entered(node))
+            # of one CPU: a quota is given out to CPUs, and what one took for a thread that moved on is lost
+            enter = f"taskset --cpu-list {rank % (os.cpu_count() or 1)} {' '.join(self.cluster.entered(node))}"
             shell = f'echo $$ > {CGROUPS}/scaler-{node}/cgroup.procs; exec {enter} env --chdir={os.getcwd()} "$@"'
             environ = {**os.environ, **{name: str(value) for name, value in facts.items()}}
             words = ["bash", "-c", shell, "bash", sys.executable, *map(str, command)]

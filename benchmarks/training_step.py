@@ -12,6 +12,7 @@ Same text, model, batch and micro-batch on all sides; each measurement is a proc
 - "run_mlm, documents": the same with a document a row (`--line_by_line`), padded to the longest of its micro-batch
 - "best": what can be had without a harness: a plain loop in bf16, without dropout, scores of masked positions alone,
   fused AdamW; "best, compiled" with torch.compile, whose first steps do not count
+- "DDP": our own model, rows and losses without DeepSpeed: DistributedDataParallel, bf16 by autocast, fused AdamW
 
 Tokens are those of the text: padding counts as nothing.
 """
@@ -19,6 +20,7 @@ Tokens are those of the text: padding counts as nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -34,6 +36,7 @@ from typing import Any
 import measurements
 import numpy as np
 import torch
+from torch import nn
 
 from scaler import ds_config, masking, metrics, model, prepared, study_folder, world
 from scaler.ds_config import solve_batch
@@ -51,7 +54,7 @@ class Side:
     """One way to train.
 
     Attributes:
-        kind: "engine", "trainer" or "plain".
+        kind: "engine", "trainer", "plain" or "ddp".
         overrides: of the recipe.
         bf16: the peers compute in it, where the hardware does.
         documents: a document a row.
@@ -74,11 +77,12 @@ SIDES = {
     "run_mlm, bf16": Side("trainer", NO_DROPOUT, bf16=True),
     "best": Side("plain", NO_DROPOUT, bf16=True),
     "best, compiled": Side("plain", NO_DROPOUT, bf16=True, compiled=True),
+    "DDP": Side("ddp", NO_DROPOUT, bf16=True),
 }
 RATIOS = [  # what is divided by what
     *(("ours, dropout", "run_mlm"), ("ours, no dropout", "run_mlm"), ("ours, dropout", "run_mlm, documents")),
     *(("ours, no dropout", "run_mlm, documents"), ("ours, no dropout", "run_mlm, bf16")),
-    *(("ours, no dropout", "best"), ("ours, no dropout", "best, compiled")),
+    *(("ours, no dropout", "best"), ("ours, no dropout", "best, compiled"), ("ours, no dropout", "DDP")),
 ]
 
 
@@ -197,6 +201,39 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
     return {"seconds": seconds[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
 
 
+def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
+    """Take steps of our model on our batches, which DistributedDataParallel keeps equal on all ranks."""
+    here, cpu = world.detect(), torch.device("cpu")
+    torch.distributed.init_process_group("gloo")
+    reader = prepared.open_prepared(recipe)
+    network = network_of(recipe)
+    rows = reader.rows("train", recipe, model.first_position(network.config))
+    base = metrics.memory_bytes(cpu)
+    wrapped = nn.parallel.DistributedDataParallel(model.MaskedLM(network), gradient_as_bucket_view=True)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
+    batch = solve_batch(recipe.training.rows, here.size, recipe.training.max_micro_rows)
+    seconds = []
+    for number in range(warmup + steps):
+        if number == warmup:
+            metrics.forget_peak(cpu)
+        start = time.perf_counter()
+        first = number * batch.rows + here.rank * batch.micro_rows * batch.accumulation
+        for micro in range(batch.accumulation):
+            with contextlib.nullcontext() if micro == batch.accumulation - 1 else wrapped.no_sync():
+                given = rows.at(first + micro * batch.micro_rows, batch.micro_rows)
+                with torch.autocast("cpu", torch.bfloat16, enabled=side.bf16 and native()):
+                    loss, _ = wrapped(given)
+                (loss / batch.accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    peak = max(world.gathered(metrics.peak_bytes(cpu) - base, here))
+    seconds = [max(step) for step in zip(*world.gathered(seconds, here), strict=True)]
+    torch.distributed.destroy_process_group()
+    return {"seconds": seconds[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
+
+
 HEADS = {"roberta": "lm_head"}  # models whose head a plain loop can call by itself
 
 
@@ -252,7 +289,7 @@ def one(name: str, out: Path, arguments: argparse.Namespace) -> None:
     """Measure a peer in this process."""
     side = SIDES[name]
     recipe = load(arguments.recipe, [*arguments.overrides, *side.overrides])
-    train = trained_by_the_trainer if side.kind == "trainer" else trained_plainly
+    train = {"trainer": trained_by_the_trainer, "plain": trained_plainly, "ddp": trained_by_ddp}[side.kind]
     found = train(side, recipe, arguments.steps, arguments.warmup)
     if world.detect().is_first:
         out.write_text(json.dumps(found))
@@ -275,8 +312,10 @@ def main() -> None:
     if arguments.one:
         one(arguments.one[0], Path(arguments.one[1]), arguments)
         return
-    by_hand = arguments.ranks == 1 and load(arguments.recipe, arguments.overrides).model["model_type"] in HEADS
-    sides = [name for name in arguments.sides if by_hand or SIDES[name].kind != "plain"]
+    impossible = {"ddp"} if arguments.ranks == 1 else {"plain"}
+    if load(arguments.recipe, arguments.overrides).model["model_type"] not in HEADS:
+        impossible.add("plain")
+    sides = [name for name in arguments.sides if SIDES[name].kind not in impossible]
     rates: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int] = dict.fromkeys(sides, 0)
     for turn in range(arguments.turns):

@@ -90,6 +90,7 @@ class Sharding:
         bucket: gradients that are reduced at once, in numbers.
         buckets: that exist at a time: 2 where communication overlaps.
         offload: optimizer state is in the host's memory.
+        offload_weights: at stage 3, a rank's share of the weights as well.
         states: fp32 numbers that the optimizer keeps for each weight.
         on_cpu: gloo, and memory that counts once it is written to.
         to_owners: at stages 1 and 2 each gradient is summed for the rank alone that updates its weight.
@@ -102,6 +103,7 @@ class Sharding:
     bucket: int
     buckets: int = 1
     offload: bool = False
+    offload_weights: bool = False
     states: int = 2
     on_cpu: bool = False
     to_owners: bool = False
@@ -189,14 +191,14 @@ def _stage_3(layout: Layout, activations: Activations, how: Sharding) -> Footpri
     width, ranks, trained = how.width, how.ranks, layout.trained
     part = ceil(trained / ranks)
     bucket = width * (min(how.bucket, trained) if how.on_cpu else how.bucket)
-    kept = {
-        "weights": width * ceil(layout.all / ranks) + width * layout.persistent(),
-        "gradients": width * part,
-        "bucket": bucket,
-    }
-    state = {"fp32 weights": FP32 * part, "optimizer": FP32 * how.states * part}
-    host = state if how.offload and not how.on_cpu else {}
-    kept |= {} if host else state
+    kept = {"small weights": width * layout.persistent(), "bucket": bucket}
+    weights = {"weights": width * ceil(layout.all / ranks)}
+    state = {"gradients": width * part, "fp32 weights": FP32 * part, "optimizer": FP32 * how.states * part}
+    host: dict[str, int] = {}
+    if how.offload:
+        state["fp32 gradients"] = FP32 * part
+    for parts, moved in ((weights, how.offload_weights), (state, how.offload)):
+        (host if moved and not how.on_cpu else kept).update(parts)
     gathered = width * (layout.all - layout.persistent())
     # gradients go into the bucket once they are whole, so the peak is where the backward pass begins, or its end, where
     # the tied embeddings have a gradient of each use; and a reduce-scatter, where there is any, copies its input

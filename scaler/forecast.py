@@ -44,7 +44,7 @@ class Settings:
     """How the engine runs it.
 
     Attributes:
-        stage, offload: of ZeRO.
+        stage, offload, offload_weights: of ZeRO; what of the optimizer, and of stage 3's weights, the host keeps.
         precision: "bf16" or "fp32".
         bucket, overlap: reduce_bucket_size in numbers; overlap_comm.
         on_cpu: the ranks are processes on CPUs.
@@ -58,6 +58,7 @@ class Settings:
     overlap: bool
     on_cpu: bool = False
     to_owners: bool = False
+    offload_weights: bool = False
 
     def sharding(self, batch: SolvedBatch, states: int) -> Sharding:
         """The same for one world size."""
@@ -71,6 +72,7 @@ class Settings:
             self.bucket,
             buckets,
             self.offload,
+            self.offload_weights and self.stage == 3,
             states,
             self.on_cpu,
             self.to_owners,
@@ -144,6 +146,9 @@ def step_of(work: Workload, settings: Settings, batch: SolvedBatch, nodes: int, 
     network += max(0.0, hidden - BACKWARD_SHARE * compute)
     updated = work.layout.trained / (how.ranks if settings.stage else 1)
     optimizer = updated * (OPTIMIZER_TRAFFIC + how.width) / hardware.memory_bandwidth
+    if how.offload_weights and not settings.on_cpu:
+        passes = batch.accumulation * traffic.gathers_of_weights(work.layout)
+        network += passes * how.width * work.layout.all / how.ranks / hardware.host_link
     if settings.offload and not settings.on_cpu:
         optimizer += updated * (footprint.FP32 + how.width) / hardware.host_link
     late = hardware.spread * math.sqrt(2 * math.log(how.ranks)) * compute

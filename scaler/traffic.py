@@ -60,7 +60,7 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
             small,
         )
     passing = width * (layout.all - layout.persistent())
-    gathers = 1 if 2 * layout.all <= REUSE_DISTANCE else 2
+    gathers = gathers_of_weights(layout)
     persistent = sum(size <= 100_000 for group in layout.groups for size in group)
     return (
         Collective(
@@ -80,6 +80,11 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
         Collective("all_gather", "small weights", width * layout.persistent(), persistent),
         small,
     )
+
+
+def gathers_of_weights(layout: Layout) -> int:
+    """How often stage 3 brings the weights together for a micro-batch."""
+    return 1 if 2 * layout.all <= REUSE_DISTANCE else 2
 
 
 def bytes_on_the_wire(collective: Collective, ranks: int, gloo: bool = False) -> float:

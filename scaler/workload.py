@@ -68,6 +68,7 @@ def settings_of(content: dict[str, Any], precision: str) -> Settings:
     return Settings(
         stage=stage,
         offload=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
+        offload_weights=(zero.get("offload_param") or {}).get("device") == "cpu",
         precision=precision,
         bucket=500_000_000 if bucket == "auto" else int(bucket),
         overlap=stage == 3 if overlap is None else bool(overlap),

@@ -125,6 +125,29 @@ def test_offload_moves_the_optimizer_to_the_host():
     assert found.host["optimizer"] == 4 * LAYOUT.padded(2)
 
 
+def test_stage_3_keeps_the_gradients_twice_with_the_optimizer_in_the_host():
+    plain, offloaded, both = (
+        footprint.of_step(LAYOUT, NOTHING, Sharding(3, 2, 1, 2, 100_000, **asked))
+        for asked in ({}, {"offload": True}, {"offload": True, "offload_weights": True})
+    )
+    moved = {"gradients", "fp32 weights", "optimizer"}
+    assert not plain.host and set(offloaded.host) == {*moved, "fp32 gradients"}
+    assert set(plain.kept) - set(offloaded.kept) == moved
+    assert set(offloaded.kept) - set(both.kept) == {"weights"} and both.host["weights"] == plain.kept["weights"]
+
+
+def test_weights_in_the_host_travel_with_every_micro_batch():
+    content = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
+    asked = workload.settings_of(content, "bf16")
+    assert asked.offload_weights and not asked.offload
+    here = dataclasses.replace(asked, offload_weights=False)
+    batch = SolvedBatch(64, 4, 4, 4)
+    work = Workload(LAYOUT, lambda rows: NOTHING, 1e9, 128, 64, 10)
+    node = hardware.load("dgx-a100")
+    with_link, without = (forecast.step_of(work, some, batch, 1, node).network for some in (asked, here))
+    assert with_link - without == pytest.approx(4 * 2 * LAYOUT.all / 4 / node.host_link)
+
+
 def test_activations_are_those_of_the_real_model_on_a_cpu(tiny_recipe):
     """The bytes that autograd keeps for the backward pass, counted on real tensors."""
     from scaler import model

@@ -48,10 +48,13 @@ def machine() -> str:
 
 
 def write(name: str, found: list[Measurement]) -> Path:
-    """Keep the figures; the file."""
+    """Keep the figures, in place of earlier ones of the same measures; the file."""
     RESULTS.mkdir(exist_ok=True)
     common = {"machine": machine(), "commit": run_folder.commit()}
     lines = [{**asdict(line), "ratio": line.ratio, **common} for line in found]
     path = RESULTS / f"{name}.json"
+    new = {line.measure for line in found}
+    earlier = json.loads(path.read_text()) if path.is_file() else []
+    lines = [*(line for line in earlier if line["measure"] not in new), *lines]
     path.write_text(json.dumps(lines, indent=1) + "\n")
     return path

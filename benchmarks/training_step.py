@@ -11,8 +11,10 @@ Same text, model, batch and micro-batch on all sides; each measurement is a proc
   computes in bf16, without dropout
 - "run_mlm, documents": the same with a document a row (`--line_by_line`), padded to the longest of its micro-batch
 - "best": what can be had without a harness: a plain loop in bf16, without dropout, scores of masked positions alone,
-  fused AdamW; "best, compiled" with torch.compile, whose first steps do not count
-- "DDP": our own model, rows and losses without DeepSpeed: DistributedDataParallel, bf16 by autocast, fused AdamW
+  fused AdamW; "compiled" with torch.compile, whose first steps do not count; "allocator" with freed memory kept, as
+  ours keeps it
+- "DDP", on several ranks: our own model and batches without DeepSpeed: DistributedDataParallel, bf16 weights with fp32
+  copies that a fused AdamW updates
 
 Tokens are those of the text: padding counts as nothing.
 """
@@ -38,7 +40,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scaler import ds_config, masking, metrics, model, prepared, study_folder, world
+from scaler import allocator, ds_config, masking, metrics, model, prepared, study_folder, world
 from scaler.ds_config import solve_batch
 from scaler.recipe import Recipe, load
 
@@ -59,6 +61,7 @@ class Side:
         bf16: the peers compute in it, where the hardware does.
         documents: a document a row.
         compiled: by torch.compile.
+        keeps: freed memory, by glibc's own variables; ours does so by itself.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Side:
     bf16: bool = False
     documents: bool = False
     compiled: bool = False
+    keeps: bool = False
 
 
 SIDES = {
@@ -77,12 +81,18 @@ SIDES = {
     "run_mlm, bf16": Side("trainer", NO_DROPOUT, bf16=True),
     "best": Side("plain", NO_DROPOUT, bf16=True),
     "best, compiled": Side("plain", NO_DROPOUT, bf16=True, compiled=True),
+    "best, allocator": Side("plain", NO_DROPOUT, bf16=True, keeps=True),
+    "best, compiled, allocator": Side("plain", NO_DROPOUT, bf16=True, compiled=True, keeps=True),
     "DDP": Side("ddp", NO_DROPOUT, bf16=True),
 }
 RATIOS = [  # what is divided by what
     *(("ours, dropout", "run_mlm"), ("ours, no dropout", "run_mlm"), ("ours, dropout", "run_mlm, documents")),
     *(("ours, no dropout", "run_mlm, documents"), ("ours, no dropout", "run_mlm, bf16")),
-    *(("ours, no dropout", "best"), ("ours, no dropout", "best, compiled"), ("ours, no dropout", "DDP")),
+    *(
+        ("ours, no dropout", name)
+        for name in ("best", "best, compiled", "best, allocator", "best, compiled, allocator")
+    ),
+    ("ours, no dropout", "DDP"),
 ]
 
 
@@ -202,17 +212,22 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
 
 
 def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
-    """Take steps of our model on our batches, which DistributedDataParallel keeps equal on all ranks."""
+    """Take steps of our model on our batches without DeepSpeed: each rank keeps all of AdamW's state."""
     here, cpu = world.detect(), torch.device("cpu")
     torch.distributed.init_process_group("gloo")
-    reader = prepared.open_prepared(recipe)
+    allocator.keep_freed_memory()
     network = network_of(recipe)
-    rows = reader.rows("train", recipe, model.first_position(network.config))
+    reader = prepared.open_prepared(recipe).rows("train", recipe, model.first_position(network.config))
     base = metrics.memory_bytes(cpu)
-    wrapped = nn.parallel.DistributedDataParallel(model.MaskedLM(network), gradient_as_bucket_view=True)
-    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
+    wrapped = nn.parallel.DistributedDataParallel(
+        model.MaskedLM(network).to(torch.bfloat16 if side.bf16 and native() else torch.float32),
+        gradient_as_bucket_view=True,
+    )
+    weights = list(wrapped.parameters())
+    masters = [weight.detach().float() for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=1e-6, weight_decay=0.01, fused=True)
     batch = solve_batch(recipe.training.rows, here.size, recipe.training.max_micro_rows)
-    seconds = []
+    times = []
     for number in range(warmup + steps):
         if number == warmup:
             metrics.forget_peak(cpu)
@@ -220,18 +235,23 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
         first = number * batch.rows + here.rank * batch.micro_rows * batch.accumulation
         for micro in range(batch.accumulation):
             with contextlib.nullcontext() if micro == batch.accumulation - 1 else wrapped.no_sync():
-                given = rows.at(first + micro * batch.micro_rows, batch.micro_rows)
-                with torch.autocast("cpu", torch.bfloat16, enabled=side.bf16 and native()):
-                    loss, _ = wrapped(given)
+                loss, _ = wrapped(reader.at(first + micro * batch.micro_rows, batch.micro_rows))
                 (loss / batch.accumulation).backward()
-        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        for weight, master in zip(weights, masters, strict=True):
+            assert weight.grad is not None
+            master.grad = weight.grad.float()
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(time.perf_counter() - start)
+        with torch.no_grad():
+            for weight, master in zip(weights, masters, strict=True):
+                weight.copy_(master)
+        wrapped.zero_grad()
+        times.append(time.perf_counter() - start)
     peak = max(world.gathered(metrics.peak_bytes(cpu) - base, here))
-    seconds = [max(step) for step in zip(*world.gathered(seconds, here), strict=True)]
+    slowest = [max(step) for step in zip(*world.gathered(times, here), strict=True)]
     torch.distributed.destroy_process_group()
-    return {"seconds": seconds[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
+    return {"seconds": slowest[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
 
 
 HEADS = {"roberta": "lm_head"}  # models whose head a plain loop can call by itself
@@ -255,8 +275,10 @@ def native() -> bool:
 def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One side, in processes of its own: tokens/s by step, bytes at the peak of a rank."""
     side, ranks = SIDES[name], arguments.ranks
-    threads = max(1, (os.cpu_count() or 1) // ranks)
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // ranks)
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    if side.keeps:
+        environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(allocator.MOST))
     starts = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -300,6 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="aws_roberta")
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of a rank (all cores, shared by the ranks)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="that are measured in a turn")
     parser.add_argument("--warmup", type=int, default=1)

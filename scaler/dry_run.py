@@ -34,14 +34,11 @@ def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
     memory = {**found.kept, "gradients and what travels": max(found.backward, found.step)}
     # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
     positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
-    at_once = head.positions_at_once(entries)
-    memory["logits"] = 2 * min(positions, at_once) * entries * FP32_BYTES
+    memory["logits"] = 2 * min(positions * entries, head.SCORES_AT_ONCE) * FP32_BYTES
     if not job.recipe.optimizer.frozen_embeddings:
         bf16 = bool(job.resolved["bf16"].get("enabled"))
         matrix = entries * embeddings.width(job.config)
         memory["lookup"] = matrix * (2 if bf16 else FP32_BYTES)  # its gradient, before it is added to the head's
-        if bf16 and positions > at_once:
-            memory["head"] = matrix * FP32_BYTES  # whose gradient a wide head sums up in fp32
     return memory
 
 

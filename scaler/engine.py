@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from scaler import ds_config, embeddings
+from scaler import allocator, ds_config, embeddings
 from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
@@ -57,6 +57,8 @@ def join(world: World, seconds: float | None = None) -> None:
     if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher leaves every rank to take all cores
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
     backend, place = "gloo", device(world)
+    if place.type == "cpu":
+        allocator.keep_freed_memory()
     if place.type == "cuda":
         backend = "nccl"
         torch.cuda.set_device(place)

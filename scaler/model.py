@@ -184,12 +184,13 @@ class MaskedLM(nn.Module):
     def _head(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, head.Scores | None]:
         """Loss and scores of the last layer's inputs (rows, masked, width)."""
         own, flat, truth = self.model.get_output_embeddings(), hidden.flatten(0, 1), labels.flatten()
-        step = head.positions_at_once(own.out_features)
         if not self.training:
+            step = head.positions_at_once(own.out_features)
             scores = head.score(lambda some: nn.functional.linear(some, own.weight, own.bias), flat, truth, step)
             return scores.losses.mean(), scores
-        if len(flat) > step:
-            return head.ChunkedCrossEntropy.apply(flat, own.weight, own.bias, truth, step), None
+        step = head.entries_at_once(len(flat))
+        if own.out_features > step:
+            return head.WideCrossEntropy.apply(flat, own.weight, own.bias, truth, step), None
         logits = nn.functional.linear(flat, own.weight, own.bias)
         return nn.functional.cross_entropy(logits.float(), truth), None
 

@@ -1,8 +1,9 @@
-"""The wide head: loss and gradient some positions at a time, as torch gives them for all at once."""
+"""The wide head: loss and gradient some entries at a time, as torch gives them for all at once."""
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from scaler import head
 
@@ -27,14 +28,14 @@ def relative(found, expected):
     return float((found.double() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("step", [1, 7, POSITIONS, 1000])
+@pytest.mark.parametrize("step", [1, 7, 100, ENTRIES, 1000])
 @pytest.mark.parametrize(
     ("dtype", "of_loss", "of_gradients"), [(torch.float32, 1e-6, 1e-6), (torch.bfloat16, 2e-3, 1e-2)]
 )
 def test_loss_and_gradients_are_those_of_all_scores_at_once(problem, dtype, of_loss, of_gradients, step):
     rounded = [found.to(dtype) for found in problem[:3]]
     leaves = [found.clone().requires_grad_() for found in rounded]
-    loss = head.ChunkedCrossEntropy.apply(*leaves, problem[3], step)
+    loss = head.WideCrossEntropy.apply(*leaves, problem[3], step)
     (loss * 3).backward()
     expected = reference(*rounded, problem[3])
     assert loss.dtype == torch.float32  # also of a bf16 model
@@ -46,27 +47,32 @@ def test_loss_and_gradients_are_those_of_all_scores_at_once(problem, dtype, of_l
 def test_scores_that_differ_by_thousands_overflow_nothing(problem):
     hidden, weight, bias, labels = problem
     leaves = [(hidden * 1e3).requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
-    loss = head.ChunkedCrossEntropy.apply(*leaves, labels, 5)
+    loss = head.WideCrossEntropy.apply(*leaves, labels, 5)
     loss.backward()
     expected = reference(*(leaf.detach() for leaf in leaves), labels)
     assert relative(loss.detach(), expected[0]) < 1e-6
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
-def test_a_frozen_weight_costs_no_gradient_and_no_bias_is_needed(problem, monkeypatch):
+def test_a_frozen_weight_costs_no_second_pass_and_no_bias_is_needed(problem):
     hidden, weight, _, labels = problem
-    products = []
-    monkeypatch.setattr(head, "_add_product", lambda *tensors: products.append(tensors))
     hidden.requires_grad_()
-    head.ChunkedCrossEntropy.apply(hidden, weight, None, labels, 5).backward()
-    assert weight.grad is None and products == []
+
+    def products():
+        with FlopCounterMode(display=False) as counted:
+            head.WideCrossEntropy.apply(hidden, weight, None, labels, 70).backward()
+        return counted.get_total_flops() / (2 * POSITIONS * WIDTH * ENTRIES)
+
+    assert products() == 2 and weight.grad is None
     expected = reference(hidden.detach(), weight, torch.zeros(ENTRIES), labels)[1] / 3
     assert relative(hidden.grad, expected) < 1e-6
+    weight.requires_grad_()
+    assert products() == 4 and weight.grad is not None
 
 
 def test_a_second_backward_pass_is_refused(problem):
     hidden, weight, bias, labels = problem
-    loss = head.ChunkedCrossEntropy.apply(hidden.requires_grad_(), weight, bias, labels, 5)
+    loss = head.WideCrossEntropy.apply(hidden.requires_grad_(), weight, bias, labels, 5)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="a second backward pass"):
         loss.backward()
@@ -89,7 +95,9 @@ def test_scores_in_pieces_are_those_of_all(problem):
 def test_wide_vocabularies_are_scored_a_few_positions_at_a_time():
     assert (
         head.positions_at_once(256_000) * 256_000
-        <= head.SCORES_AT_ONCE
+        <= head.SCORES_TO_RANK
         < (head.positions_at_once(256_000) + 1) * 256_000
     )
     assert head.positions_at_once(1 << 40) == 1
+    assert head.entries_at_once(1000) * 1000 <= head.SCORES_AT_ONCE < (head.entries_at_once(1000) + 1) * 1000
+    assert head.entries_at_once(1 << 40) == 1

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 # From the bottom up. A module imports from layers below its own, and in its own from those named before it.
 LAYERS = {
-    "facts": ["errors", "slurm", "mpi", "world"],
+    "facts": ["allocator", "errors", "slurm", "mpi", "world"],
     "pure": [
         *("manifests", "token_rows", "order", "packing", "masking", "schedule", "settings", "progress"),
         *("node_verdict", "word_vectors", "labelled", "label_splits", "failures", "hardware", "footprint", "traffic"),
@@ -64,7 +64,7 @@ LAYERS = {
 }
 ORDER = [module for layer in LAYERS.values() for module in layer]
 FILES = {path.stem: path for path in (ROOT / "scaler").glob("*.py") if path.stem != "__init__"}
-WITHOUT_TORCH = ["errors", *LAYERS["pure"], "recipe", "command_line", "critical_batch", "sharing"]
+WITHOUT_TORCH = ["allocator", "errors", *LAYERS["pure"], "recipe", "command_line", "critical_batch", "sharing"]
 
 
 def imports(path: Path) -> Iterator[str]:

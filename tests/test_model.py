@@ -52,6 +52,7 @@ def test_the_decoder_is_tied_to_the_embeddings():
 def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, at_once, batch, monkeypatch):
     if at_once is not None:
         monkeypatch.setattr(head, "SCORES_AT_ONCE", at_once)
+        monkeypatch.setattr(head, "SCORES_TO_RANK", at_once)
     settings = {key: value for key, value in ROBERTA.items() if family != "distilbert" or key != "intermediate_size"}
     later = {"shifted": lambda scores: scores + torch.arange(400) / 100, "doubled": lambda scores: scores * 2}.get(
         family

@@ -17,7 +17,6 @@ the text and is easier. Each model reads held-out rows as it was trained to: run
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -37,8 +36,8 @@ from scaler.batches import Batch
 from scaler.recipe import load
 
 SHOWN = re.compile(r"held-out loss (\d+\.\d+)")
-EVALUATE_EVERY = 100  # steps
-TUNED = (1e-3, 2e-3, 4e-3)
+EVALUATE_EVERY = 200  # steps
+TUNED = (1e-3, 3e-3)
 
 
 def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
@@ -101,7 +100,7 @@ def timed(command: list[str], threads: int, loss: float, limit: float) -> tuple[
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     start, lowest = time.perf_counter(), float("inf")
     with subprocess.Popen(
-        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as running:
         assert running.stdout is not None
         try:
@@ -114,8 +113,11 @@ def timed(command: list[str], threads: int, loss: float, limit: float) -> tuple[
                 if passed > limit:
                     return None, lowest
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, 9)
+            running.terminate()  # a launcher ends its ranks, which have sessions of their own
+            try:
+                running.wait(60)
+            except subprocess.TimeoutExpired:
+                running.kill()
     return None, lowest
 
 
@@ -123,7 +125,7 @@ def main() -> None:
     """Run the sides one after the other, print a table, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="quickstart")
-    parser.add_argument("--loss", type=float, default=4.0, help="nats a masked token")
+    parser.add_argument("--loss", type=float, default=4.25, help="nats a masked token")
     parser.add_argument("--patience", type=float, default=6.0, help="times the time of ours")
     parser.add_argument("--turns", type=int, default=3, help="of ours")
     parser.add_argument("--rates", type=float, nargs="*", default=TUNED, help="of the tuned sides")

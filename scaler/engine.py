@@ -57,12 +57,12 @@ def join(world: World, seconds: float | None = None) -> None:
     if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher leaves every rank to take all cores
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
     backend, place = "gloo", device(world)
-    if place.type == "cpu":
-        allocator.keep_freed_memory()
     if place.type == "cuda":
         backend = "nccl"
         torch.cuda.set_device(place)
         os.environ["LOCAL_RANK"] = str(place.index)  # from which DeepSpeed takes its device
+    else:
+        allocator.keep_freed_memory()
     limit = {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
     try:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **limit)

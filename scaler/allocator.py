@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed, instead of giving large blocks back to the kernel; whether it does now.
 
     By default it maps every tensor above 32 MB anew, and each of its pages is cleared and faulted in with its first
-    write: a fifth of a step of 16 rows of 512 tokens (docs/performance.md). A process then holds up to a quarter more
+    write: a sixth of a step of 16 rows of 512 tokens (docs/performance.md). A process then holds up to a quarter more
     at its peak. Whoever sets one of glibc's own MALLOC_ variables has decided; other C libraries are left alone.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from scaler import allocator, ds_config, embeddings
+from scaler import allocator, ds_config, embeddings, gradient_norm
 from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
@@ -170,6 +170,8 @@ class Engine:
             )
         except (ValueError, AssertionError, KeyError) as error:
             raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
+        if self.stage in (1, 2) and not self.deepspeed.optimizer.cpu_offload:
+            gradient_norm.give_to(self.deepspeed.optimizer, deepspeed.comm.all_reduce)
         if self.stage == 0:
             # in bf16 DeepSpeed takes an empty step as it starts; at learning rate 0 it moves no weight,
             # but would put Adam's bias correction one step ahead

@@ -179,7 +179,7 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
         groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
         flat = width * groups_part + (FP32 * groups_part if width < FP32 else 0)
         gathered = width * max(map(sum, layout.groups)) if how.on_cpu else 0  # gloo's output comes on top
-        step = max(mine + max(FP64 * part, flat), gathered)
+        step = max(mine + flat, gathered)
     if how.stage == 1 and accumulated:  # nothing is reduced before the last micro-batch is done
         before = width * trained
         backward = max(backward, before + (bucket if not how.on_cpu else 0) + reduced)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from scaler import head
+from scaler import attention, dropout, head
 from scaler.batches import Batch, Vocabulary
 from scaler.errors import ScalerError, nearest
 
@@ -115,6 +115,8 @@ class MaskedLM(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        attention.use(model)
+        dropout.use(model)
         self.model = model
         self._positions: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._narrow)

@@ -23,7 +23,17 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler import checkpoint_folder, checkpoint_format, command_line, critical_batch, model, order, prepared, recipe
+from scaler import (
+    checkpoint_folder,
+    checkpoint_format,
+    command_line,
+    critical_batch,
+    gradient_norm,
+    model,
+    order,
+    prepared,
+    recipe,
+)
 from scaler import embeddings as token_embeddings
 from scaler import world as world_facts
 from scaler.batches import Batch, RowReader
@@ -168,7 +178,7 @@ def measure(
 
 
 def _square(parts: Sequence[torch.Tensor]) -> float:
-    return sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts)
+    return sum(float(gradient_norm.square(part)) for part in parts)
 
 
 def keep(run_dir: Path, record: Record) -> None:

@@ -47,7 +47,8 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
     weights = width * layout.padded(how.ranks)
     overlapped = how.buckets > 1 and not how.on_cpu
     buckets = ceil(layout.trained / how.bucket)
-    small = Collective("all_reduce", "norms and signs", SMALL * (groups + 2), groups + 2)
+    agreements = 2 if how.stage in (1, 2) and not how.offload else groups + 2  # `gradient_norm` needs one, and the loop
+    small = Collective("all_reduce", "norms and signs", SMALL * agreements, agreements)
     if how.stage == 0:
         calls = ceil(layout.trained / GATHERED_AT_ONCE)
         return Collective("all_reduce", "gradients", gradients, calls), small

@@ -19,7 +19,7 @@ from scaler.errors import ScalerError
 from scaler.footprint import Activations
 from scaler.world import World
 
-BATCHES = 12
+BATCHES = 24
 
 
 def estimate_of(gradients: np.ndarray, rows: int) -> Estimate:

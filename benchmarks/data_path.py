@@ -1,16 +1,24 @@
 """Tokens a second from the memory map to masked tensors, beside Transformers' own collator on the same rows.
 
-Both are measured in turn, several times, on one core: `make bench`, or
-`python benchmarks/data_path.py --recipe quickstart`. The collator gets its rows ready made, as lists; ours reads,
-orders and masks them.
+All are measured in turn, several times, on one core: `make bench`, or `python benchmarks/data_path.py`. The collator
+gets its rows ready made, as lists; ours reads, orders and masks them. MosaicML streaming and LitData, where they are
+installed (pip install mosaicml-streaming litdata), read the same rows from their own formats, shuffled, through their
+loaders without workers, and that collator masks them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import statistics
+import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
+import measurements
 import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling
@@ -19,6 +27,50 @@ from scaler import model, prepared
 from scaler.recipe import load
 
 TOKENS_A_BATCH = 64 * 512
+SHARD_BYTES = 64 << 20  # streaming's default
+OURS = "map to masked tensors"
+
+
+def mosaicml(rows: np.ndarray, folder: Path, count: int, collate: Callable[[Any], Any]) -> Iterator[Any]:
+    """Batches of rows (rows, seq_len) through MosaicML streaming, without end."""
+    from streaming import MDSWriter, StreamingDataset
+
+    with MDSWriter(out=str(folder), columns={"ids": f"ndarray:uint16:{rows.shape[1]}"}, size_limit=SHARD_BYTES) as out:
+        for row in rows.astype(np.uint16):
+            out.write({"ids": row})
+    data = StreamingDataset(local=str(folder), shuffle=True, batch_size=count)
+    return endless(
+        torch.utils.data.DataLoader(data, count, collate_fn=lambda some: collate(widened(row["ids"] for row in some)))
+    )
+
+
+def litdata(rows: np.ndarray, folder: Path, count: int, collate: Callable[[Any], Any]) -> Iterator[Any]:
+    """The same through LitData, whose loader for tokens cuts a stream of them into rows."""
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.cache import Cache
+    from litdata.streaming.item_loader import TokensLoader
+
+    loader = TokensLoader(block_size=rows.shape[1])
+    cache = Cache(str(folder), chunk_bytes=SHARD_BYTES, item_loader=loader)
+    for number, row in enumerate(rows):
+        cache[number] = torch.from_numpy(row.astype(np.int32))
+    cache.done()
+    cache.merge()
+    data = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=rows.shape[1]), shuffle=True)
+    return endless(StreamingDataLoader(data, batch_size=count, collate_fn=lambda some: collate(widened(some))))
+
+
+def widened(rows: Iterable[Any]) -> list[torch.Tensor]:
+    """Rows of a batch as the collator takes them."""
+    return [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    """One epoch after another."""
+    return itertools.chain.from_iterable(loader for _ in itertools.count())
+
+
+PEERS = {"streaming": ("MosaicML streaming", mosaicml), "litdata": ("LitData", litdata)}
 
 
 def rate(work, tokens: int, seconds: float = 0.5) -> float:
@@ -36,7 +88,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--seq_len", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", default=[])
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     positions = arguments.seq_len + 2
     recipe = load(
@@ -45,6 +98,7 @@ def main() -> None:
             f"data.seq_len={arguments.seq_len}",
             f"model.max_position_embeddings={positions}",
             "objective.mask_probability=0.15",
+            *arguments.overrides,
         ],
     )
     data = prepared.open_prepared(recipe)
@@ -57,8 +111,14 @@ def main() -> None:
     works = {
         "Transformers' collator": lambda turn: collator(rows),
         "assemble alone": lambda turn: reader.assemble(np.arange(turn * count, (turn + 1) * count) % len(reader.rows)),
-        "map to masked tensors": lambda turn: reader.at(turn * count, count),
+        OURS: lambda turn: reader.at(turn * count, count),
     }
+    beside = tempfile.TemporaryDirectory()
+    for package, (name, read) in PEERS.items():
+        if importlib.util.find_spec(package) is not None:
+            everything = reader.assemble(np.arange(len(reader.rows)))[0]
+            batches = read(everything, Path(beside.name) / package, count, collator)
+            works[name] = lambda turn, batches=batches: next(batches)
     rates: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work(0)
@@ -69,11 +129,22 @@ def main() -> None:
         f"{count} rows of {arguments.seq_len}, {len(reader.rows.files)} files, "
         f"{reader.rows.real_share:.2%} real tokens, one core"
     )
-    base = statistics.median(rates["Transformers' collator"])
+    medians = {name: statistics.median(measured) for name, measured in rates.items()}
     for name, measured in rates.items():
-        median = statistics.median(measured)
         spread = f"{min(measured) / 1e6:.1f}-{max(measured) / 1e6:.1f}"
-        print(f"{name:<24} {median / 1e6:8.1f} M tokens/s  ({spread})  {median / base:6.1f} x")
+        print(f"{name:<24} {medians[name] / 1e6:8.1f} M tokens/s  ({spread})  {medians[OURS] / medians[name]:6.1f} x")
+    lines = [
+        measurements.Measurement(
+            f"data, {count} rows of {arguments.seq_len} masked, {OURS} / {name}",
+            medians[OURS],
+            median,
+            "tokens/s a core",
+            arguments.repeats,
+        )
+        for name, median in medians.items()
+        if name not in (OURS, "assemble alone")
+    ]
+    print(measurements.write("data_path", lines))
 
 
 if __name__ == "__main__":

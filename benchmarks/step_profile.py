@@ -80,7 +80,7 @@ def matmul_flops(shapes: Counter[tuple[int, int, int]], dtype: torch.dtype) -> f
     return operations / seconds
 
 
-def measure(this: Job, here: world.World, steps: int) -> dict[str, Any]:
+def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, Any]:
     """Alternate steps with measurements of the ceiling, then profile as many steps."""
     network = job.starting_point(this, this.data.manifest.unigram_counts())
     running = engine.Engine(model.MaskedLM(network), this.recipe.optimizer, this.resolved)
@@ -103,7 +103,8 @@ def measure(this: Job, here: world.World, steps: int) -> dict[str, Any]:
         progress.consumed_rows += batch.rows
         return time.perf_counter() - start
 
-    step()
+    for _ in range(warmup):  # while the heap grows
+        step()
     seconds, ceilings = [], []
     for _ in range(steps):
         seconds.append(step())
@@ -139,29 +140,44 @@ def main() -> None:
     parser.add_argument("--recipe", default="aws_roberta")
     parser.add_argument("--deepspeed_config", type=Path, default=job.DEFAULT_DS_CONFIG)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=6)
     parser.add_argument("overrides", nargs="*", default=[])
     arguments = parser.parse_intermixed_args()
     arguments.overrides = arguments.overrides or ["training.rows=16", "training.max_micro_rows=4"]
     here = world.detect()
     engine.join(here)
     asked = argparse.Namespace(**vars(arguments), run_dir=None, ranks=None, allow_changes=False)
-    found = measure(job.resolve(asked, here), here, arguments.steps)
+    found = measure(job.resolve(asked, here), here, arguments.steps, arguments.warmup)
     engine.leave()
     if not here.is_first:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "profile.json").write_text(json.dumps(found, indent=1))
-    lines = [f"{measurements.machine()}, {here.size} ranks", "| part | share of the operators' time |", "|---|---|"]
-    lines += [f"| {part} | {share:.1%} |" for part, share in found["parts"].items()]
-    lines.append(
+    table = [f"{measurements.machine()}, {here.size} ranks", "| part | share of the operators' time |", "|---|---|"]
+    table += [f"| {part} | {share:.1%} |" for part, share in found["parts"].items()]
+    table.append(
         f"\na step takes {found['step_seconds']:.3g} s, {found['tokens_per_second']:,.0f} tokens/s: "
         f"{found['step_gflops']:,.0f} of {found['ceiling_gflops']:,.0f} GFLOP/s, {found['share_of_ceiling']:.0%}"
     )
-    (arguments.out / "profile.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (arguments.out / "profile.md").write_text("\n".join(table) + "\n")
+    print("\n".join(table))
     print("\n".join(f"{share:6.1%} {name}" for name, share in found["operators"].items()))
     draw(found, arguments.out / "profile.png")
+    what, took = f"{arguments.recipe}, {here.size} ranks", found["step_seconds"]
+    waiting = found["parts"].get(DATA, 0.0) * took
+    lines = [
+        measurements.Measurement(f"{name}, {what}", *pair, unit, arguments.steps)
+        for name, pair, unit in (
+            (
+                "rate of a whole step / of its matrix products alone",
+                (found["step_gflops"], found["ceiling_gflops"]),
+                "GFLOP/s",
+            ),
+            ("waiting for data / a step", (waiting, took), "s"),
+        )
+    ]
+    print(measurements.write("step_profile", lines))
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

@@ -23,6 +23,7 @@ from scaler import dropout as drops
 NAME = "documents"
 LENGTHS = 32  # documents are filled up to a multiple of it: oneDNN compiles its products for each shape
 SCORES_AT_ONCE = 1 << 22
+CHANGES = ("position_bias", "softcap", "s_aux", "cache")  # what Transformers' models may ask of their scores beside
 Told = tuple[torch.Tensor, None]  # as Transformers wants it: without the shares
 
 
@@ -117,7 +118,7 @@ class _Attention(torch.autograd.Function):
         ctx.given = documents.groups(query.shape[1]), scale, dropped, seed
         if not dropped:
             return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        told, draws = torch.empty_like(query), drops.draws(seed)
+        told, draws = _room_for(query), drops.draws(seed)
         for group in ctx.given[0]:
             shares = _shares(group, group.take(query) * scale, group.take(key))
             shares *= drops.kept(shares.shape, dropped, draws).to(shares.dtype)
@@ -128,7 +129,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of query, key and value (Dao et al. 2022, "FlashAttention", appendix B.2)."""
         groups, scale, dropped, seed = ctx.given
-        of_query, of_key, of_value = found = [torch.empty_like(states) for states in ctx.saved_tensors]
+        of_query, of_key, of_value = found = [_room_for(states) for states in ctx.saved_tensors]
         draws = drops.draws(seed)
         for group in groups:
             query, key, value = (group.take(states) for states in ctx.saved_tensors)
@@ -149,6 +150,12 @@ class _Attention(torch.autograd.Function):
             group.put(of_query, torch.bmm(of_scores, key.mul_(scale)))
             group.put(of_key, torch.bmm(of_scores.transpose(1, 2), query))
         return (*found, None, None, None, None, None)
+
+
+def _room_for(states: torch.Tensor) -> torch.Tensor:
+    """As large, (rows, heads, seq_len, size), but laid out (rows, seq_len, heads, size), as `Group.put` has it."""
+    rows, heads, seq_len, size = states.shape
+    return states.new_empty(rows, seq_len, heads, size).transpose(1, 2)
 
 
 def _shares(group: Group, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -174,14 +181,21 @@ def forward(
 ) -> Told:
     """Attention as Transformers calls it: (rows, heads, seq_len, size) to (rows, seq_len, heads, size).
 
-    torch's own wherever this one has nothing to give: on a GPU, without gradients, or with another mask than one that
-    keeps documents apart.
+    torch's own wherever this one has nothing to give: on a GPU, without gradients, with any mask but one that keeps
+    documents apart, or with what else may change scores.
     """
     if isinstance(query, FakeTensor):  # whose memory is asked for: what fused attention keeps
         return cast(Told, sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **options))
-    known = attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
-    if known and query.device.type == "cpu" and torch.is_grad_enabled() and query.shape == key.shape == value.shape:
-        assert attention_mask is not None
+    if (
+        attention_mask is not None
+        and attention_mask.dtype == torch.bool
+        and attention_mask.shape == (len(query), 1, query.shape[2], query.shape[2])
+        and query.shape == key.shape == value.shape
+        and all(options.get(name) is None for name in CHANGES)
+        and dropout < 1
+        and query.device.type == "cpu"
+        and torch.is_grad_enabled()
+    ):
         if attention_mask not in _of_masks:
             _of_masks[attention_mask] = Documents(attention_mask)
         documents = _of_masks[attention_mask]

@@ -34,7 +34,7 @@ def plain(given: list[torch.Tensor], mask: torch.Tensor, kept: torch.Tensor | No
     return (shares @ value).transpose(1, 2)
 
 
-def ours(given: list[torch.Tensor], mask: torch.Tensor, **options: float) -> torch.Tensor:
+def ours(given: list[torch.Tensor], mask: torch.Tensor, **options: object) -> torch.Tensor:
     told, nothing = attention.forward(nn.Module(), *(some.transpose(1, 2) for some in given), mask, **options)
     assert nothing is None
     return told
@@ -56,6 +56,17 @@ def test_gradients_are_those_of_plain_attention(seq_len, at_once, monkeypatch):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_any_layout_of_the_states_will_do():
+    mask = masks(64)
+    given = [some.detach().transpose(1, 2).contiguous().requires_grad_() for some in states(64)]
+    told, _ = attention.forward(nn.Module(), *given, mask)
+    views = [some.transpose(1, 2) for some in given]
+    for found, expected in zip(gradients(told, given), gradients(plain(views, mask), given), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    dropped, _ = attention.forward(nn.Module(), *given, mask, dropout=0.5)
+    assert dropped.shape == told.shape
+
+
 def test_bf16_gradients_are_as_good_as_those_of_plain_attention():
     mask = masks(64)
     given = states(64, torch.bfloat16)
@@ -63,7 +74,7 @@ def test_bf16_gradients_are_as_good_as_those_of_plain_attention():
     exact = gradients(plain(wide, mask), wide)
 
     def errors(found: list[torch.Tensor]) -> list[float]:
-        return [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+        return [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
 
     found, expected = errors(gradients(ours(given, mask), given)), errors(gradients(plain(given, mask), given))
     assert all(one < 1.2 * other for one, other in zip(found, expected, strict=True)), (found, expected)
@@ -96,6 +107,14 @@ def test_other_masks_and_no_gradients_are_torchs():
     torch.testing.assert_close(ours(given, near), plain(given, near))
     padding = mask[:, :, 2:3].expand(-1, -1, 64, -1)  # keys that all queries see
     torch.testing.assert_close(ours(given, padding), plain(given, padding))
+    # one mask for all rows, and a bias on the scores
+    torch.testing.assert_close(ours(given, mask[1:2]), plain(given, mask[1:2]))
+    bias = torch.randn(1, HEADS, 64, 64)
+    biased = ours(given, mask, position_bias=bias)
+    added = torch.where(mask, bias, -torch.inf)
+    query, key, value = (some.transpose(1, 2) for some in given)
+    expected = ((query @ key.transpose(2, 3) * SIZE**-0.5 + added).softmax(-1) @ value).transpose(1, 2)
+    torch.testing.assert_close(biased, expected)
     with torch.no_grad():
         torch.testing.assert_close(ours(given, mask), plain(given, mask))
 

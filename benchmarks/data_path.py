@@ -35,8 +35,10 @@ def mosaicml(rows: np.ndarray, folder: Path, count: int, collate: Callable[[Any]
     """Batches of rows (rows, seq_len) through MosaicML streaming, without end."""
     from streaming import MDSWriter, StreamingDataset
 
-    with MDSWriter(out=str(folder), columns={"ids": f"ndarray:uint16:{rows.shape[1]}"}, size_limit=SHARD_BYTES) as out:
-        for row in rows.astype(np.uint16):
+    with MDSWriter(
+        out=str(folder), columns={"ids": f"ndarray:{rows.dtype.name}:{rows.shape[1]}"}, size_limit=SHARD_BYTES
+    ) as out:
+        for row in rows:
             out.write({"ids": row})
     data = StreamingDataset(local=str(folder), shuffle=True, batch_size=count)
     return endless(
@@ -116,7 +118,7 @@ def main() -> None:
     beside = tempfile.TemporaryDirectory()
     for package, (name, read) in PEERS.items():
         if importlib.util.find_spec(package) is not None:
-            everything = reader.assemble(np.arange(len(reader.rows)))[0]
+            everything = reader.rows.take(np.arange(len(reader.rows)))
             batches = read(everything, Path(beside.name) / package, count, collator)
             works[name] = lambda turn, batches=batches: next(batches)
     rates: dict[str, list[float]] = {name: [] for name in works}

@@ -150,6 +150,10 @@ def test_dropout_drops_its_share_and_keeps_the_mean(dtype):
     assert torch.equal(gradient, found)
 
 
+def test_dropout_of_nearly_all_drops_nearly_all():
+    assert (dropout.Dropout(1 - 1e-7)(torch.ones(100_000)) == 0).sum() > 99_900
+
+
 def test_dropout_of_nothing_and_of_all_and_when_not_training():
     numbers = torch.ones(10)
     assert torch.equal(dropout.Dropout(0.0)(numbers), numbers)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling
 
-from scaler import model, prepared
+from scaler import allocator, model, prepared
 from scaler.recipe import load
 
 TOKENS_A_BATCH = 64 * 512
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=[])
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
+    allocator.keep_freed_memory()  # as training does
     positions = arguments.seq_len + 2
     recipe = load(
         arguments.recipe,

@@ -53,12 +53,11 @@ def choose_positions(maskable: np.ndarray, count: int, row_keys: np.ndarray) -> 
     draws ^= high
     draws &= ~position_mask
     np.minimum(draws, ~position_mask - position_mask - np.uint32(1), out=draws)  # the largest is for the unmaskable
-    draws |= positions
-    draws[~maskable] |= ~position_mask
+    draws |= np.where(maskable, positions, positions | ~position_mask)
     draws.partition(count - 1, axis=1)
-    chosen = (draws[:, :count] & position_mask).astype(np.int64)
+    chosen = draws[:, :count] & position_mask
     chosen.sort(axis=1)
-    return chosen
+    return chosen.astype(np.int64)
 
 
 def mask_rows(

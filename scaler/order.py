@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
+BLOCK = 1024  # places in the order that are worked out together: a few take as long as some hundred
 ROUNDS = 6  # Luby and Rackoff 1988: four rounds make a strong pseudo-random permutation; two to spare
 
 
@@ -64,6 +66,15 @@ def rows_at(consumed_rows: int, count: int, n_rows: int, seed: int) -> tuple[np.
 
     Every epoch visits each of the `n_rows` rows once, in an order of its own.
     """
-    index = np.arange(consumed_rows, consumed_rows + count, dtype=np.int64)
-    epoch, position = np.divmod(index, n_rows)
-    return epoch, permute(position, n_rows, key(seed, epoch))
+    first, skipped = divmod(consumed_rows, BLOCK)
+    blocks = range(first, -(-(consumed_rows + max(1, count)) // BLOCK))
+    epochs, rows = np.concatenate([_block(number, n_rows, seed) for number in blocks], axis=1)
+    return epochs[skipped : skipped + count], rows[skipped : skipped + count]
+
+
+@functools.lru_cache(maxsize=8)
+def _block(number: int, n_rows: int, seed: int) -> np.ndarray:
+    """Epochs and rows of one block of the order, int64 (2, BLOCK), kept for the calls that follow."""
+    epoch, position = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int64), n_rows)
+    block = np.stack([epoch, permute(position, n_rows, key(seed, epoch))])
+    return block

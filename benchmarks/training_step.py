@@ -215,9 +215,9 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
     here, cpu = world.detect(), torch.device("cpu")
     torch.distributed.init_process_group("gloo")
     allocator.keep_freed_memory()
+    base = metrics.memory_bytes(cpu)
     network = network_of(recipe)
     reader = prepared.open_prepared(recipe).rows("train", recipe, model.first_position(network.config))
-    base = metrics.memory_bytes(cpu)
     wrapped = nn.parallel.DistributedDataParallel(
         model.MaskedLM(network).to(torch.bfloat16 if side.bf16 and native() else torch.float32),
         gradient_as_bucket_view=True,
@@ -249,6 +249,7 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
         times.append(time.perf_counter() - start)
     peak = max(world.gathered(metrics.peak_bytes(cpu) - base, here))
     slowest = [max(step) for step in zip(*world.gathered(times, here), strict=True)]
+    del wrapped  # where its reducer is the last to hold the process group, torch 2.13 may hang as it lets go
     torch.distributed.destroy_process_group()
     return {"seconds": slowest[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
 

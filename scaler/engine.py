@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from scaler import allocator, ds_config, embeddings, gradient_norm
+from scaler import allocator, ds_config, embeddings, exchange, gradient_norm
 from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
 from scaler.model import parameter_groups
@@ -39,6 +40,7 @@ STATE_KINDS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "
 COLLECTIVES = (
     *("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast"),
     *("all_gather", "all_gather_into_tensor", "all_gather_coalesced", "all_to_all", "all_to_all_single", "barrier"),
+    "reduce_to_owners",  # of `exchange`, on CPUs
 )
 
 
@@ -72,6 +74,8 @@ def join(world: World, seconds: float | None = None) -> None:
             f"rank {world.rank}: {world.size} ranks could not meet at {where} ({str(error).splitlines()[0][:200]}); "
             "all nodes must reach that address, and the port must be free: set MASTER_ADDR and MASTER_PORT"
         ) from error
+    if backend == "gloo":
+        exchange.give_to(deepspeed.comm.comm.cdb)
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
@@ -115,13 +119,15 @@ def timed_collectives(device: torch.device) -> Iterator[list[float]]:
 
         return call
 
+    own = dict(vars(backend))
     try:
-        for name in COLLECTIVES:
+        for name in filter(partial(hasattr, backend), COLLECTIVES):
             setattr(backend, name, timed(getattr(backend, name)))  # of this object, before those of its class
         yield found
     finally:
         for name in COLLECTIVES:
             vars(backend).pop(name, None)
+        vars(backend).update(own)
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
@@ -170,6 +176,8 @@ class Engine:
             )
         except (ValueError, AssertionError, KeyError) as error:
             raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
+        if self.stage in (1, 2) and next(model.parameters()).device.type == "cpu":
+            exchange.reduce_by(self.deepspeed.optimizer, deepspeed.comm.comm.cdb)
         if self.stage in (1, 2) and not self.deepspeed.optimizer.cpu_offload:
             gradient_norm.give_to(self.deepspeed.optimizer, deepspeed.comm.all_reduce)
         if self.stage == 0:

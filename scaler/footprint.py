@@ -109,6 +109,15 @@ class Sharding:
     to_owners: bool = False
 
 
+def straight_to_owners(ranks: int, trained: int, bucket: int) -> bool:
+    """On CPUs, whether a bucket's gradients had better be sent to their owners than all-reduced.
+
+    A bucket's owner gets its part from all other ranks, one bucket after the other, while a ring keeps all of them
+    busy: with more ranks than two, and more buckets than two, most would wait for one.
+    """
+    return ranks == 2 or ceil(trained / bucket) <= 2
+
+
 @dataclass(frozen=True)
 class Footprint:
     """Bytes on one rank.
@@ -157,7 +166,9 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
     host: dict[str, int] = {}
     mine = width * layout.whole_of_parts(ranks)
     bucket = width * how.buckets * (min(how.bucket, trained) if how.on_cpu else how.bucket)
-    reduced = width * min(how.bucket + part, trained)
+    # a bucket's sum is a copy of it; sums that go straight to their owners need room for one rank's part
+    straight = how.on_cpu and straight_to_owners(ranks, trained, how.bucket)
+    reduced = width * min((min(how.bucket, part) if straight else how.bucket) + part, trained)
     largest = width * max(map(max, filter(None, layout.groups)), default=0)
     if how.offload:
         host = {
@@ -177,9 +188,7 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
         before = mine if accumulated else 0
         backward = before + bucket + max(reduced, mine)
         groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
-        flat = width * groups_part + (FP32 * groups_part if width < FP32 else 0)
-        gathered = width * max(map(sum, layout.groups)) if how.on_cpu else 0  # gloo's output comes on top
-        step = max(mine + flat, gathered)
+        step = mine + width * groups_part + (FP32 * groups_part if width < FP32 else 0)
     if how.stage == 1 and accumulated:  # nothing is reduced before the last micro-batch is done
         before = width * trained
         backward = max(backward, before + (bucket if not how.on_cpu else 0) + reduced)

@@ -3,7 +3,8 @@
 What DeepSpeed 0.19 sends was read in its source and counted on our engine (docs/scaling.md): stages 1 and 2 reduce by
 all-reduce of whole buckets, never by reduce-scatter (or by a reduce for each part's owner, where
 use_multi_rank_bucket_allreduce is false); stage 2 at every micro-batch, stages 0 and 1 after the last one;
-each group's weights come back in one all-gather, whatever `allgather_bucket_size` says.
+each group's weights come back in one all-gather, whatever `allgather_bucket_size` says. On CPUs `exchange` sends parts
+straight to the ranks that need them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from scaler.footprint import GATHERED_AT_ONCE, Layout, Sharding
+from scaler.footprint import GATHERED_AT_ONCE, Layout, Sharding, straight_to_owners
 
 PREFETCHED = 50_000_000  # stage3_prefetch_bucket_size, in numbers
 REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance: a smaller model's weights stay until its backward pass
@@ -55,6 +56,8 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
     if how.stage in (1, 2):
         times = steps if how.stage == 2 else 1
         kind, calls = ("reduce", buckets * how.ranks) if how.to_owners else ("all_reduce", buckets)
+        if how.on_cpu and straight_to_owners(how.ranks, layout.trained, how.bucket):
+            kind, calls = "reduce_scatter", buckets
         return (
             Collective(kind, "gradients", times * gradients, times * calls, overlapped and how.stage == 2),
             Collective("all_gather", "weights", weights, groups),
@@ -72,7 +75,7 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
             True,
         ),
         Collective(
-            "all_reduce" if how.on_cpu else "reduce_scatter",
+            "reduce_scatter",
             "gradients",
             steps * gradients,
             steps * buckets,
@@ -91,15 +94,13 @@ def gathers_of_weights(layout: Layout) -> int:
 def bytes_on_the_wire(collective: Collective, ranks: int, gloo: bool = False) -> float:
     """Bytes that one rank sends: of a ring, 2 (n - 1) / n of the data for an all-reduce, half of it for its halves.
 
-    Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations". gloo's
-    all-gather takes half a part longer than a ring has to: 1.5 times as long between two ranks, measured (docs/log.md).
-    Its reduces of all parts sent 0.99 to 1.24 times the data on 2 to 8 ranks, counted by the kernel (docs/log.md).
+    Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations". Parts that
+    go straight to their ranks are as many bytes. gloo's own reduces of all parts sent 0.99 to 1.24 times the data on 2
+    to 8 ranks, counted by the kernel (docs/log.md).
     """
     ring = (ranks - 1) / ranks * collective.sent
     if collective.kind == "all_reduce":
         return 2 * ring
-    if gloo and collective.kind == "all_gather":
-        return ring + 0.5 / ranks * collective.sent
     return GLOO_REDUCE * collective.sent if gloo and collective.kind == "reduce" else ring
 
 

@@ -10,16 +10,20 @@ from pathlib import Path
 import torch
 from ranks import ROOT, ended, forked_calls
 
-from scaler import ds_config, engine, model, traffic, workload, world
+from scaler import ds_config, engine, exchange, model, traffic, workload, world
 from scaler.batches import Batch
 from scaler.recipe import load
 
+TORCH, OURS = torch.distributed, exchange
 COLLECTIVES = {
-    "all_reduce": "all_reduce",
-    "reduce_scatter_tensor": "reduce_scatter",
-    "all_gather_into_tensor": "all_gather",
-    "reduce": "reduce",
-    "broadcast": "broadcast",
+    (TORCH, "all_reduce"): "all_reduce",
+    (TORCH, "reduce_scatter_tensor"): "torch's reduce_scatter",
+    (TORCH, "all_gather_into_tensor"): "torch's all_gather",
+    (TORCH, "reduce"): "reduce",
+    (TORCH, "broadcast"): "broadcast",
+    (TORCH, "isend"): "on the wire",
+    (OURS, "reduce_to_owners"): "reduce_scatter",
+    (OURS, "all_gather"): "all_gather",
 }
 CASES = [(stage, *how, False) for stage in (0, 1, 2, 3) for how in ((1, False), (3, True))]  # accumulation; bf16
 CASES += [(1, 3, True, True), (2, 1, False, True)]  # and gradients to their owners alone
@@ -28,16 +32,17 @@ MICRO_ROWS = 2
 
 
 def counted(log: dict[str, list[int]]) -> None:
-    """Write down the bytes of the largest tensor that each call of a collective gets."""
-    for name, kind in COLLECTIVES.items():
-        collective = getattr(torch.distributed, name)
+    """Write down the bytes of the largest tensor, or of all in a list, that each call of a collective gets."""
+    for (module, name), kind in COLLECTIVES.items():
+        collective = getattr(module, name)
 
         def call(*arguments, _collective=collective, _kind=kind, **options):
-            tensors = [some for some in (*arguments, *options.values()) if isinstance(some, torch.Tensor)]
-            log.setdefault(_kind, []).append(max((t.numel() * t.element_size() for t in tensors), default=0))
+            given = [some if isinstance(some, list) else [some] for some in (*arguments, *options.values())]
+            sizes = [sum(t.numel() * t.element_size() for t in some if isinstance(t, torch.Tensor)) for some in given]
+            log.setdefault(_kind, []).append(max(sizes))
             return _collective(*arguments, **options)
 
-        setattr(torch.distributed, name, call)
+        setattr(module, name, call)
 
 
 def compare(recipe_file: str, file: Path) -> None:

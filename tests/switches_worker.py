@@ -13,7 +13,7 @@ from pathlib import Path
 import ranks
 from configs import configuration
 
-from scaler import allocator, attention, gradient_norm, head
+from scaler import allocator, attention, exchange, gradient_norm, head
 
 
 def nothing(*_: object) -> None:
@@ -32,6 +32,10 @@ def without_one_pass() -> None:
     gradient_norm.give_to = nothing
 
 
+def without_direct_exchange() -> None:
+    exchange.give_to = exchange.reduce_by = nothing
+
+
 def without_kept_memory() -> None:
     allocator.keep_freed_memory = nothing
 
@@ -40,6 +44,7 @@ OFF: dict[str, Callable[[], None]] = {
     "attention": without_documents,
     "head": without_blocks,
     "gradient norm": without_one_pass,
+    "exchange": without_direct_exchange,
     "allocator": without_kept_memory,
 }
 

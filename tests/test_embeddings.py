@@ -202,7 +202,9 @@ def test_all_else_trains_and_alone_has_optimizer_state(outcomes, recipe_file, na
 def test_a_frozen_matrix_is_in_no_collective(outcomes):
     saved = outcomes["updated"]["traffic"] - outcomes["frozen"]["traffic"]
     matrix = 4 * ENTRIES * WIDTH
-    assert 1.5 * matrix < saved < 2.6 * matrix  # its gradient is reduced once, and the new weights gathered
+    assert (
+        0.8 * matrix < saved < 1.3 * matrix
+    )  # half of its gradient, and half of the new weights, go to the other rank
 
 
 def test_a_run_says_what_trains(outcomes):

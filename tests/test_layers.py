@@ -47,6 +47,7 @@ LAYERS = {
             "checkpoint",
             "own_work",
             "gradient_norm",
+            "exchange",
             "engine",
         ),
         *("resume", "heldout", "metrics", "loop", "export", "links", "parity", "masked_words"),

@@ -1,0 +1,43 @@
+"""Parts sent straight to their ranks are summed and gathered as gloo does it, alone and in DeepSpeed's engine."""
+
+import itertools
+import sys
+
+import pytest
+from conftest import ROOT
+
+from scaler import footprint
+
+
+@pytest.fixture(scope="module")
+def figures(worker_figures, tiny_recipe_file):
+    """What three ranks found."""
+    return worker_figures(sys.executable, ROOT / "tests" / "exchange_worker.py", tiny_recipe_file)
+
+
+def test_sums_and_gathers_are_those_of_gloo_also_in_a_group_of_some_ranks(figures):
+    by_rank = figures["differences"]
+    assert [len(groups) for groups in by_rank] == [1, 2, 2]
+    found = [difference for groups in by_rank for group in groups for difference in group]
+    assert len(found) > 30
+    assert 0 < max(found) < 1e-2  # of bf16, rounded after each addition
+
+
+@pytest.mark.parametrize("stage, accumulation", [*itertools.product((1, 2), (1, 2))])
+def test_a_training_is_the_same_whether_gradients_are_summed_for_owners_or_for_all(figures, stage, accumulation):
+    kinds = figures[f"{stage} {accumulation}"]
+    first = kinds["one bucket, False"]
+    for kind in kinds.values():
+        assert kind["norms"] == pytest.approx(first["norms"], rel=1e-5)
+        assert kind["apart"] < 1e-5
+    times = 3 * (accumulation if stage == 2 else 1)
+    for to_owners in (False, True):
+        assert kinds[f"one bucket, {to_owners}"]["straight"] == times * first["size"]
+        assert kinds[f"many, {to_owners}"]["straight"] == 0  # most of three ranks would wait
+
+
+@pytest.mark.parametrize(
+    "ranks, buckets, pays", [(2, 1, True), (2, 100, True), (3, 1, True), (64, 2, True), (3, 3, False), (64, 3, False)]
+)
+def test_gradients_go_straight_to_owners_where_a_ring_is_no_faster(ranks, buckets, pays):
+    assert footprint.straight_to_owners(ranks, 1_000_000, -(-1_000_000 // buckets)) is pays

@@ -42,6 +42,14 @@ def reduce_to_owners(parts: Sequence[torch.Tensor], owners: Sequence[int], group
         owners: ranks in the group, one for each part.
     """
     here, ranks = dist.get_rank(group), dist.get_world_size(group)
+    mine = [part for part, owner in zip(parts, owners, strict=True) if owner == here]
+    # before anything is sent: the word that a rank is ready to receive would queue behind what it sends
+    coming: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
+    for turn in range(1, ranks):
+        source = _global(group, (here - turn) % ranks)
+        for part in mine:
+            theirs = torch.empty_like(part)
+            coming.append((part, theirs, dist.irecv(theirs, source, group, REDUCING)))
     sent = Sent(
         [
             dist.isend(part, _global(group, owner), group, REDUCING)
@@ -49,14 +57,9 @@ def reduce_to_owners(parts: Sequence[torch.Tensor], owners: Sequence[int], group
             if owner != here
         ]
     )
-    mine = [part for part, owner in zip(parts, owners, strict=True) if owner == here]
-    room = torch.empty_like(max(mine, key=len)) if mine else None
-    for turn in range(1, ranks):
-        for part in mine:
-            assert room is not None
-            theirs = room[: len(part)]
-            dist.recv(theirs, _global(group, (here - turn) % ranks), group, REDUCING)
-            part.add_(theirs)
+    for part, theirs, message in coming:
+        message.wait()
+        part.add_(theirs)
     sent.wait()
 
 
@@ -81,12 +84,11 @@ def all_gather(
     mine, parts = input_tensor.view(-1), output_tensor.view(-1).chunk(ranks)
     if parts[here].data_ptr() != mine.data_ptr():
         parts[here].copy_(mine)
-    messages = []
-    for turn in range(1, ranks):
-        to, source = (here + turn) % ranks, (here - turn) % ranks
-        messages.append(dist.isend(mine, _global(group, to), group, GATHERING))
-        messages.append(dist.irecv(parts[source], _global(group, source), group, GATHERING))
-    sent = Sent(messages)
+    others = [(here + turn) % ranks for turn in range(1, ranks)]
+    sent = Sent(
+        [dist.irecv(parts[source], _global(group, source), group, GATHERING) for source in reversed(others)]
+        + [dist.isend(mine, _global(group, to), group, GATHERING) for to in others]
+    )
     if async_op:
         return sent
     sent.wait()

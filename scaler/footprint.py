@@ -166,9 +166,10 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
     host: dict[str, int] = {}
     mine = width * layout.whole_of_parts(ranks)
     bucket = width * how.buckets * (min(how.bucket, trained) if how.on_cpu else how.bucket)
-    # a bucket's sum is a copy of it; sums that go straight to their owners need room for one rank's part
+    # a bucket's sum is a copy of it; sums that go straight to their owners need room for the others' parts
     straight = how.on_cpu and straight_to_owners(ranks, trained, how.bucket)
-    reduced = width * min((min(how.bucket, part) if straight else how.bucket) + part, trained)
+    copied = (ranks - 1) * min(how.bucket, part) if straight else how.bucket
+    reduced = width * min(copied + part, trained)
     largest = width * max(map(max, filter(None, layout.groups)), default=0)
     if how.offload:
         host = {

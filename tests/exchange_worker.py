@@ -103,7 +103,7 @@ def work(recipe_file: str, file: Path) -> None:
     engine.join(world.detect())
     here = dist.get_rank()
     torch.manual_seed(here)
-    groups = [(None, [0, 1, 2]), (dist.new_group([1, 2]), [1, 2])]
+    groups = [(None, [0, 1, 2]), (dist.new_group([1, 2]), [1, 2]), (dist.new_group([0]), [0])]
     found: dict[str, object] = {"differences": [compared(*each) for each in groups if here in each[1]]}
     found["differences"] = world.gathered(found["differences"], world.detect())
     for stage in (1, 2):

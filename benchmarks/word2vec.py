@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import measurements
 import numpy as np
 import psutil
 
@@ -139,7 +140,8 @@ def main() -> None:
             for name, command in sides.items():
                 measured[name].append(rate(command, words))
                 print(f"{name}: {measured[name][-1][0]:,.0f} words/s", file=sys.stderr, flush=True)
-    print(f"{kind}, {arguments.entries:,} x {width}, {words:,} words, {threads} threads")
+    what = f"{kind}, {arguments.entries:,} x {width}, {words:,} words, {threads} threads"
+    print(what)
     base = statistics.median(rates[1] for rates in measured["ours, token shards"])
     for name, rates in measured.items():
         said = []
@@ -148,6 +150,12 @@ def main() -> None:
             said.append(f"{statistics.median(of_one) / 1e3:7.1f} k ({spread})")
         times = base / statistics.median(of_one)
         print(f"{name:<22} {said[0]:>26} words/s  {said[1]:>26} a processor second  ours is {times:.2f} x")
+    ours, *others = (statistics.median(rates[0] for rates in found) for found in measured.values())
+    lines = [
+        measurements.Measurement(f"word2vec, {what}, ours / {name}", ours, theirs, "words/s", arguments.repeats)
+        for name, theirs in zip([*measured][1:], others, strict=True)
+    ]
+    print(measurements.write("word2vec", lines))
 
 
 if __name__ == "__main__":

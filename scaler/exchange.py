@@ -120,12 +120,13 @@ def reduce_by(zero: Any, backend: Any) -> None:
     def reduce(
         bucket: Sequence[tuple[frozenset[int], torch.Tensor, torch.Tensor | None]],
         communication_data_type: torch.dtype,
-        numel_per_bucket: int = 0,
-        log: Any = None,
-        divide: bool = False,
-        process_group: Any = None,
+        *,
+        divide: bool,
+        process_group: Any,
+        **others: Any,
     ) -> None:
-        owners = [min(ranks) for ranks, _, _ in bucket]  # there is one; Muon alone has more, which no recipe has
+        assert not divide  # the caller did
+        owners = [owner for (owner,), _, _ in bucket]  # Muon alone has parts of more, and no recipe has Muon
         parts = [part.to(communication_data_type) for _, part, _ in bucket]
         backend.reduce_to_owners(parts, owners, process_group)
         for summed, owner, (_, part, kept) in zip(parts, owners, bucket, strict=True):

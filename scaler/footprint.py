@@ -115,7 +115,7 @@ def straight_to_owners(ranks: int, trained: int, bucket: int) -> bool:
     A bucket's owner gets its part from all other ranks, one bucket after the other, while a ring keeps all of them
     busy: with more ranks than two, and more buckets than two, most would wait for one.
     """
-    return ranks == 2 or ceil(trained / bucket) <= 2
+    return ranks <= 2 or ceil(trained / bucket) <= 2
 
 
 @dataclass(frozen=True)

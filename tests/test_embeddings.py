@@ -202,9 +202,8 @@ def test_all_else_trains_and_alone_has_optimizer_state(outcomes, recipe_file, na
 def test_a_frozen_matrix_is_in_no_collective(outcomes):
     saved = outcomes["updated"]["traffic"] - outcomes["frozen"]["traffic"]
     matrix = 4 * ENTRIES * WIDTH
-    assert (
-        0.8 * matrix < saved < 1.3 * matrix
-    )  # half of its gradient, and half of the new weights, go to the other rank
+    # half of its gradient, and half of the new weights, go to the other rank
+    assert 0.8 * matrix < saved < 1.3 * matrix
 
 
 def test_a_run_says_what_trains(outcomes):

@@ -37,7 +37,8 @@ def test_a_training_is_the_same_whether_gradients_are_summed_for_owners_or_for_a
 
 
 @pytest.mark.parametrize(
-    "ranks, buckets, pays", [(2, 1, True), (2, 100, True), (3, 1, True), (64, 2, True), (3, 3, False), (64, 3, False)]
+    "ranks, buckets, pays",
+    [(1, 9, True), (2, 1, True), (2, 100, True), (3, 1, True), (64, 2, True), (3, 3, False), (64, 3, False)],
 )
 def test_gradients_go_straight_to_owners_where_a_ring_is_no_faster(ranks, buckets, pays):
     assert footprint.straight_to_owners(ranks, 1_000_000, -(-1_000_000 // buckets)) is pays

@@ -1,9 +1,9 @@
 """ZeRO's collectives between CPUs, each part straight from the rank that has it to the rank that needs it.
 
 gloo (torch 2.13) has no reduce-scatter: what each rank needs a part of, it sums for all, which sends twice as much. And
-its all-gather copies all data twice, into new memory. DeepSpeed (0.19.8) all-reduces at stages 1 and 2. Of 82 M
+its all-gather fills new memory, which is copied from there. DeepSpeed (0.19.8) all-reduces at stages 1 and 2. Of 82 M
 gradients in bf16 on two ranks of one machine, an all-reduce takes 0.19 s and the sums here 0.09; the weights come back
-in 0.06 s instead of 0.15, and in a training, where memory is scarcer, in 0.07 instead of 0.34 (docs/performance.md).
+in 0.06 s instead of 0.15, and within a training in 0.07 instead of 0.34 (docs/performance.md).
 """
 
 from __future__ import annotations

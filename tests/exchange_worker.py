@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 import torch.distributed as dist
 from ranks import ROOT, ended, forked_calls
 
-from scaler import engine, exchange, model, workload, world
+from scaler import engine, exchange, model, traffic, workload, world
 from scaler.batches import Batch
+from scaler.ds_config import SolvedBatch
 from scaler.recipe import load
 
 RANKS = 3
@@ -58,7 +60,25 @@ def compared(group: object, ranks: list[int]) -> list[float]:
     return differences
 
 
-def trained(recipe_file: str, stage: int, bucket: int, accumulation: int, to_owners: bool) -> dict[str, object]:
+def counted_reduces(log: list[int]) -> None:
+    """Write down the bytes of each call of torch's reduce."""
+    inner = dist.reduce
+
+    def reduce(tensor, *arguments, **options):
+        log.append(tensor.numel() * tensor.element_size())
+        return inner(tensor, *arguments, **options)
+
+    dist.reduce = reduce
+
+
+def told(recipe: object, content: dict[str, object], batch: SolvedBatch) -> dict[str, int]:
+    """Bytes of a step's gradients by the kind of their collective, as the plan has them."""
+    settings = dataclasses.replace(workload.settings_of(content, "fp32"), on_cpu=True)
+    step = traffic.of_step(workload.workload(recipe, 4).layout, settings.sharding(batch, 2))
+    return {each.kind: each.sent for each in step if each.what == "gradients"}
+
+
+def trained(recipe_file: str, stage: int, bucket: int, accumulation: int, to_owners: bool, log: list[int]):
     """Three steps of the engine on other rows on each rank: norms, weights, and gradients sent straight to owners."""
     recipe, here = load(recipe_file), world.detect()
     content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
@@ -83,6 +103,7 @@ def trained(recipe_file: str, stage: int, bucket: int, accumulation: int, to_own
     backend.reduce_to_owners = counted
     torch.manual_seed(here.rank)
     norms = []
+    log.clear()
     for _ in range(3):
         for _ in range(accumulation):
             ids = torch.randint(5, recipe.tokenizer.vocab_size, (2, recipe.data.seq_len))
@@ -95,11 +116,20 @@ def trained(recipe_file: str, stage: int, bucket: int, accumulation: int, to_own
     backend.reduce_to_owners = inner
     weights = torch.cat([weight.flatten() for weight in running.full_state().values()])
     running.close()
-    return {"norms": norms, "weights": weights, "straight": sum(straight), "size": len(weights)}
+    return {
+        "norms": norms,
+        "weights": weights,
+        "straight": sum(straight),
+        "size": len(weights),
+        "reduced": sum(log),
+        "told": told(recipe, content, SolvedBatch(2 * accumulation * RANKS, 2, accumulation, RANKS)),
+    }
 
 
 def work(recipe_file: str, file: Path) -> None:
     """On one rank; the first writes."""
+    log: list[int] = []
+    counted_reduces(log)  # before DeepSpeed takes its own reference
     engine.join(world.detect())
     here = dist.get_rank()
     torch.manual_seed(here)
@@ -109,7 +139,7 @@ def work(recipe_file: str, file: Path) -> None:
     for stage in (1, 2):
         for accumulation in (1, 2):
             kinds = {
-                name: trained(recipe_file, stage, bucket, accumulation, to_owners)
+                name: trained(recipe_file, stage, bucket, accumulation, to_owners, log)
                 for to_owners in (False, True)
                 for name, bucket in ((f"{name}, {to_owners}", bucket) for name, bucket in BUCKETS.items())
             }
@@ -120,6 +150,8 @@ def work(recipe_file: str, file: Path) -> None:
                     "apart": float((kind["weights"] - first["weights"]).abs().max()),
                     "straight": kind["straight"],
                     "size": kind["size"],
+                    "reduced": kind["reduced"],
+                    "told": kind["told"],
                 }
                 for name, kind in kinds.items()
             }

@@ -36,6 +36,18 @@ def test_a_training_is_the_same_whether_gradients_are_summed_for_owners_or_for_a
         assert kinds[f"many, {to_owners}"]["straight"] == 0  # most of three ranks would wait
 
 
+@pytest.mark.parametrize("stage, accumulation", [*itertools.product((1, 2), (1, 2))])
+def test_the_plan_tells_how_three_ranks_sum_gradients(figures, stage, accumulation):
+    kinds = figures[f"{stage} {accumulation}"]
+    size = 4 * kinds["many, True"]["size"] * (accumulation if stage == 2 else 1)
+    assert kinds["many, True"]["told"] == {"reduce": size}
+    assert kinds["many, True"]["reduced"] == 3 * size
+    assert kinds["many, False"]["told"] == {"all_reduce": size}
+    for to_owners in (False, True):
+        assert kinds[f"one bucket, {to_owners}"]["told"] == {"reduce_scatter": size}
+    assert not any(kind["reduced"] for name, kind in kinds.items() if name != "many, True")
+
+
 @pytest.mark.parametrize(
     "ranks, buckets, pays",
     [(1, 9, True), (2, 1, True), (2, 100, True), (3, 1, True), (64, 2, True), (3, 3, False), (64, 3, False)],

@@ -1,7 +1,13 @@
-"""A training step beside Transformers' Trainer as its run_mlm.py uses it: `python benchmarks/training_step.py`.
+r"""A training step beside Transformers' Trainer as its run_mlm.py uses it: `python benchmarks/training_step.py`.
 
     python benchmarks/training_step.py --recipe aws_roberta              # after `make data RECIPE=aws_roberta`
     python benchmarks/training_step.py --recipe aws_roberta --ranks 2
+
+and for DistilBERT, whose 256,000 embeddings are more than the tokenizer of so small a text has entries:
+
+    python -m data_prep --recipe benchmarks/distilbert_wide.yaml
+    python benchmarks/training_step.py --recipe benchmarks/distilbert_wide.yaml -- tokenizer.vocab_size=256000 \
+        training.rows=8 training.max_micro_rows=4
 
 Same text, model, batch and micro-batch on all sides; each measurement is a process of its own, and they take turns.
 
@@ -23,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -45,8 +52,6 @@ from scaler.ds_config import solve_batch
 from scaler.recipe import Recipe, load
 
 CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
-NO_DROPOUT = ("model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
-DROPOUT = ("model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1")
 ROWS_OF_PEERS = 256  # packed rows that the peers' text is cut from
 BUCKET = 50_000_000
 
@@ -57,7 +62,7 @@ class Side:
 
     Attributes:
         kind: "engine", "trainer", "plain" or "ddp".
-        overrides: of the recipe.
+        dropout: of hidden states and attention; None: the recipe's.
         bf16: the peers compute in it, where the hardware does.
         documents: a document a row.
         compiled: by torch.compile.
@@ -65,7 +70,7 @@ class Side:
     """
 
     kind: str
-    overrides: tuple[str, ...] = ()
+    dropout: float | None = None
     bf16: bool = False
     documents: bool = False
     compiled: bool = False
@@ -74,16 +79,16 @@ class Side:
 
 SIDES = {
     "ours": Side("engine"),
-    "ours, no dropout": Side("engine", NO_DROPOUT),
-    "ours, dropout": Side("engine", DROPOUT),
-    "run_mlm": Side("trainer", DROPOUT),
-    "run_mlm, documents": Side("trainer", DROPOUT, documents=True),
-    "run_mlm, bf16": Side("trainer", NO_DROPOUT, bf16=True),
-    "best": Side("plain", NO_DROPOUT, bf16=True),
-    "best, compiled": Side("plain", NO_DROPOUT, bf16=True, compiled=True),
-    "best, allocator": Side("plain", NO_DROPOUT, bf16=True, keeps=True),
-    "best, compiled, allocator": Side("plain", NO_DROPOUT, bf16=True, compiled=True, keeps=True),
-    "DDP": Side("ddp", NO_DROPOUT, bf16=True),
+    "ours, no dropout": Side("engine", 0.0),
+    "ours, dropout": Side("engine", 0.1),
+    "run_mlm": Side("trainer", 0.1),
+    "run_mlm, documents": Side("trainer", 0.1, documents=True),
+    "run_mlm, bf16": Side("trainer", 0.0, bf16=True),
+    "best": Side("plain", 0.0, bf16=True),
+    "best, compiled": Side("plain", 0.0, bf16=True, compiled=True),
+    "best, allocator": Side("plain", 0.0, bf16=True, keeps=True),
+    "best, compiled, allocator": Side("plain", 0.0, bf16=True, compiled=True, keeps=True),
+    "DDP": Side("ddp", 0.0, bf16=True),
 }
 RATIOS = [  # what is divided by what
     *(("ours, dropout", "run_mlm"), ("ours, no dropout", "run_mlm"), ("ours, dropout", "run_mlm, documents")),
@@ -179,6 +184,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
     encoder: Callable[..., Any] = torch.compile(network.base_model) if side.compiled else network.base_model
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
     batch = solve_batch(recipe.training.rows, 1, recipe.training.max_micro_rows)
+    head = HEADS[network.config.model_type]
     rows, masked = packed_rows(recipe), masking.masked_per_row(recipe.data.seq_len, recipe.objective.mask_probability)
     mask_id = prepared.load_tokenizer(recipe.tokenizer_folder).mask_token_id
 
@@ -199,7 +205,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
             with torch.autocast("cpu", torch.bfloat16, enabled=side.bf16 and native()):
                 hidden = encoder(input_ids=ids).last_hidden_state  # (rows, seq_len, hidden)
                 hidden = hidden.gather(1, places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-                logits = network.get_submodule(HEADS[network.config.model_type])(hidden)
+                logits = functools.reduce(lambda given, part: network.get_submodule(part)(given), head, hidden)
                 loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
             (loss / batch.accumulation).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -254,7 +260,23 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
     return {"seconds": slowest[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
 
 
-HEADS = {"roberta": "lm_head"}  # models whose head a plain loop can call by itself
+HEADS = {  # the modules of a model's head, one after the other, as a plain loop can call them
+    "roberta": ("lm_head",),
+    "distilbert": ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+}
+DROPOUTS = {  # what a model calls that of hidden states and of attention
+    "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "distilbert": ("dropout", "attention_dropout"),
+}
+
+
+def recipe_of(side: Side, arguments: argparse.Namespace) -> Recipe:
+    """The recipe as this side trains it."""
+    recipe = load(arguments.recipe, arguments.overrides)
+    if side.dropout is None:
+        return recipe
+    names = DROPOUTS[recipe.model["model_type"]]
+    return load(arguments.recipe, [*arguments.overrides, *(f"model.{name}={side.dropout}" for name in names)])
 
 
 def network_of(recipe: Recipe) -> Any:
@@ -283,7 +305,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         if side.kind == "engine":
-            recipe = load(arguments.recipe, [*arguments.overrides, *side.overrides])
+            recipe = recipe_of(side, arguments)
             (folder / study_folder.RECIPE).write_text(recipe.to_yaml())
             rows = recipe.training.rows
             micro = solve_batch(rows, ranks, recipe.training.max_micro_rows).micro_rows
@@ -310,7 +332,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def one(name: str, out: Path, arguments: argparse.Namespace) -> None:
     """Measure a peer in this process."""
     side = SIDES[name]
-    recipe = load(arguments.recipe, [*arguments.overrides, *side.overrides])
+    recipe = recipe_of(side, arguments)
     train = {"trainer": trained_by_the_trainer, "plain": trained_plainly, "ddp": trained_by_ddp}[side.kind]
     found = train(side, recipe, arguments.steps, arguments.warmup)
     if world.detect().is_first:
@@ -335,10 +357,8 @@ def main() -> None:
     if arguments.one:
         one(arguments.one[0], Path(arguments.one[1]), arguments)
         return
-    impossible = {"ddp"} if arguments.ranks == 1 else {"plain"}
-    if load(arguments.recipe, arguments.overrides).model["model_type"] not in HEADS:
-        impossible.add("plain")
-    sides = [name for name in arguments.sides if SIDES[name].kind not in impossible]
+    impossible = "ddp" if arguments.ranks == 1 else "plain"
+    sides = [name for name in arguments.sides if SIDES[name].kind != impossible]
     rates: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, int] = dict.fromkeys(sides, 0)
     for turn in range(arguments.turns):
@@ -351,9 +371,10 @@ def main() -> None:
     for name, found in rates.items():
         span = f"{min(found):,.0f} - {max(found):,.0f}"
         print(f"| {name} | {statistics.median(found):,.0f} | {span} | {peaks[name] / 1e9:.2f} GB |")
+    name_of_recipe = Path(arguments.recipe).stem
     lines = [
         measurements.Measurement(
-            f"training tokens/s, {arguments.recipe}, {arguments.ranks} ranks, {ours} / {peer}",
+            f"training tokens/s, {name_of_recipe}, {arguments.ranks} ranks, {ours} / {peer}",
             *(statistics.median(rates[name]) for name in (ours, peer)),
             "tokens/s",
             len(rates[ours]),
@@ -362,7 +383,7 @@ def main() -> None:
         if ours in rates and peer in rates
     ]
     print("\n".join(f"{line.measure}: {line.ratio:.2f} x" for line in lines))
-    print(measurements.write(f"training_step-{arguments.recipe}-{arguments.ranks}", lines))
+    print(measurements.write(f"training_step-{name_of_recipe}-{arguments.ranks}", lines))
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def main() -> None:
     launch(ranks, "--num_gpus", ranks, "--module", "scaler.calibrate", *asked, log=folder / "calibration.log")
     on = hardware.load(str(folder / "node.yaml"))
     precision, width = ("bf16", 2) if NATIVE_BF16 else ("fp32", 4)
-    work = workload.workload(recipe, width)
+    work = workload.workload(recipe, width, on_cpu=True)
     settings = dataclasses.replace(workload.settings_of({}, precision), on_cpu=True)  # as the autotuner has it
     mine = forecast.best(plan.choices(work, plan.other_ways(settings), 1, on))
     assert mine is not None

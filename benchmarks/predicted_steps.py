@@ -112,7 +112,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     stages, ranks = ([int(part) for part in text.split(",")] for text in (arguments.stages, arguments.ranks))
     wanted = points(recipe.training.rows, recipe.training.max_micro_rows, stages, ranks)
-    work, errors = workload.workload(recipe, 2 if NATIVE_BF16 else 4), []
+    work, errors = workload.workload(recipe, 2 if NATIVE_BF16 else 4, on_cpu=True), []
     print("Mbit/s  ranks  ZeRO  predicted s  measured s   error", flush=True)
     with Cluster(Path("/tmp/scaler-slurm-predicted")) as cluster:
         nodes = Nodes(cluster, arguments.share)

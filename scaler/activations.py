@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -14,26 +15,44 @@ from scaler.batches import Batch
 
 
 def of_model(
-    config: Any, micro_rows: int, seq_len: int, masked: int, width: int, frozen_embeddings: bool = False
+    config: Any,
+    micro_rows: int,
+    seq_len: int,
+    masked: int,
+    width: int,
+    frozen_embeddings: bool = False,
+    on_cpu: bool = False,
 ) -> footprint.Activations:
     """Bytes of one micro-batch, by the model's own operations on a CPU; fused attention saves as much on a GPU.
 
     Args:
         masked: positions of a row.
         width: bytes of a number: 2 in bf16, 4 in fp32.
+        on_cpu: where the gradient of a lookup is of the rows that were looked up.
     """
     found = {}
     for keep in (True, False):
-        found[keep], forward = _peak(config, micro_rows, seq_len, masked, width, frozen_embeddings, keep)
+        found[keep], forward = _peak(config, micro_rows, seq_len, masked, width, frozen_embeddings, on_cpu, keep)
     return footprint.Activations(forward, found[True], found[False])
 
 
 def _peak(
-    config: Any, rows: int, seq_len: int, masked: int, width: int, frozen_embeddings: bool, keep_gradients: bool
+    config: Any,
+    rows: int,
+    seq_len: int,
+    masked: int,
+    width: int,
+    frozen_embeddings: bool,
+    on_cpu: bool,
+    keep_gradients: bool,
 ) -> tuple[int, int]:
     """Bytes beside the weights: at the peak, and at the end of the forward pass."""
     with FakeTensorMode():
         network = model.MaskedLM(model.build(config, 0)).train()
+        lookup = network.model.get_input_embeddings()
+        if lookup.sparse and on_cpu:  # which the tracker cannot follow: as much is the gradient of what comes out
+            lookup.forward = lambda ids: nn.functional.embedding(ids, lookup.weight.detach()).requires_grad_()
+        lookup.sparse = False
         if frozen_embeddings:
             embeddings.freeze(network.model)
         if width == 2:
@@ -47,14 +66,26 @@ def _peak(
         hidden = torch.zeros((rows, masked), dtype=torch.int64)
         batch = Batch(whole, whole, whole, hidden, hidden)
         weights = sum(p.numel() * p.element_size() for p in network.parameters())
+        constants = _as_constants(network)
         tracker = MemTracker()
-        tracker.track_external(network)
+        tracker.track_external(network, *constants)
         with warnings.catch_warnings(), tracker:
             warnings.simplefilter("ignore")  # the tracker's own, of outputs that are None
             loss, _ = network(batch)
             forward = _total(tracker, "current")
             loss.backward()
         return _total(tracker, "peak") - weights, forward - weights
+
+
+def _as_constants(network: nn.Module) -> list[torch.Tensor]:
+    """Make constants of what does not train, for the tracker (torch 2.13) waits for the gradient of every parameter."""
+    constants = {id(parameter): parameter.detach() for parameter in network.parameters() if not parameter.requires_grad}
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in constants:
+                delattr(module, name)
+                setattr(module, name, constants[id(parameter)])
+    return list(constants.values())
 
 
 def _let_go(parameter: torch.Tensor) -> None:

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from scaler import allocator, ds_config, embeddings, exchange, gradient_norm
-from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
 from scaler.errors import ScalerError
+from scaler.held_state import HeldState
 from scaler.model import parameter_groups
 from scaler.own_work import OwnWork
 from scaler.recipe import Optimizer
@@ -156,14 +156,13 @@ class Engine:
     Attributes:
         watch: is told what the engine is about to do.
         own_work: a clock for what needs no other rank.
+        held: this rank's share of weights and optimizer state.
     """
 
     def __init__(self, model: nn.Module, settings: Optimizer, resolved: dict[str, Any]) -> None:
         self.watch: Callable[[str], None] = lambda doing: None
         self.own_work = OwnWork(next(model.parameters()).device)
-        self.optimizer = optimizer = make_optimizer(model, settings)
-        without = settings.name == "sgd" and settings.momentum == 0
-        self._state_kinds = () if without else STATE_KINDS[settings.name]
+        optimizer = make_optimizer(model, settings)
         self.stage = ds_config.zero_stage(resolved)
         self.bf16 = bool(resolved["bf16"].get("enabled"))
         self.clipping = float(resolved.get("gradient_clipping", 0.0))
@@ -184,6 +183,9 @@ class Engine:
             # in bf16 DeepSpeed takes an empty step as it starts; at learning rate 0 it moves no weight,
             # but would put Adam's bias correction one step ahead
             optimizer.state.clear()
+        without = settings.name == "sgd" and settings.momentum == 0
+        kinds = () if without else STATE_KINDS[settings.name]
+        self.held = HeldState(self.module, optimizer, self.deepspeed.optimizer, self.stage, self.bf16, kinds)
 
     @property
     def module(self) -> Any:
@@ -232,94 +234,11 @@ class Engine:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    # ---- what a checkpoint holds
-
-    def pieces(self, updates: int) -> list[Piece]:
-        """The stretches of parameters and optimizer state that this rank holds, as views: reading and writing alike.
-
-        Args:
-            updates: optimizer steps that moved the weights; before the first there is no optimizer state.
-        """
-        rank = torch.distributed.get_rank()
-        masters = self._masters()
-        pieces = []
-        for long_name, parameter in self.module.named_parameters():
-            name = long_name.removeprefix("model.")
-            if self.stage == 3:
-                length = parameter.ds_tensor.ds_numel  # a rank's share, padding included
-                start, whole = rank * length, int(parameter.ds_numel)
-                length = max(0, min(length, whole - start))
-                if parameter.requires_grad:
-                    zero = parameter._z3_optimizer
-                    group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-                    tensors = self._state(zero.fp32_partitioned_groups_flat[group], offset, length, updates)
-                else:
-                    tensors = {FROZEN: parameter.ds_tensor.data[:length]}
-                pieces.append(Piece(name, min(start, whole), whole, tensors))
-            elif not parameter.requires_grad:
-                tensors = {FROZEN: parameter.data.view(-1)}
-                pieces.append(Piece(name, 0, parameter.numel(), tensors, everywhere=True))
-            elif self.stage == 0:
-                tensors = self._state(masters.get(id(parameter), parameter), 0, parameter.numel(), updates)
-                pieces.append(Piece(name, 0, parameter.numel(), tensors, everywhere=True))
-            elif (held := parameter._hp_mapping) is not None:
-                (flat,) = self.optimizer.param_groups[held.param_group_index]["params"]
-                where, start = held.hp_fragment_address, held.lp_fragment_address.start
-                tensors = self._state(flat, where.start, where.numel, updates)
-                pieces.append(Piece(name, start, parameter.numel(), tensors))
-            else:
-                empty = {WEIGHT: torch.empty(0)}
-                pieces.append(Piece(name, 0, parameter.numel(), empty))
-        return pieces
-
-    def _masters(self) -> dict[int, torch.Tensor]:
-        # at stage 0 in bf16 DeepSpeed's wrapper holds fp32 copies of the parameters
-        if self.stage or not self.bf16:
-            return {}
-        wrapped = self.deepspeed.optimizer
-        pairs = zip(wrapped.fp16_groups, wrapped.fp32_groups, strict=True)
-        return {id(half): master for group in pairs for half, master in zip(*group, strict=True)}
-
-    def _state(self, holder: torch.Tensor, offset: int, length: int, updates: int) -> dict[str, torch.Tensor]:
-        # made here when the optimizer has none yet; its own lazy one would be the same, at step 0
-        tensors = {WEIGHT: holder}
-        if updates:
-            state = self.optimizer.state[holder]
-            for kind in self._state_kinds:
-                if state.get(kind) is None:
-                    state[kind] = torch.zeros_like(holder)
-                tensors[kind] = state[kind]
-        return {kind: tensor.detach().view(-1)[offset : offset + length] for kind, tensor in tensors.items()}
-
-    def take_over(self, updates: int) -> None:
-        """Go on from pieces that were written to, after so many updates; every rank must call it.
-
-        The weights of the forward pass follow the fp32 ones, and Adam's bias correction the number of updates.
-        """
-        if isinstance(self.optimizer, torch.optim.AdamW):
-            for state in self.optimizer.state.values():
-                state["step"] = torch.tensor(float(updates), device=state["exp_avg"].device)
-        if not updates:
-            self.optimizer.state.clear()
-        wrapped = self.deepspeed.optimizer
-        if self.stage == 3:
-            wrapped.checkpoint_event_prologue()
-            for group in range(len(wrapped.fp32_partitioned_groups_flat)):
-                wrapped._reassign_or_swap_out_partitioned_parameters(group)
-            wrapped.checkpoint_event_epilogue()
-        elif self.stage:
-            wrapped.update_lp_params()
-        else:
-            masters = self._masters()
-            for parameter in self.module.parameters():
-                if id(parameter) in masters:
-                    parameter.data.copy_(masters[id(parameter)].data)
-
     def full_state(self) -> dict[str, torch.Tensor]:
         """The model's whole state in fp32 on the CPU, from the master weights; every rank must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        masters = self._masters()
+        masters = self.held.masters()
         state = {}
         for name, parameter in self.module.named_parameters():
             full = masters.get(id(parameter))

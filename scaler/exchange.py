@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from scaler import footprint
 
+AT_ONCE = 1 << 18  # numbers whose fp32 copy a core's cache holds
 REDUCING, GATHERING = 1, 2  # tags, so that one never takes what the other is sent
 
 
@@ -95,6 +96,12 @@ def all_gather(
     return None
 
 
+def _add(wide: torch.Tensor, narrow: torch.Tensor, share: float) -> None:
+    """Add so much of each number; some at a time, for torch makes a copy in the wider type."""
+    for some, more in zip(wide.split(AT_ONCE), narrow.split(AT_ONCE), strict=True):
+        some.add_(more, alpha=share)
+
+
 def _global(group: Any, rank: int) -> int:
     return rank if group is None else dist.get_global_rank(group, rank)
 
@@ -114,8 +121,9 @@ def reduce_by(zero: Any, backend: Any) -> None:
     """
     ranks = dist.get_world_size(zero.dp_process_group)
     trained = sum(parameter.numel() for group in zero.bit16_groups for parameter in group)
-    if not footprint.straight_to_owners(ranks, trained, zero.reduce_bucket_size):
+    if not zero.reduce_scatter or not footprint.straight_to_owners(ranks, trained, zero.reduce_bucket_size):
         return
+    share = 1 / ranks if zero.gradient_average else 1.0
 
     def reduce(
         bucket: Sequence[tuple[frozenset[int], torch.Tensor, torch.Tensor | None]],
@@ -125,15 +133,19 @@ def reduce_by(zero: Any, backend: Any) -> None:
         process_group: Any,
         **others: Any,
     ) -> None:
-        assert not divide  # the caller did
+        assert not divide
         owners = [owner for (owner,), _, _ in bucket]  # Muon alone has parts of more, and no recipe has Muon
         parts = [part.to(communication_data_type) for _, part, _ in bucket]
         backend.reduce_to_owners(parts, owners, process_group)
         for summed, owner, (_, part, kept) in zip(parts, owners, bucket, strict=True):
             if owner == dist.get_rank(process_group):
-                zero._add_to_grad_partition_buffer(kept, summed)
-                if summed is not part:
+                if kept is not None:
+                    _add(kept.view(-1), summed, share)
+                elif share != 1:
+                    part.copy_(summed.mul_(share))
+                elif summed is not part:
                     part.copy_(summed)
 
     zero.allreduce_and_scatter = reduce
+    zero.gradient_average = False  # it would divide the whole bucket, of which each rank needs its parts alone
     zero.use_multi_rank_bucket_allreduce = True  # the way there; to sum for owners alone is what the other asks for

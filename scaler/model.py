@@ -117,6 +117,7 @@ class MaskedLM(nn.Module):
         super().__init__()
         attention.use(model)
         dropout.use(model)
+        _look_up_sparsely(model)
         self.model = model
         self._positions: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._narrow)
@@ -203,6 +204,18 @@ class MaskedLM(nn.Module):
             return nn.functional.cross_entropy(logits.float(), truth), None
         scores = head.score(lambda some: some, logits, truth, head.positions_at_once(logits.shape[-1]))
         return scores.losses.mean(), scores
+
+
+def _look_up_sparsely(model: PreTrainedModel) -> None:
+    """Let the gradient of a lookup be of the rows that were looked up, where the head has one of the same matrix.
+
+    Autograd has the head's, of all entries, by then, and adds these rows to it. From a dense lookup it would get a
+    second matrix of that size, nearly all zeros.
+    """
+    lookup, own = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = isinstance(own, nn.Linear) and own.weight is lookup.weight
+    if tied and isinstance(lookup, nn.Embedding) and lookup.weight.device.type == "cpu":
+        lookup.sparse = True
 
 
 def document_mask(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -115,7 +115,7 @@ def _engine_after_a_step(job: Job, bf16: bool, here: World) -> dict[tuple[str, i
         running.step(PLAIN_SGD.learning_rate)
     found = {
         (piece.name, piece.start): piece.tensors[WEIGHT].detach().float().clone()
-        for piece in running.pieces(updates=0)
+        for piece in running.held.pieces(updates=0)
         if WEIGHT in piece.tensors and piece.tensors[WEIGHT].numel()
     }
     running.close()

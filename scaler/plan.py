@@ -112,7 +112,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     critical = critical_batch.chosen(arguments.critical_rows, arguments.noise_scale, recipe)
     asked = dataclasses.replace(settings_of(content, precision), on_cpu=on.on_cpu)
-    work = workload(recipe, 2 if precision == "bf16" else 4)
+    work = workload(recipe, 2 if precision == "bf16" else 4, on.on_cpu)
     found: list[Point] = []
     others: list[Point] = []
     left_out: dict[int, str] = {}

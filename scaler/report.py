@@ -15,13 +15,13 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler import bottlenecks, hardware, report_page, scaling, scaling_words
+from scaler import bottlenecks, hardware, report_page, report_pictures, scaling, scaling_words
 from scaler.errors import ScalerError, command, naming_full_disk
 from scaler.manifests import write_json, write_whole
 from scaler.scaling import Curve, Row, Study
 
 BOARD, PAGE, JSON, MARKDOWN = "tensorboard", "index.html", "report.json", "report.md"
-OURS = {BOARD, PAGE, JSON, MARKDOWN, *report_page.PICTURES}
+OURS = {BOARD, PAGE, JSON, MARKDOWN, *report_pictures.PICTURES}
 
 
 def described(study: Study, curve: Curve, row: Row) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def write(study: Study, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        pictures = report_page.draw(study, beside)
+        pictures = report_pictures.draw(study, beside)
         ranks = sorted({row.point.ranks for row in study.rows})
         span = f"{ranks[0]:,} to {ranks[-1]:,}" if len(ranks) > 1 else f"{ranks[0]:,}"
         title = f"Scaling of {study.recipe.name} on {span} rank{'s' * (ranks[-1] > 1)}"

@@ -52,7 +52,7 @@ def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, he
         "probe_loss": probe_loss(engine, probe, here),
     }
     checkpoints.best_step = progress.best_step
-    checkpoints.begin(engine.pieces(progress.updates), about, vars(probe), asynchronous)
+    checkpoints.begin(engine.held.pieces(progress.updates), about, vars(probe), asynchronous)
 
 
 def precision(resolved: dict[str, Any]) -> str:
@@ -80,10 +80,10 @@ def restore(
         say(f"changed, as asked for: {change}")
     progress = Progress(**manifest["progress"])
     progress.digest *= here.is_first  # each rank adds its own part to it, and saving sums them up
-    world.attempt(lambda: checkpoint_format.fill(engine.pieces(progress.updates), path, manifest), here)
-    engine.take_over(progress.updates)
+    world.attempt(lambda: checkpoint_format.fill(engine.held.pieces(progress.updates), path, manifest), here)
+    engine.held.take_over(progress.updates)
     saved, now = manifest["precision"], precision(job.resolved)
-    fingerprint = checkpoint_format.total_fingerprint(engine.pieces(progress.updates), here)
+    fingerprint = checkpoint_format.total_fingerprint(engine.held.pieces(progress.updates), here)
     probe = world.attempt(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), here)
     loss = probe_loss(engine, probe, here)
 

@@ -294,15 +294,16 @@ def predict(study: Path, entries: Sequence[Entry], recipe: Recipe, on: Hardware)
         if precision not in on.flops:
             missing.add(precision)
             continue
+        on_cpu = (entry.measured.device if entry.measured else _most(known, "device")) == "cpu"
         if precision not in works:
-            works[precision] = workload(recipe, 2 if precision == "bf16" else 4)
+            works[precision] = workload(recipe, 2 if precision == "bf16" else 4, on_cpu)
         said = settings_of(read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG), precision)
         asked = dataclasses.replace(
             said,
             stage=point.stage,
             offload=point.offload,
             bucket=point.bucket,
-            on_cpu=(entry.measured.device if entry.measured else _most(known, "device")) == "cpu",
+            on_cpu=on_cpu,
         )
         batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
         points[point] = forecast.point(works[precision], asked, batch, point.nodes, of_node(on, point))

@@ -9,21 +9,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from fractions import Fraction
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from scaler import command_line, ds_config, metrics, prepared, run_folder, settings, study_folder, study_point, world
+from scaler import (
+    command_line,
+    ds_config,
+    local_ranks,
+    metrics,
+    prepared,
+    run_folder,
+    settings,
+    study_folder,
+    study_point,
+    world,
+)
 from scaler.errors import EXIT_TRY_AGAIN, ScalerError, command, naming_full_disk
 from scaler.job import DEFAULT_DS_CONFIG
 from scaler.manifests import read_json, write_whole
@@ -34,7 +42,6 @@ from scaler.workload import settings_of
 
 SCRIPT = "sbatch slurm/scaling_study.sh, with the same arguments"
 ATTEMPTS = 3  # at a point, over all starts
-GRACE_SECONDS = 10.0  # that the other ranks have to end by themselves after one has failed
 FIRST_WRITTEN = {run_folder.LOCK, study_folder.RECIPE, f"{study_folder.RECIPE}.partial"}  # before there are points
 OFFLOAD = {"no": (False,), "yes": (True,), "both": (False, True)}
 
@@ -224,75 +231,6 @@ def _refuse_mixed(study: Path, what: str, before: dict[str, Any], now: dict[str,
 # ---- on this machine
 
 
-def _as_rank(facts: dict[str, object], arguments: list[str], log: Path) -> None:
-    """What a process does that is a rank of a point; it ends with the process that started it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ |= {name: str(value) for name, value in facts.items()}
-    sys.argv = ["study_point", *arguments]
-    study_point.main()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def start_ranks(ranks: int, arguments: list[str], log: Path) -> int:
-    """Be the launcher of so many ranks on this machine; when one fails, all end.
-
-    Returns: 0, or the status of the first one that failed.
-    """
-    processes = []
-    # CUDA does not live through a fork; elsewhere the imports, which take longer than many a point, are made once
-    # (the last of them is DeepSpeed's, and brings a compiler)
-    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-    context.set_forkserver_preload(
-        ["scaler.study_point", "scaler.engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
-    )
-    # torchrun sets the same, but would outlive a study that is killed
-    shared = {
-        "WORLD_SIZE": ranks,
-        "LOCAL_WORLD_SIZE": ranks,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": world.free_port(),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    status = 0
-    try:
-        for rank in range(ranks):
-            facts = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(context.Process(target=_as_rank, args=(facts, arguments, log), daemon=True))
-            processes[-1].start()
-        running, end = list(processes), None
-        while running and (end is None or time.monotonic() < end):
-            wait([process.sentinel for process in running], None if end is None else max(0.0, end - time.monotonic()))
-            for process in [some for some in running if some.exitcode is not None]:
-                running.remove(process)
-                if process.exitcode and not status:
-                    status, end = process.exitcode, time.monotonic() + GRACE_SECONDS
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    return status
-
-
-def reason_of(log: Path, status: int) -> str:
-    """Why ranks failed: the first error that they said, or their last words.
-
-    The first, because the ranks that lose another say so after it.
-    """
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    said = [line for line in lines if line.strip()] or [""]
-    line = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), said[-1])
-    return line[:400] if line else f"killed by signal {-status}" if status < 0 else f"status {status}"
-
-
 def open_points(entries: Sequence[Entry]) -> list[Entry]:
     """Those that are to be measured yet, and may be tried again."""
     return [entry for entry in entries if entry.measured is None and len(entry.failures) < ATTEMPTS]
@@ -334,13 +272,17 @@ def measure(arguments: argparse.Namespace) -> None:
         log = study / study_folder.LOGS / f"{entry.point.name}-{tried + 1}.txt"
         log.unlink(missing_ok=True)  # of a start that was stopped
         words = [str(study), entry.point.name, f"--steps={arguments.steps}", f"--warmup={arguments.warmup}"]
-        status = start_ranks(entry.point.ranks, words, log)
+        status = local_ranks.start(entry.point.ranks, words, log)
         found = study_folder.read_measured(folder)
         if found is None:
-            study_folder.note_failure(study, entry.point, reason_of(log, status))
+            study_folder.note_failure(study, entry.point, local_ranks.reason_of(log, status))
         done += found is not None or tried + 1 == ATTEMPTS
         left = (time.monotonic() - began) / max(done, 1) * (len(to_do) - done)
-        came = f"{study_folder.step_seconds(found):.4g} s a step" if found else f"failed: {reason_of(log, status)}"
+        came = (
+            f"{study_folder.step_seconds(found):.4g} s a step"
+            if found
+            else f"failed: {local_ranks.reason_of(log, status)}"
+        )
         print(f"{done}/{len(to_do)} {entry.point.name}: {came}; {metrics.duration(left)} left", flush=True)
     conclude(study)
 

@@ -23,7 +23,7 @@ def configuration(recipe: Recipe) -> Any:
     return model.configuration(recipe.model, special, entries, recipe.data.seq_len)
 
 
-def workload(recipe: Recipe, width: int) -> Workload:
+def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
     """What a recipe trains, without its data.
 
     Args:
@@ -39,7 +39,7 @@ def workload(recipe: Recipe, width: int) -> Workload:
 
     @functools.cache
     def measured(rows: int) -> footprint.Activations:
-        return activations.of_model(config, rows, seq_len, masked, width, frozen)
+        return activations.of_model(config, rows, seq_len, masked, width, frozen, on_cpu)
 
     return Workload(
         layout(empty, recipe),

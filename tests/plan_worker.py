@@ -53,7 +53,7 @@ def compare(recipe_file: str, file: Path) -> None:
     engine.join(here)
     figures = []
     for stage, accumulation, bf16, to_owners in CASES:
-        work = workload.workload(recipe, 2 if bf16 else 4)
+        work = workload.workload(recipe, 2 if bf16 else 4, on_cpu=True)
         batch = ds_config.SolvedBatch(MICRO_ROWS * accumulation * here.size, MICRO_ROWS, accumulation, here.size)
         content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
         content["bf16"] = {"enabled": bf16}

@@ -82,10 +82,10 @@ def save(recipe, folder: Path, config: str, here: world.World, asynchronous: boo
     train(running, recipe, batch, here, range(STEPS))
     kept = checkpoint.Checkpoints(folder / f"{here.size}-{config}", here, keep_last=1, keep_every=None)
     before = probe(running)
-    kept.begin(running.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
-    fingerprint = checkpoint_format.total_fingerprint(running.pieces(STEPS), here)
+    kept.begin(running.held.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
+    fingerprint = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here)
     train(running, recipe, batch, here, [50], spoilt=50)
-    unmoved = checkpoint_format.total_fingerprint(running.pieces(STEPS), here) == fingerprint
+    unmoved = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here) == fingerprint
     after = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
     assert kept.commit() is None
     kept.close()
@@ -99,9 +99,9 @@ def read(recipe, folder: Path, source: str, config: str, here: world.World):
     kept = checkpoint.Checkpoints(folder / source, here, keep_last=1, keep_every=None)
     path = kept.newest()
     manifest = checkpoint_format.read_manifest(path)
-    checkpoint_format.fill(running.pieces(STEPS), path, manifest)
-    running.take_over(STEPS)
-    found = checkpoint_format.total_fingerprint(running.pieces(STEPS), here)
+    checkpoint_format.fill(running.held.pieces(STEPS), path, manifest)
+    running.held.take_over(STEPS)
+    found = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here)
     differ = [kind for kind, expected in manifest["fingerprint"].items() if found[kind] != expected]
     figures = {"differ": differ, "probe": probe(running)}
     figures["losses"] = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))

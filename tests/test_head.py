@@ -99,5 +99,7 @@ def test_wide_vocabularies_are_scored_a_few_positions_at_a_time():
         < (head.positions_at_once(256_000) + 1) * 256_000
     )
     assert head.positions_at_once(1 << 40) == 1
-    assert head.entries_at_once(1000) * 1000 <= head.SCORES_AT_ONCE < (head.entries_at_once(1000) + 1) * 1000
+    some = head.entries_at_once(1000)
+    assert some % head.ALIGNED == 0 and some * 1000 <= head.SCORES_AT_ONCE < (some + head.ALIGNED) * 1000
+    assert head.entries_at_once(head.SCORES_AT_ONCE // 3) == 3
     assert head.entries_at_once(1 << 40) == 1

@@ -45,6 +45,7 @@ LAYERS = {
             "checkpoint_format",
             "checkpoint_folder",
             "checkpoint",
+            "held_state",
             "own_work",
             "gradient_norm",
             "exchange",
@@ -52,7 +53,8 @@ LAYERS = {
         ),
         *("resume", "heldout", "metrics", "loop", "export", "links", "parity", "masked_words"),
         *("sweep_trial", "sweep_report"),
-        *("finetune_trial", "finetune_folder", "finetune_report", "finetune_sweep", "scaling_words", "report_page"),
+        *("finetune_trial", "finetune_folder", "finetune_report", "finetune_sweep", "scaling_words"),
+        *("report_pictures", "report_page"),
     ],
     "verbs": [
         "dry_run",
@@ -72,6 +74,7 @@ LAYERS = {
         "noise_scale",
         "report",
         "study_point",
+        "local_ranks",
         "study",
     ],
 }

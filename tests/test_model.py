@@ -87,6 +87,25 @@ def test_every_parameter_takes_part_in_the_loss(batch, at_once, monkeypatch):
     assert [name for name, parameter in masked_lm.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("at_once", [head.SCORES_AT_ONCE, 700])
+def test_a_lookup_gives_the_gradient_of_its_rows_to_that_of_the_head(batch, at_once, tied, monkeypatch):
+    monkeypatch.setattr(head, "SCORES_AT_ONCE", at_once)
+    found = []
+    for dense in (False, True):
+        masked_lm = model.MaskedLM(build(tie_word_embeddings=tied).eval())
+        lookup = masked_lm.model.get_input_embeddings()
+        assert lookup.sparse is tied  # by itself it would be the gradient, which DeepSpeed needs dense
+        if dense:
+            lookup.sparse = False
+        masked_lm.training = True  # of the head alone: no dropout
+        masked_lm(batch)[0].backward()
+        found.append(lookup.weight.grad)
+    sparse, dense = found
+    assert sparse.layout == torch.strided and dense.norm() > 0
+    assert torch.allclose(sparse, dense, rtol=1e-5, atol=1e-8)
+
+
 def test_a_model_keeps_its_mode_and_its_own_head(batch):
     for training in (True, False):
         network = build().train(training)

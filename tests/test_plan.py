@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import activations, footprint, forecast, hardware, plan, traffic, workload
+from scaler import activations, footprint, forecast, hardware, model, plan, traffic, workload
+from scaler.batches import Batch, Vocabulary
 from scaler.ds_config import SolvedBatch
 from scaler.errors import ScalerError
 from scaler.footprint import Activations, Layout, Sharding
@@ -160,9 +161,6 @@ def test_weights_in_the_host_travel_with_every_micro_batch():
 
 def test_activations_are_those_of_the_real_model_on_a_cpu(tiny_recipe):
     """The bytes that autograd keeps for the backward pass, counted on real tensors."""
-    from scaler import model
-    from scaler.batches import Batch
-
     config, rows, masked = workload.configuration(tiny_recipe), 3, 8
     network = model.MaskedLM(model.build(config, 0)).train()
     held: dict[int, int] = {}
@@ -181,6 +179,21 @@ def test_activations_are_those_of_the_real_model_on_a_cpu(tiny_recipe):
     assert loss.isfinite() and saved > 100_000
     assert found.forward == pytest.approx(saved, rel=0.1)
     assert found.forward <= found.without_gradients <= found.with_gradients
+
+
+def test_embeddings_that_are_frozen_have_no_gradient_and_lookups_on_a_cpu_none_of_all_entries(tiny_recipe):
+    settings = {**tiny_recipe.model, "max_position_embeddings": 34}
+    entries = 100_000
+    special = Vocabulary(entries, 0, 2, 1, 4, (0, 1, 2, 3, 4))
+    config = model.configuration(settings, special, entries, 32)
+    matrix = 4 * entries * config.hidden_size
+    trained, on_cpu, frozen = (
+        activations.of_model(config, 2, 32, 8, 4, frozen, on_cpu)
+        for frozen, on_cpu in ((False, False), (False, True), (True, False))
+    )
+    assert trained.forward == pytest.approx(frozen.forward, rel=0.02) == on_cpu.forward
+    for found in (on_cpu, frozen):
+        assert trained.with_gradients - found.with_gradients > 0.9 * matrix
 
 
 def test_activations_grow_with_rows_on_a_line(tiny_recipe):

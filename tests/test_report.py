@@ -12,7 +12,7 @@ from conftest import TINY_RECIPE
 from matplotlib import image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scaler import bottlenecks, forecast, report, report_page, scaling, scaling_words, study_folder
+from scaler import bottlenecks, forecast, report, report_pictures, scaling, scaling_words, study_folder
 from scaler.hardware import Hardware
 from scaler.study_folder import Measured, Point
 from scaler.workload import settings_of
@@ -27,10 +27,10 @@ def workload_once():
     """All studies here have one recipe in fp32, whose activations take seconds to measure."""
     real, made = scaling.workload, []
 
-    def workload(recipe, width):
+    def workload(recipe, width, on_cpu):
         assert width == 4
         if not made:
-            made.append(real(recipe, width))
+            made.append(real(recipe, width, on_cpu))
         return made[0]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -449,7 +449,7 @@ def test_all_lines_of_a_table_are_as_wide_as_its_head(written):
 
 
 def test_pictures_are_images(written):
-    for name in report_page.PICTURES:
+    for name in report_pictures.PICTURES:
         pixels = image.imread(written[0] / name)
         assert pixels.shape[1] == 1440 and pixels.std() > 0.05
 

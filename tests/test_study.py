@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import ds_config, run_folder, study, study_folder, study_point
+from scaler import ds_config, local_ranks, run_folder, study, study_folder, study_point
 from scaler.errors import ScalerError
 
 PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
@@ -235,10 +235,11 @@ def test_other_ranks_than_the_point_is_for_are_refused(begin, call, tmp_path):
 def test_the_reason_is_what_the_first_rank_in_trouble_said(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("warning: x\nerror: rank 1: out of memory\nTraceback\nerror: rank 0: another rank has gone\n")
-    assert study.reason_of(log, 2) == "rank 1: out of memory"
+    assert local_ranks.reason_of(log, 2) == "rank 1: out of memory"
     log.write_text("free(): invalid pointer\n\n")
-    assert study.reason_of(log, -6) == "free(): invalid pointer"
-    assert study.reason_of(tmp_path / "none", -9) == "killed by signal 9" and study.reason_of(tmp_path / "none", 3)
+    assert local_ranks.reason_of(log, -6) == "free(): invalid pointer"
+    assert local_ranks.reason_of(tmp_path / "none", -9) == "killed by signal 9"
+    assert local_ranks.reason_of(tmp_path / "none", 3) == "status 3"
 
 
 @pytest.mark.slow

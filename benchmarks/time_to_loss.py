@@ -7,11 +7,11 @@ ours is stopped.
 - "ours": `scaler.train` with the recipe as it is, on as many ranks as there are cores
 - "run_mlm": Transformers' Trainer as run_mlm.py sets it up from its README's command: fp32, dropout 0.1, 15 % masked,
   batches of 8 rows, a rate of 5e-5 that falls to 0 over three epochs, all cores
-- "run_mlm, tuned RATE": the same with no dropout, bf16 where the hardware has it, and over the recipe's own steps and
-  rows a rate that rises over their first 4 % to RATE and falls to 0
+- "run_mlm, tuned RATE": the same with no dropout, bf16 where the hardware has it, the recipe's share of masks, and over
+  the recipe's own steps and rows a rate that rises over their first 4 % to RATE and falls to 0
 
-The loss of ours is that of its own masks (30 % in quickstart); that of the others has 15 % masked, which leaves more of
-the text and is easier. Each model reads held-out rows as it was trained to: run_mlm's sees a row's documents as one.
+Ours runs before each of the others. All are scored on the same masks, 15 % of the held-out rows. Each model reads these
+as it was trained to: run_mlm's sees a row's documents as one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -91,7 +92,8 @@ def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
             logging_strategy="no",
             **asked,
         )
-        collate = DataCollatorForLanguageModeling(data.tokenizer, mlm_probability=0.15)
+        share = 0.15 if rate is None else load(recipe_name, overrides).objective.mask_probability
+        collate = DataCollatorForLanguageModeling(data.tokenizer, mlm_probability=share)
         Trainer(network, arguments, data_collator=collate, train_dataset=given, callbacks=[Show()]).train()
 
 
@@ -127,7 +129,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--loss", type=float, default=4.25, help="nats a masked token")
     parser.add_argument("--patience", type=float, default=6.0, help="times the time of ours")
-    parser.add_argument("--turns", type=int, default=3, help="of ours")
+    parser.add_argument("--shipped", action=argparse.BooleanOptionalAction, default=True, help="run_mlm as it is")
     parser.add_argument("--rates", type=float, nargs="*", default=TUNED, help="of the tuned sides")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", default=[])
@@ -136,8 +138,9 @@ def main() -> None:
         peer(arguments.recipe, json.loads(arguments.peer), arguments.overrides)
         return
     cores = os.cpu_count() or 1
-    times = []
-    for turn in range(arguments.turns):
+    rates = [*([None] if arguments.shipped else []), *arguments.rates]
+    times, peers = [], []
+    for turn, rate in enumerate(rates):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={cores}"]
             command += ["-m", "scaler.train", "--recipe", arguments.recipe, "--run_dir", str(Path(folder) / "run")]
@@ -147,19 +150,19 @@ def main() -> None:
             raise SystemExit(f"ours ended at {lowest:g} nats; ask for a --loss above that")
         times.append(seconds)
         print(f"ours, seed {turn}: {seconds:.1f} s", flush=True)
-    ours = sorted(times)[len(times) // 2]
-    lines = []
-    for rate in (None, *arguments.rates):
         name = "run_mlm" if rate is None else f"run_mlm, tuned {rate:g}"
         command = [sys.executable, __file__, "--recipe", arguments.recipe, "--peer", json.dumps(rate)]
-        seconds, lowest = timed([*command, *arguments.overrides], cores, arguments.loss, arguments.patience * ours)
+        limit = arguments.patience * max(times)
+        seconds, lowest = timed([*command, *arguments.overrides], cores, arguments.loss, limit)
         if seconds is None:
-            print(f"{name}: not below {lowest:.3f} after {arguments.patience * ours:.0f} s", flush=True)
-            name, seconds = f"{name} (stopped at {lowest:.3f}, at least)", arguments.patience * ours
-        else:
-            print(f"{name}: {seconds:.1f} s", flush=True)
+            name, seconds = f"{name} (stopped at {lowest:.3f}, at least)", limit
+        print(f"{name}: {seconds:.1f} s", flush=True)
+        peers.append((name, seconds))
+    ours = statistics.median(times)
+    lines = []
+    for name, seconds in peers:
         measure = f"time to a held-out loss of {arguments.loss:g}, {arguments.recipe}, ours / {name}"
-        lines.append(measurements.Measurement(measure, ours, seconds, "s", 1))
+        lines.append(measurements.Measurement(measure, ours, seconds, "s", len(times)))
     print(measurements.machine())
     print("\n".join(f"{line.measure}: {line.peer / line.ours:.2f} x as fast" for line in lines))
     print(measurements.write("time_to_loss", lines))

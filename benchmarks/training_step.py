@@ -348,6 +348,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="that are measured in a turn")
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--gigabytes", type=float, help="of memory, which the peaks of ours are set against")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", default=[])
@@ -381,6 +382,18 @@ def main() -> None:
         )
         for ours, peer in RATIOS
         if ours in rates and peer in rates
+    ]
+    asked = " ".join(arguments.overrides)
+    lines += [
+        measurements.Measurement(
+            f"peak of a rank / the memory that there is, {name_of_recipe} {asked}, {name}",
+            peaks[name] / 1e9,
+            arguments.gigabytes,
+            "GB",
+            len(rates[name]),
+        )
+        for name in sides
+        if arguments.gigabytes and SIDES[name].kind == "engine"
     ]
     print("\n".join(f"{line.measure}: {line.ratio:.2f} x" for line in lines))
     print(measurements.write(f"training_step-{name_of_recipe}-{arguments.ranks}", lines))

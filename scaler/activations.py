@@ -50,8 +50,10 @@ def _peak(
     with FakeTensorMode():
         network = model.MaskedLM(model.build(config, 0)).train()
         lookup = network.model.get_input_embeddings()
-        if lookup.sparse and on_cpu:  # which the tracker cannot follow: as much is the gradient of what comes out
-            lookup.forward = lambda ids: nn.functional.embedding(ids, lookup.weight.detach()).requires_grad_()
+        if on_cpu and isinstance(lookup, nn.Embedding) and lookup.sparse:
+            # the tracker cannot follow sparse gradients, but that of what comes out is as large
+            own = lookup
+            vars(own)["forward"] = lambda ids: nn.functional.embedding(ids, own.weight.detach()).requires_grad_()
         lookup.sparse = False
         if frozen_embeddings:
             embeddings.freeze(network.model)

@@ -35,9 +35,8 @@ def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
     # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
     positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
     memory["logits"] = 2 * min(positions * entries, head.SCORES_AT_ONCE) * FP32_BYTES
-    if asked.on_cpu and job.config.tie_word_embeddings:
-        return memory
-    if not job.recipe.optimizer.frozen_embeddings:
+    by_rows = asked.on_cpu and job.config.tie_word_embeddings
+    if not (by_rows or job.recipe.optimizer.frozen_embeddings):
         bf16 = bool(job.resolved["bf16"].get("enabled"))
         matrix = entries * embeddings.width(job.config)
         memory["lookup"] = matrix * (2 if bf16 else FP32_BYTES)  # its gradient, before it is added to the head's

@@ -78,11 +78,18 @@ def told(recipe: object, content: dict[str, object], batch: SolvedBatch) -> dict
     return {each.kind: each.sent for each in step if each.what == "gradients"}
 
 
-def trained(recipe_file: str, stage: int, bucket: int, accumulation: int, to_owners: bool, log: list[int]):
-    """Three steps of the engine on other rows on each rank: norms, weights, and gradients sent straight to owners."""
+def trained(
+    recipe_file: str, stage: int, bucket: int, accumulation: int, to_owners: bool, log: list[int], bf16: bool = False
+):
+    """Three steps of the engine on other rows on each rank: norms, weights, and gradients sent straight to owners.
+
+    In bf16 gradients of micro-batches are added up in fp32.
+    """
     recipe, here = load(recipe_file), world.detect()
     content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
-    content["bf16"] = {"enabled": False}
+    content["bf16"] = {"enabled": bf16}
+    if bf16:
+        content["data_types"] = {"grad_accum_dtype": "fp32"}
     content["zero_optimization"] |= {"reduce_bucket_size": bucket, "use_multi_rank_bucket_allreduce": not to_owners}
     content |= {
         "train_batch_size": 2 * accumulation * here.size,
@@ -155,6 +162,9 @@ def work(recipe_file: str, file: Path) -> None:
                 }
                 for name, kind in kinds.items()
             }
+    for name, bucket in BUCKETS.items():
+        kind = trained(recipe_file, 2, bucket, 2, False, log, bf16=True)
+        found[f"fp32 sums of bf16, {name}"] = kind["norms"], kind["straight"] / kind["size"]
     if here == 0:
         file.write_text(json.dumps(found))
     engine.leave()

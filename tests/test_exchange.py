@@ -36,6 +36,12 @@ def test_a_training_is_the_same_whether_gradients_are_summed_for_owners_or_for_a
         assert kinds[f"many, {to_owners}"]["straight"] == 0  # most of three ranks would wait
 
 
+def test_bf16_gradients_that_are_added_up_in_fp32_are_divided_as_deepspeed_does(figures):
+    (found, straight), (expected, none) = (figures[f"fp32 sums of bf16, {name}"] for name in ("one bucket", "many"))
+    assert (straight, none) == (6, 0)
+    assert found == pytest.approx(expected, rel=2e-2)
+
+
 @pytest.mark.parametrize("stage, accumulation", [*itertools.product((1, 2), (1, 2))])
 def test_the_plan_tells_how_three_ranks_sum_gradients(figures, stage, accumulation):
     kinds = figures[f"{stage} {accumulation}"]

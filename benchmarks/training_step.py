@@ -224,10 +224,9 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
     base = metrics.memory_bytes(cpu)
     network = network_of(recipe)
     reader = prepared.open_prepared(recipe).rows("train", recipe, model.first_position(network.config))
-    wrapped = nn.parallel.DistributedDataParallel(
-        model.MaskedLM(network).to(torch.bfloat16 if side.bf16 and native() else torch.float32),
-        gradient_as_bucket_view=True,
-    )
+    masked_lm = model.MaskedLM(network).to(torch.bfloat16 if side.bf16 and native() else torch.float32)
+    network.get_input_embeddings().sparse = False  # DDP would take the whole gradient for a sparse one
+    wrapped = nn.parallel.DistributedDataParallel(masked_lm, gradient_as_bucket_view=True)
     weights = list(wrapped.parameters())
     masters = [weight.detach().float() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=1e-6, weight_decay=0.01, fused=True)

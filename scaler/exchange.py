@@ -148,7 +148,7 @@ def reduce_by(zero: Any, backend: Any) -> None:
         # a rank that keeps fp32 sums has its own parts one by one, and those of another joined
         joined = [(owner, sum(len(part) for _, part, _ in some)) for owner, some in itertools.groupby(bucket, _owner)]
         owners, together = zip(*joined, strict=True)
-        backend.reduce_to_owners(whole.split(together), owners, process_group)
+        backend.reduce_to_owners(list(whole.split(together)), owners, process_group)
         for summed, each in zip(whole.split(lengths), bucket, strict=True):
             if _owner(each) == dist.get_rank(process_group):
                 _, part, kept = each

@@ -13,7 +13,7 @@ from pathlib import Path
 import ranks
 from configs import configuration
 
-from scaler import allocator, attention, exchange, gradient_norm, head
+from scaler import allocator, attention, exchange, gradient_norm, head, model
 
 
 def nothing(*_: object) -> None:
@@ -26,6 +26,10 @@ def without_documents() -> None:
 
 def without_blocks() -> None:
     head.SCORES_AT_ONCE = 1 << 40
+
+
+def without_sparse_lookups() -> None:
+    model._look_up_sparsely = nothing
 
 
 def without_one_pass() -> None:
@@ -43,6 +47,7 @@ def without_kept_memory() -> None:
 OFF: dict[str, Callable[[], None]] = {
     "attention": without_documents,
     "head": without_blocks,
+    "lookup": without_sparse_lookups,
     "gradient norm": without_one_pass,
     "exchange": without_direct_exchange,
     "allocator": without_kept_memory,

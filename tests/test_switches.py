@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-SWITCHES = ("attention", "head", "gradient norm", "allocator")
+SWITCHES = ("attention", "head", "lookup", "gradient norm", "allocator")
 STEPS = 12
 
 

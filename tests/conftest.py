@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from data_prep.team import Team
 from scaler import model, prepared
 from scaler.batches import RowReader
 from scaler.recipe import Recipe, load
+
+# a shell that runs the tests in the background has them ignore Ctrl-C, and all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_RECIPE = """

@@ -459,8 +459,6 @@ def started(*arguments, cwd):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that runs the tests in the background has them ignore SIGINT, and this command too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
 
 

@@ -250,8 +250,6 @@ def running(data, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # a shell that runs the tests in the background has them ignore SIGINT, and this command too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob("shards.partial/*.bin.partial")):

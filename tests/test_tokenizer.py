@@ -172,7 +172,6 @@ def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     while not (tmp_path / "out.partial").exists():
         assert process.poll() is None

@@ -101,6 +101,7 @@ def main() -> None:
             f"data.seq_len={arguments.seq_len}",
             f"model.max_position_embeddings={positions}",
             "objective.mask_probability=0.15",
+            "objective.final_mask_probability=null",
             *arguments.overrides,
         ],
     )

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from scaler import engine, job, loop, masking, model, world
+from scaler import engine, job, loop, model, world
 from scaler.job import Job
 from scaler.progress import Progress
 
@@ -87,7 +87,7 @@ def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, 
     running = engine.Engine(model.MaskedLM(network), this.recipe.optimizer, this.resolved)
     running.train(True)
     recipe, batch, progress = this.recipe, this.batch, Progress()
-    masked = masking.masked_per_row(recipe.data.seq_len, recipe.objective.mask_probability)
+    masked = recipe.masked_per_row(0.5)
     shapes = products(network, batch.micro_rows * recipe.data.seq_len, batch.micro_rows * masked)
     reader, inner = this.rows["train"], this.rows["train"].at
 

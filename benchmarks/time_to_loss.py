@@ -7,8 +7,8 @@ ours is stopped.
 - "ours": `scaler.train` with the recipe as it is, on as many ranks as there are cores
 - "run_mlm": Transformers' Trainer as run_mlm.py sets it up from its README's command: fp32, dropout 0.1, 15 % masked,
   batches of 8 rows, a rate of 5e-5 that falls to 0 over three epochs, all cores
-- "run_mlm, tuned RATE": the same with no dropout, bf16 where the hardware has it, the recipe's share of masks, and over
-  the recipe's own steps and rows a rate that rises over their first 4 % to RATE and falls to 0
+- "run_mlm, tuned RATE": the same with no dropout, bf16 where the hardware has it, the recipe's mean share of masks, and
+  over the recipe's own steps and rows a rate that rises over their first 4 % to RATE and falls to 0
 
 Ours runs before each of the others. All are scored on the same masks, 15 % of the held-out rows. Each model reads these
 as it was trained to: run_mlm's sees a row's documents as one.
@@ -46,7 +46,7 @@ def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
     from datasets import Dataset
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
-    recipe = load(recipe_name, [*overrides, "objective.mask_probability=0.15"])
+    recipe = load(recipe_name, [*overrides, "objective.mask_probability=0.15", "objective.final_mask_probability=null"])
     data = prepared.open_prepared(recipe)
     dropout = 0.1 if rate is None else 0.0
     settings = {**recipe.model, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -92,7 +92,7 @@ def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
             logging_strategy="no",
             **asked,
         )
-        share = 0.15 if rate is None else load(recipe_name, overrides).objective.mask_probability
+        share = 0.15 if rate is None else load(recipe_name, overrides).objective.at(0.5)
         collate = DataCollatorForLanguageModeling(data.tokenizer, mlm_probability=share)
         Trainer(network, arguments, data_collator=collate, train_dataset=given, callbacks=[Show()]).train()
 

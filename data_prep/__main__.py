@@ -44,7 +44,7 @@ def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:
         _stage(recipe.word2vec_folder, "word2vec", lambda: word2vec.make(*made))
     seq_len = recipe.data.seq_len
     masked = dict.fromkeys(texts.SPLITS, masking.masked_per_row(seq_len, recipe.objective.heldout_mask_probability))
-    masked["train"] = masking.masked_per_row(seq_len, recipe.objective.mask_probability)
+    masked["train"] = recipe.most_masked_per_row
     _stage(
         recipe.rows_folder,
         "rows",

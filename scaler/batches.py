@@ -72,7 +72,7 @@ class RowReader:
     Args:
         rows: of the split.
         vocabulary: special ids of the tokenizer.
-        masked: masked positions a row.
+        masked: masked positions a row, where nobody asks for fewer.
         first_position: position id at which each document starts (RoBERTa: pad id + 1; BERT, DistilBERT: 0).
         seed: of order and masks.
     """
@@ -91,21 +91,25 @@ class RowReader:
         self._is_ordinary = np.ones(vocabulary.size, dtype=bool)
         self._is_ordinary[list(vocabulary.special_ids)] = False
 
-    def at(self, consumed_rows: int, count: int) -> Batch:
-        """The next `count` rows of a run that has consumed `consumed_rows`."""
-        return self.read(*order.rows_at(consumed_rows, count, len(self.rows), self.seed))
+    def at(self, consumed_rows: int, count: int, masked: int | None = None) -> Batch:
+        """The next `count` rows of a run that has consumed `consumed_rows`, with so many masked positions each."""
+        return self.read(*order.rows_at(consumed_rows, count, len(self.rows), self.seed), masked)
 
-    def read(self, epochs: np.ndarray, rows: np.ndarray) -> Batch:
-        """Read and mask the given rows as they are in the given epochs: both int64 (rows,)."""
+    def read(self, epochs: np.ndarray, rows: np.ndarray, masked: int | None = None) -> Batch:
+        """Read and mask the given rows as they are in the given epochs: both int64 (rows,).
+
+        Of the positions that are masked with a larger number, a smaller one masks some.
+        """
+        masked = self.masked if masked is None else masked
         input_ids, position_ids, segment_ids = self.assemble(rows)
         maskable = np.take(self._is_ordinary, input_ids)
-        if maskable.sum(axis=1).min(initial=self.masked) < self.masked:
+        if maskable.sum(axis=1).min(initial=masked) < masked:
             raise ScalerError(
-                f"a row has fewer than {self.masked} tokens to mask, for its documents hold special tokens; "
+                f"a row has fewer than {masked} tokens to mask, for its documents hold special tokens; "
                 "prepare the data without them"
             )
         row_keys = order.key(self.seed, epochs, rows)
-        positions = masking.choose_positions(maskable, self.masked, row_keys)
+        positions = masking.choose_positions(maskable, masked, row_keys)
         labels = masking.mask_rows(input_ids, positions, row_keys, self.vocabulary.mask_id, self._ordinary_ids)
         return Batch(*map(torch.from_numpy, (input_ids, position_ids, segment_ids, positions, labels)))
 

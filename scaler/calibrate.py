@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from scaler import ds_config, embeddings, engine, forecast, hardware, masking, model, settings, traffic, workload, world
+from scaler import ds_config, embeddings, engine, forecast, hardware, model, settings, traffic, workload, world
 from scaler.batches import Batch
 from scaler.errors import ScalerError, command, in_a_line, naming_full_disk
 from scaler.hardware import Hardware
@@ -62,7 +62,7 @@ class Alone:
 def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
     """Random tokens in two documents a row, as packed rows have several."""
     seq_len, entries = recipe.data.seq_len, config.vocab_size
-    masked = masking.masked_per_row(seq_len, recipe.objective.mask_probability)
+    masked = recipe.masked_per_row(0.5)
     half = seq_len // 2
     positions = torch.cat([torch.arange(half), torch.arange(seq_len - half)]) + model.first_position(config)
     segments = torch.ones(seq_len, dtype=torch.int64)

@@ -79,10 +79,11 @@ def describe(job: Job) -> dict[str, Any]:
             }
             for split, reader in rows.items()
         },
+        "training_masks_per_row": [recipe.masked_per_row(0.0), recipe.masked_per_row(1.0)],
         "steps": recipe.training.steps,
         "tokens": seen * seq_len,
         "epochs": round(seen / len(train.rows), 2),
-        "training_flops": seen * model.flops_per_row(empty, seq_len, train.masked),
+        "training_flops": seen * model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
         "bytes_per_weight": bytes_each,
         "memory_per_rank_bytes": memory_per_rank(job, empty),
         "writes": {
@@ -105,6 +106,8 @@ def render(content: dict[str, Any]) -> str:
     """The description as text for people."""
     batch, train, heldout = content["batch"], content["rows"]["train"], content["rows"]["heldout"]
     memory = content["memory_per_rank_bytes"]
+    first, last = content["training_masks_per_row"]
+    masked = f"{first} masked in each" + ("" if first == last else f" at first, {last} at last")
     writes = "\n".join(f"  {path:<40} {what}" for path, what in content["writes"].items())
     return f"""recipe
 {_indent(yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True))}
@@ -114,7 +117,7 @@ model        {content["parameters"]:,} parameters, {content["trainable_parameter
 {content["bytes_per_weight"]} bytes each
 {_indent(model.render_table(content["what_trains"]))}
 rows         {train["rows"]:,} for training, {train["real_token_share"]:.2%} real tokens, \
-{train["masked_per_row"]} masked in each; {heldout["rows"]:,} held out
+{masked}; {heldout["rows"]:,} held out
 batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \
 x {batch["ranks"]} ranks
 length       {content["steps"]:,} steps, {content["tokens"]:,} tokens, {content["epochs"]} epochs, \

@@ -66,14 +66,14 @@ def train_batch(engine: Any, this: Job, progress: Progress, here: world.World) -
     """Train on the next batch; return this rank's summed loss over micro-batches, and the gradient norm."""
     recipe, batch, reader = this.recipe, this.batch, this.rows["train"]
     device = world.device(here)
-    rate = learning_rate(recipe, progress.step)
+    rate, masked = learning_rate(recipe, progress.step), recipe.masked_per_row(progress.step / recipe.training.steps)
     # dropout is another one on each rank and at each step, and the same again after a resume
     torch.manual_seed(int(order.key(recipe.seed, progress.consumed_rows, here.rank) >> 1))
     summed, norm = torch.zeros((), device=device, dtype=torch.float64), 0.0
     first = progress.consumed_rows + here.rank * batch.micro_rows * batch.accumulation
     for start in range(first, first + batch.micro_rows * batch.accumulation, batch.micro_rows):
         with engine.own_work:
-            rows = reader.at(start, batch.micro_rows)
+            rows = reader.at(start, batch.micro_rows, masked)
             progress.digest = (progress.digest + batches.digest(rows, start)) % (1 << 64)
             loss, _ = engine(rows.to(device))
         engine.backward(loss)

@@ -15,7 +15,10 @@ def masked_per_row(seq_len: int, mask_probability: float) -> int:
     """The fixed number of masked positions in a row."""
     count = round(seq_len * mask_probability)
     if not 1 <= count < seq_len:
-        raise ScalerError(f"objective.mask_probability={mask_probability} masks {count} of {seq_len} tokens of a row")
+        raise ScalerError(
+            f"recipe: a mask probability of {mask_probability:g} masks {count} of a row's {seq_len} tokens, but 1 to "
+            f"{seq_len - 1} can be; change the section objective"
+        )
     return count
 
 

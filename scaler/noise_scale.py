@@ -53,6 +53,7 @@ class Run:
         recipe: of the run.
         checkpoints: that are there, the oldest first.
         reader: of the training rows.
+        masked: positions a row, at the checkpoint that was loaded last; before, at the first step.
         network, trained: the model, and its parameters that train.
     """
 
@@ -70,6 +71,7 @@ class Run:
         entries, seq_len = self.recipe.tokenizer.vocab_size, self.recipe.data.seq_len
         config = model.configuration(self.recipe.model, data.vocabulary, entries, seq_len)
         self.reader: RowReader = data.rows("train", self.recipe, model.first_position(config))
+        self.masked = self.recipe.masked_per_row(0.0)
         plain = model.build(config, self.recipe.seed)
         if self.recipe.optimizer.frozen_embeddings:
             token_embeddings.freeze(plain)
@@ -103,12 +105,13 @@ class Run:
         for kind, found in checkpoint_format.sum_up([checkpoint_format.fingerprint(pieces)]).items():
             if found != manifest["fingerprint"][kind]:
                 raise ScalerError(f"{path}: {kind} has the fingerprint {found} once read; the checkpoint is damaged")
+        self.masked = self.recipe.masked_per_row(manifest["progress"]["step"] / self.recipe.training.steps)
         return manifest
 
     def batch(self, first: int, rows: int) -> Iterator[Batch]:
         """The next `rows` rows of a run that has consumed `first`, as micro-batches of its recipe."""
-        most = self.recipe.training.max_micro_rows
-        return (self.reader.at(start, min(most, first + rows - start)) for start in range(first, first + rows, most))
+        most, end = self.recipe.training.max_micro_rows, first + rows
+        return (self.reader.at(start, min(most, end - start), self.masked) for start in range(first, end, most))
 
     def gradient(self, first: int, rows: int) -> list[torch.Tensor]:
         """The gradient of their mean loss, by parameter that trains."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from scaler import settings
+from scaler import masking, settings
 from scaler.errors import ScalerError, nearest
 from scaler.schedule import SHAPES
 
@@ -211,11 +211,18 @@ class Objective:
     """Masked-LM: share of a row's positions that are masked in training and in (comparable) evaluation."""
 
     mask_probability: float = 0.15
+    final_mask_probability: float | None = None  # to which training's share goes with the steps, in a line
     heldout_mask_probability: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in ("mask_probability", "heldout_mask_probability"):
-            _require(0 < getattr(self, name) < 1, f"objective.{name}", getattr(self, name), "it is between 0 and 1")
+        for name, value in vars(self).items():
+            rule = "it is between 0 and 1"
+            _require(value is None or 0 < value < 1, f"objective.{name}", value, rule)
+
+    def at(self, done: float) -> float:
+        """Training's share of masks once this share of the steps is done, 0 to 1 (linear: Ankner et al. 2024)."""
+        first, last = self.mask_probability, self.final_mask_probability
+        return first if last is None else first + (last - first) * done
 
 
 @dataclass(frozen=True)
@@ -342,6 +349,15 @@ class Recipe:
         wanted = self.initialisation.word2vec
         rule = "a section word2vec has to say where the vectors come from"
         _require(not wanted or self.word2vec is not None, "initialisation.word2vec", wanted, rule)
+
+    def masked_per_row(self, done: float) -> int:
+        """Masked positions of a training row once this share of the steps is done, 0 to 1."""
+        return masking.masked_per_row(self.data.seq_len, self.objective.at(done))
+
+    @property
+    def most_masked_per_row(self) -> int:
+        """The most of them over the whole training."""
+        return max(self.masked_per_row(0.0), self.masked_per_row(1.0))
 
     @property
     def text_folder(self) -> Path:

@@ -65,10 +65,17 @@ def check_ranks(point: Point, here: World) -> None:
 
 
 def resolved(study: Path, point: Point, here: World) -> job.Job:
-    """The point as a training. Raises ScalerError where recipe, configuration and data do not agree."""
+    """The point as a training, with the mean share of masks all along, so that its steps stand for all of a run.
+
+    Raises: ScalerError where recipe, configuration and data do not agree.
+    """
+    masks = recipe.load(str(study / study_folder.RECIPE)).objective.at(0.5)
     asked = argparse.Namespace(
         recipe=str(study / study_folder.RECIPE),
-        overrides=[f"training.rows={point.rows}", f"training.max_micro_rows={point.micro_rows}"],
+        overrides=[
+            *(f"training.rows={point.rows}", f"training.max_micro_rows={point.micro_rows}"),
+            *(f"objective.mask_probability={masks}", "objective.final_mask_probability=null"),
+        ],
         deepspeed_config=study_folder.folder_of(study, point) / study_folder.DS_CONFIG,
         run_dir=None,
         ranks=None,

@@ -16,7 +16,10 @@ from scaler.errors import ScalerError
 from scaler.recipe import Recipe
 
 # of a recipe's keys those that leave the data, the tokens trained on and the meaning of the held-out loss as they are
-SEARCHED = ("initialisation.", "model.", "objective.mask_probability", "optimizer.", "schedule.", "training.rows")
+SEARCHED = (
+    *("initialisation.", "model.", "objective.mask_probability", "objective.final_mask_probability", "optimizer."),
+    *("schedule.", "training.rows"),
+)
 SPREAD = 10  # trials, after which TPE is Optuna's default
 STATES = {"running": "RUNNING", "finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}  # as Optuna calls them
 

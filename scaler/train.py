@@ -96,7 +96,7 @@ def start(arguments: argparse.Namespace, here: world.World, engines: ModuleType)
     network = world.attempt(lambda: job.starting_point(this, unigram_counts), here)
     parameters, trainable = model.count_parameters(network)
     table = model.render_table(model.what_trains(network, recipe.optimizer.weight_decay))
-    flops_per_row = model.flops_per_row(network, recipe.data.seq_len, this.rows["train"].masked)
+    flops_per_row = model.flops_per_row(network, recipe.data.seq_len, recipe.masked_per_row(0.5))
     engine = world.attempt(lambda: engines.Engine(model.MaskedLM(network), recipe.optimizer, this.resolved), here)
     lock = world.attempt(lambda: run_folder.lock(run_dir) if here.is_first else None, here)
     keep = recipe.checkpoint

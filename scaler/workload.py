@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from scaler import activations, ds_config, embeddings, footprint, masking, model
+from scaler import activations, ds_config, embeddings, footprint, model
 from scaler.batches import Vocabulary
 from scaler.forecast import Settings, Workload
 from scaler.recipe import Recipe
@@ -31,7 +31,6 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
     """
     config, seq_len = configuration(recipe), recipe.data.seq_len
     frozen = recipe.optimizer.frozen_embeddings
-    masked = masking.masked_per_row(seq_len, recipe.objective.mask_probability)
     with torch.device("meta"):
         empty = model.build(config, recipe.seed)
     if frozen:
@@ -39,12 +38,12 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
 
     @functools.cache
     def measured(rows: int) -> footprint.Activations:
-        return activations.of_model(config, rows, seq_len, masked, width, frozen, on_cpu)
+        return activations.of_model(config, rows, seq_len, recipe.most_masked_per_row, width, frozen, on_cpu)
 
     return Workload(
         layout(empty, recipe),
         lambda rows: footprint.on_the_line(rows, *((some, measured(some)) for some in MEASURED_ROWS)),
-        model.flops_per_row(empty, seq_len, masked),
+        model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
         seq_len,
         recipe.training.rows,
         recipe.training.steps,

@@ -30,7 +30,7 @@ from scaler.recipe import load
 
 STEPS = 24
 SETTINGS = [f"training.steps={STEPS}", "training.log_every=1", "training.evaluate_every=12", "checkpoint.every=6"]
-SETTINGS += ["training.max_micro_rows=6", "checkpoint.keep_last=4"]
+SETTINGS += ["training.max_micro_rows=6", "checkpoint.keep_last=4", "objective.final_mask_probability=0.125"]
 
 
 class Scene:

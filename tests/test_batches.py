@@ -183,6 +183,17 @@ def test_the_rows_of_a_step_are_the_same_at_any_number_of_ranks(ranks, micro_row
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), tensor)
 
 
+def test_fewer_masks_are_some_of_the_many(tmp_path):
+    reader = make_reader(tmp_path, make_documents([50] * 60), 32, 8)
+    many, few = reader.at(24, 12), reader.at(24, 12, 3)
+    assert many.labels.shape == (12, 8) and few.labels.shape == (12, 3)
+    for name in ("input_ids", "masked_positions", "labels"):
+        for row, part in zip(getattr(many, name), getattr(few, name), strict=True):
+            assert name == "input_ids" or set(part.tolist()) <= set(row.tolist())
+    elsewhere = torch.ones(12, 32, dtype=torch.bool).scatter(1, many.masked_positions, False)
+    assert torch.equal(many.input_ids[elsewhere], few.input_ids[elsewhere])
+
+
 def test_ordinary_ids_are_all_but_the_special_ones():
     vocabulary = Vocabulary(8, 0, 2, 1, 7, (0, 1, 2, 7))
     assert vocabulary.ordinary_ids().tolist() == [3, 4, 5, 6]

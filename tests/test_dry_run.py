@@ -62,6 +62,17 @@ def test_the_numbers_of_the_plan_agree(dry_run, tiny_recipe: Recipe):
     assert plan["parameters"] == plan["trainable_parameters"] == embeddings + 2 * layer + head
 
 
+def test_masks_that_become_fewer_are_told_and_counted_at_their_mean(dry_run):
+    falling = ("objective.mask_probability=0.25", "objective.final_mask_probability=0.125")
+    plan = json.loads(dry_run("--json", *falling)[1])
+    assert plan["training_masks_per_row"] == [8, 4] and plan["rows"]["train"]["masked_per_row"] == 8
+    fixed = {masks: json.loads(dry_run("--json", f"objective.mask_probability={masks / 32}")[1]) for masks in (6, 8)}
+    assert plan["training_flops"] == fixed[6]["training_flops"] < fixed[8]["training_flops"]
+    assert plan["memory_per_rank_bytes"] == fixed[8]["memory_per_rank_bytes"]
+    assert "8 masked in each at first, 4 at last; " in dry_run(*falling)[1]
+    assert "8 masked in each; " in dry_run()[1]
+
+
 def test_the_plan_for_people_shows_the_same_numbers(dry_run):
     plan, text = json.loads(dry_run("--json")[1]), dry_run()[1]
     for number in (plan["parameters"], plan["steps"], plan["tokens"], plan["rows"]["train"]["rows"]):
@@ -166,7 +177,9 @@ def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Rec
         (["model.max_position_embeddings=33"], "max_position_embeddings=33, but data.seq_len=32 needs 34"),
         (["data.seq_len=64"], "data/rows-64: no rows here (no readable manifest.json); run `make data`"),
         (["tokenizer.vocab_size=300"], "the tokenizer has 400 entries, tokenizer.vocab_size is 300"),
-        (["objective.mask_probability=0.01"], "objective.mask_probability=0.01 masks 0 of 32"),
+        (["objective.mask_probability=0.01"], "a mask probability of 0.01 masks 0 of a row's 32"),
+        (["objective.final_mask_probability=0.01"], "a mask probability of 0.01 masks 0 of a row's 32"),
+        (["objective.final_mask_probability=0.9"], "but objective.final_mask_probability=0.9 masks 29; run"),
         (["objective.mask_probability=0.9"], "but objective.mask_probability=0.9 masks 29; run `python -m data_prep`"),
         (["objective.heldout_mask_probability=0.9"], "but objective.heldout_mask_probability=0.9 masks 29"),
         (["--recipe", "tinny"], "no recipe and no file 'tinny'"),

@@ -1,5 +1,6 @@
 """The gradient noise scale: against problems whose noise is known, of a run on one and two ranks, and in the plan."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -183,6 +184,15 @@ def test_the_gradient_is_that_of_the_rows_that_come_next_with_their_dropout(run_
     run.gradient = lambda first, rows: asked.append((first, rows)) or gradient(first, rows)
     run.noise_at(run.checkpoints[1], batches=3, rows=8, here=World())  # after 6 steps of 12 rows
     assert asked == 2 * [(72, 8), (80, 8), (88, 8)]
+
+
+def test_the_masks_are_as_many_as_at_the_checkpoint(run_dir):
+    run = noise_scale.Run(run_dir, torch.device("cpu"))
+    objective = dataclasses.replace(run.recipe.objective, mask_probability=0.25, final_mask_probability=0.125)
+    run.recipe = dataclasses.replace(run.recipe, objective=objective)
+    for path, masked in zip(run.checkpoints, (8, 6, 4), strict=True):  # after 0, 6 and 12 of 12 steps
+        run.load(path)
+        assert next(run.batch(144, 8)).labels.shape[1] == masked
 
 
 def test_a_checkpoint_that_the_run_removes_meanwhile_is_left_out(measured, call, monkeypatch):

@@ -196,6 +196,16 @@ def test_embeddings_that_are_frozen_have_no_gradient_and_lookups_on_a_cpu_none_o
         assert trained.with_gradients - found.with_gradients > 0.9 * matrix
 
 
+def test_masks_that_become_fewer_are_planned_at_their_most_and_timed_at_their_mean(tiny_recipe):
+    def with_masks(first, last):
+        objective = dataclasses.replace(tiny_recipe.objective, mask_probability=first, final_mask_probability=last)
+        return workload.workload(dataclasses.replace(tiny_recipe, objective=objective), 4, on_cpu=True)
+
+    falling, most, mean = with_masks(0.25, 0.125), with_masks(0.25, None), with_masks(0.1875, None)
+    assert falling.activations(8) == most.activations(8) != mean.activations(8)
+    assert falling.flops_per_row == mean.flops_per_row < most.flops_per_row
+
+
 def test_activations_grow_with_rows_on_a_line(tiny_recipe):
     config = workload.configuration(tiny_recipe)
     one, four, eight = (activations.of_model(config, rows, 32, 8, 4) for rows in (1, 4, 8))

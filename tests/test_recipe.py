@@ -30,6 +30,16 @@ def test_an_override_may_open_a_section_that_the_file_leaves_out(tmp_path):
     assert load(str(tmp_path / "mine.yaml"), ["objective.mask_probability=0.4"]).objective.mask_probability == 0.4
 
 
+def test_the_share_of_masks_goes_in_a_line_or_stays():
+    recipe = load("quickstart", ["objective.mask_probability=0.5", "objective.final_mask_probability=0.25"])
+    assert [recipe.masked_per_row(done) for done in (0.0, 0.25, 0.5, 1.0)] == [64, 56, 48, 32]
+    assert recipe.most_masked_per_row == 64
+    rising = load("quickstart", ["objective.mask_probability=0.125", "objective.final_mask_probability=0.25"])
+    assert (rising.masked_per_row(0.5), rising.most_masked_per_row) == (24, 32)
+    fixed = load("quickstart", ["objective.mask_probability=0.25", "objective.final_mask_probability=null"])
+    assert {fixed.masked_per_row(done) for done in (0.0, 0.5, 1.0)} == {32}
+
+
 @pytest.mark.parametrize("written, meant", [("5e-5", 5e-5), ("1e-3", 1e-3), ("1", 1.0)])
 def test_a_number_is_read_as_people_write_it(written, meant):
     assert load("quickstart", [f"optimizer.learning_rate={written}"]).optimizer.learning_rate == meant
@@ -86,7 +96,7 @@ def test_a_malformed_value_is_refused(override, said):
         *(("dedup.bands", 257), ("tokenizer.vocab_size", 260), ("tokenizer.sample_mib", 0), ("data.seq_len", 4)),
         *(
             (f"objective.{name}", value)
-            for name in ("mask_probability", "heldout_mask_probability")
+            for name in ("mask_probability", "final_mask_probability", "heldout_mask_probability")
             for value in (0, 1)
         ),
         *(("optimizer.learning_rate", value) for value in (0, -1e-3, ".nan", ".inf")),

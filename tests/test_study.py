@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from scaler import ds_config, local_ranks, run_folder, study, study_folder, study_point
 from scaler.errors import ScalerError
+from scaler.world import World
 
 PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
 SHORT = ("--steps", 2, "--warmup", 1)
@@ -64,6 +65,14 @@ def test_offload_buckets_and_micro_batches_are_the_points_own(begin, tmp_path):
         zero = json.loads((folder / "ds_config.json").read_text())["zero_optimization"]
         assert zero["reduce_bucket_size"] == entry.point.bucket
         assert zero.get("offload_optimizer") == ({"device": "cpu"} if entry.point.offload else None)
+
+
+def test_a_point_has_the_mean_share_of_masks(begin, tmp_path):
+    falling = ("objective.mask_probability=0.25", "objective.final_mask_probability=0.125")
+    assert begin("--define_only", "--stages", "0", *falling)[0] == 0
+    (entry,) = study_folder.read(tmp_path / "study")
+    this = study_point.resolved(tmp_path / "study", entry.point, World())
+    assert {this.recipe.masked_per_row(done) for done in (0.0, 0.5, 1.0)} == {6} == {this.rows["train"].masked}
 
 
 def test_what_cannot_share_the_batch_is_named_with_the_reason(begin):

@@ -1,5 +1,6 @@
 """The main job on a small corpus: the real launcher, the real engine; what comes out, what is refused."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from scaler import heldout, model, prepared, train, world
+from scaler import heldout, job, loop, model, prepared, train, world
+from scaler.progress import Progress
 from scaler.recipe import load
 from scaler.world import World
 
@@ -55,6 +57,33 @@ def test_held_out_loss_falls_under_the_unigram_entropy(run):
     losses = metric(run, "heldout_loss")
     assert len(losses) == 3
     assert losses[-1] < metric(run, "heldout_unigram_entropy")[-1] - 0.2
+
+
+def test_each_step_masks_as_many_as_the_recipe_says_for_it(tiny_recipe_file, tmp_path):
+    masked, progress = [], Progress()
+
+    class Engine:
+        own_work = contextlib.nullcontext()
+
+        def __call__(self, batch):
+            masked[-1].add(batch.labels.shape[1])
+            return torch.zeros(()), None
+
+        def backward(self, loss):
+            pass
+
+        def step(self, rate):
+            return 0.0
+
+    falling = ["objective.mask_probability=0.25", "objective.final_mask_probability=0.125", "training.steps=8"]
+    arguments = train.parse(["--recipe", str(tiny_recipe_file), "--run_dir", str(tmp_path / "run"), *falling])
+    this = job.resolve(arguments, World())
+    for _ in range(8):
+        masked.append(set())
+        loop.train_batch(Engine(), this, progress, World())
+        progress.step += 1
+        progress.consumed_rows += this.batch.rows
+    assert masked == [{8}, {8}, {7}, {6}, {6}, {6}, {5}, {4}]  # round(32 * (0.25 - 0.125 * step / 8)), ties to even
 
 
 def test_tensorboard_has_every_curve_and_the_filled_masks(run):

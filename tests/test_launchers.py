@@ -47,6 +47,8 @@ def folder(tmp_path_factory) -> Path:
     """Where all of them run; it has DeepSpeed's list of nodes, and mpirun as Open MPI's."""
     made = tmp_path_factory.mktemp("launchers")
     (made / "hostfile").write_text("node1 slots=1\nnode2 slots=1\n")
+    # other launchers hand the variable on; with other threads bf16 rounds otherwise
+    (made / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
     (made / "openmpi").mkdir()
     for name in ("mpirun", "ompi_info"):
         (made / "openmpi" / name).symlink_to(shutil.which(f"{name}.openmpi", path=SEARCH) or f"/usr/bin/{name}")

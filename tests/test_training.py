@@ -16,11 +16,12 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from scaler import heldout, job, loop, model, prepared, train, world
+from scaler import ds_config, heldout, job, loop, model, prepared, train, world
 from scaler.progress import Progress
 from scaler.recipe import load
 from scaler.world import World
 
+PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
 SETTINGS = ["training.steps=60", "training.log_every=10", "training.evaluate_every=30"]
 TRAIN = ROOT / "scaler" / "train.py"
 
@@ -248,7 +249,10 @@ def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(t
 
     done = run_command(sys.executable, "-m", "scaler.train", "--run_dir", run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"step_{step:08d}, saved by 2 ranks at ZeRO-2 in fp32, on 1 ranks at ZeRO-2 in fp32" in done.stdout
+    assert (
+        f"step_{step:08d}, saved by 2 ranks at ZeRO-2 in {PRECISION}, on 1 ranks at ZeRO-2 in {PRECISION}"
+        in done.stdout
+    )
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "train_loss" in record] == list(range(1, 151))
     assert (run / "export" / "model.safetensors").is_file()

@@ -87,7 +87,7 @@ def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, 
     running = engine.Engine(model.MaskedLM(network), this.recipe.optimizer, this.resolved)
     running.train(True)
     recipe, batch, progress = this.recipe, this.batch, Progress()
-    masked = recipe.masked_per_row(0.5)
+    masked = recipe.masked_per_row(0.0)
     shapes = products(network, batch.micro_rows * recipe.data.seq_len, batch.micro_rows * masked)
     reader, inner = this.rows["train"], this.rows["train"].at
 

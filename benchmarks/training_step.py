@@ -185,7 +185,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
     batch = solve_batch(recipe.training.rows, 1, recipe.training.max_micro_rows)
     head = HEADS[network.config.model_type]
-    rows, masked = packed_rows(recipe), recipe.masked_per_row(0.5)
+    rows, masked = packed_rows(recipe), recipe.masked_per_row(0.0)
     mask_id = prepared.load_tokenizer(recipe.tokenizer_folder).mask_token_id
 
     def micro_batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

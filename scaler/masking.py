@@ -11,13 +11,13 @@ from scaler.order import mix64
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
-def masked_per_row(seq_len: int, mask_probability: float) -> int:
-    """The fixed number of masked positions in a row."""
+def masked_per_row(seq_len: int, mask_probability: float, key: str = "mask_probability") -> int:
+    """The number of masked positions in a row. Raises ScalerError, with the recipe's key, for none and for all."""
     count = round(seq_len * mask_probability)
     if not 1 <= count < seq_len:
         raise ScalerError(
-            f"recipe: a mask probability of {mask_probability:g} masks {count} of a row's {seq_len} tokens, but 1 to "
-            f"{seq_len - 1} can be; change the section objective"
+            f"recipe: objective.{key}={mask_probability} masks {count} of {seq_len} tokens of a row, but 1 to "
+            f"{seq_len - 1} can be"
         )
     return count
 

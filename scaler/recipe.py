@@ -349,6 +349,9 @@ class Recipe:
         wanted = self.initialisation.word2vec
         rule = "a section word2vec has to say where the vectors come from"
         _require(not wanted or self.word2vec is not None, "initialisation.word2vec", wanted, rule)
+        for key, probability in vars(self.objective).items():
+            if probability is not None:
+                masking.masked_per_row(self.data.seq_len, probability, key)
 
     def masked_per_row(self, done: float) -> int:
         """Masked positions of a training row once this share of the steps is done, 0 to 1."""

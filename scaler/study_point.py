@@ -7,6 +7,7 @@ data, model, engine and steps are those of a training; there is no run folder, e
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import statistics
@@ -65,17 +66,10 @@ def check_ranks(point: Point, here: World) -> None:
 
 
 def resolved(study: Path, point: Point, here: World) -> job.Job:
-    """The point as a training, with the mean share of masks all along, so that its steps stand for all of a run.
-
-    Raises: ScalerError where recipe, configuration and data do not agree.
-    """
-    masks = recipe.load(str(study / study_folder.RECIPE)).objective.at(0.5)
+    """The point as a training. Raises ScalerError where recipe, configuration and data do not agree."""
     asked = argparse.Namespace(
         recipe=str(study / study_folder.RECIPE),
-        overrides=[
-            *(f"training.rows={point.rows}", f"training.max_micro_rows={point.micro_rows}"),
-            *(f"objective.mask_probability={masks}", "objective.final_mask_probability=null"),
-        ],
+        overrides=[f"training.rows={point.rows}", f"training.max_micro_rows={point.micro_rows}"],
         deepspeed_config=study_folder.folder_of(study, point) / study_folder.DS_CONFIG,
         run_dir=None,
         ranks=None,
@@ -84,8 +78,17 @@ def resolved(study: Path, point: Point, here: World) -> job.Job:
     return job.resolve(asked, here)
 
 
+def with_masks(this: job.Job, share: float) -> job.Job:
+    """The same with this share of masks at every step."""
+    objective = dataclasses.replace(this.recipe.objective, mask_probability=share, final_mask_probability=None)
+    return dataclasses.replace(this, recipe=dataclasses.replace(this.recipe, objective=objective))
+
+
 def measure(this: job.Job, here: World, engines: ModuleType, steps: int, warmup: int) -> Measured:
-    """Train for the warm-up, the measured steps, and some in which communication is timed. Every rank calls it."""
+    """Train for the warm-up, the measured steps, and some in which communication is timed. Every rank calls it.
+
+    All have the mean share of masks, but for one step that has the most, for its memory.
+    """
     started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), world.device(here)
     world.attempt(lambda: engines.check(this.resolved, this.ds_config_file), here)
     unigram_counts = world.attempt(this.data.manifest.unigram_counts, here)
@@ -93,11 +96,12 @@ def measure(this: job.Job, here: World, engines: ModuleType, steps: int, warmup:
     network = world.attempt(lambda: job.starting_point(this, unigram_counts), here)
     engine = world.attempt(lambda: engines.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved), here)
     engine.train(True)
-    progress = Progress()
+    progress, objective = Progress(), this.recipe.objective
+    mean = with_masks(this, objective.at(0.5))
 
-    def step() -> float:
+    def step(job_of_step: job.Job = mean) -> float:
         clock = time.perf_counter()
-        _, norm = loop.train_batch(engine, this, progress, here)
+        _, norm = loop.train_batch(engine, job_of_step, progress, here)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - clock
@@ -112,6 +116,7 @@ def measure(this: job.Job, here: World, engines: ModuleType, steps: int, warmup:
         step()
     metrics.forget_peak(device)
     times = [step() for _ in range(steps)]
+    step(with_masks(this, max(objective.at(0.0), objective.at(1.0))))
     peak = metrics.peak_bytes(device) - base
     own, waited = [], []
     with engines.timed_collectives(device) as collectives:

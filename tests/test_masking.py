@@ -128,7 +128,7 @@ def test_the_number_of_masked_positions_follows_from_the_probability(seq_len, pr
 
 @pytest.mark.parametrize("probability", [0.01, 0.99])
 def test_a_row_without_or_of_nothing_but_masks_is_refused(probability):
-    with pytest.raises(ScalerError, match=f"a mask probability of {probability} masks"):
+    with pytest.raises(ScalerError, match=f"objective.mask_probability={probability} masks"):
         masked_per_row(8, probability)
 
 

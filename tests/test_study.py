@@ -1,5 +1,6 @@
 """A study of scaling on this machine: its grid, its points really measured, stops, failures, and what is refused."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,12 +69,25 @@ def test_offload_buckets_and_micro_batches_are_the_points_own(begin, tmp_path):
         assert zero.get("offload_optimizer") == ({"device": "cpu"} if entry.point.offload else None)
 
 
-def test_a_point_has_the_mean_share_of_masks(begin, tmp_path):
+def test_a_point_is_timed_with_the_mean_share_of_masks_and_holds_the_most_once(begin, tmp_path, monkeypatch):
     falling = ("objective.mask_probability=0.25", "objective.final_mask_probability=0.125")
     assert begin("--define_only", "--stages", "0", *falling)[0] == 0
     (entry,) = study_folder.read(tmp_path / "study")
     this = study_point.resolved(tmp_path / "study", entry.point, World())
-    assert {this.recipe.masked_per_row(done) for done in (0.0, 0.5, 1.0)} == {6} == {this.rows["train"].masked}
+    masked: list[int] = []
+
+    def train_batch(_, job_of_step, progress, __):
+        masked.append(job_of_step.recipe.masked_per_row(progress.step / this.recipe.training.steps))
+        return torch.zeros(()), 1.0
+
+    monkeypatch.setattr(study_point.loop, "train_batch", train_batch)
+    engine = SimpleNamespace(train=lambda _: None, close=lambda: None)
+    engines = SimpleNamespace(
+        check=lambda *_: None, Engine=lambda *_: engine, timed_collectives=lambda _: contextlib.nullcontext([])
+    )
+    found = study_point.measure(this, World(), engines, steps=4, warmup=2)
+    assert masked == [6] * (2 + 4) + [8] + [6] * study_point.COMMUNICATION_STEPS
+    assert len(found.step_seconds[0]) == 4
 
 
 def test_what_cannot_share_the_batch_is_named_with_the_reason(begin):

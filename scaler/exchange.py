@@ -144,7 +144,12 @@ def reduce_by(zero: Any, backend: Any) -> None:
     ) -> None:
         assert not divide
         lengths = [len(part) for _, part, _ in bucket]
-        whole = bucket[0][1].as_strided((sum(lengths),), (1,)).to(communication_data_type)  # they follow each other
+        whole = bucket[0][1].as_strided((sum(lengths),), (1,))  # they follow each other in memory
+        assert all(
+            there.data_ptr() == part.data_ptr()
+            for there, (_, part, _) in zip(whole.split(lengths), bucket, strict=True)
+        )
+        whole = whole.to(communication_data_type)
         # a rank that keeps fp32 sums has its own parts one by one, and those of another joined
         joined = [(owner, sum(len(part) for _, part, _ in some)) for owner, some in itertools.groupby(bucket, _owner)]
         owners, together = zip(*joined, strict=True)

@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
-import psutil
 import pytest
 
 from data_prep import folders
@@ -148,10 +149,19 @@ def test_after_an_error_no_worker_is_left_that_could_write_on(partial):
         with pytest.raises(ScalerError, match="stop"):
             slow = Task("slow", 9, wait_and_double, (1, PATIENCE))
             team.run([slow, Task("bad", 1, fail, (ScalerError, "stop"))], partial, "doubling")
-        # where the pool's thread and `stop` wait for a process at once, one of them may not yet know that it has ended
-        left = {process.pid for process in set(multiprocessing.active_children()) - others}
-        assert not [pid for pid in left if psutil.pid_exists(pid)]
+        assert not set(multiprocessing.active_children()) - others
     assert records(partial) == []
+
+
+@pytest.mark.parametrize("error", [None, ScalerError("stop")])
+def test_the_thread_of_the_pool_ends_with_the_team(error):
+    others = set(threading.enumerate())
+    with nullcontext() if error is None else pytest.raises(ScalerError, match="stop"), gathered(2) as team:
+        team.executor.submit(int).add_done_callback(lambda _: time.sleep(1))  # which the pool's thread does
+        if error is not None:
+            raise error
+    # one that the interpreter itself had to wait for might end with a traceback
+    assert not [thread for thread in set(threading.enumerate()) - others if not thread.daemon]
 
 
 @pytest.mark.parametrize("_again", range(4))  # whether the pool watches over a worker was once a matter of chance

@@ -94,6 +94,7 @@ class Sharding:
         states: fp32 numbers that the optimizer keeps for each weight.
         on_cpu: gloo, and memory that counts once it is written to.
         to_owners: at stages 1 and 2 each gradient is summed for the rank alone that updates its weight.
+        reduce_scatter: DeepSpeed's; false asks for all-reduces at stages 1 and 2.
     """
 
     stage: int
@@ -107,6 +108,11 @@ class Sharding:
     states: int = 2
     on_cpu: bool = False
     to_owners: bool = False
+    reduce_scatter: bool = True
+
+    def straight(self, trained: int) -> bool:
+        """At stages 1 and 2 `exchange` sends the gradients of so many weights to their owners."""
+        return self.on_cpu and self.reduce_scatter and straight_to_owners(self.ranks, trained, self.bucket)
 
 
 def straight_to_owners(ranks: int, trained: int, bucket: int) -> bool:
@@ -167,8 +173,7 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
     mine = width * layout.whole_of_parts(ranks)
     bucket = width * how.buckets * (min(how.bucket, trained) if how.on_cpu else how.bucket)
     # a bucket's sum is a copy of it; sums that go straight to their owners need room for the others' parts
-    straight = how.on_cpu and straight_to_owners(ranks, trained, how.bucket)
-    copied = (ranks - 1) * min(how.bucket, part) if straight else how.bucket
+    copied = (ranks - 1) * min(how.bucket, part) if how.straight(trained) else how.bucket
     reduced = width * min(copied + part, trained)
     largest = width * max(map(max, filter(None, layout.groups)), default=0)
     if how.offload:

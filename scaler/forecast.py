@@ -49,6 +49,7 @@ class Settings:
         bucket, overlap: reduce_bucket_size in numbers; overlap_comm.
         on_cpu: the ranks are processes on CPUs.
         to_owners: not use_multi_rank_bucket_allreduce.
+        reduce_scatter: DeepSpeed's.
     """
 
     stage: int
@@ -59,6 +60,7 @@ class Settings:
     on_cpu: bool = False
     to_owners: bool = False
     offload_weights: bool = False
+    reduce_scatter: bool = True
 
     def sharding(self, batch: SolvedBatch, states: int) -> Sharding:
         """The same for one world size."""
@@ -76,6 +78,7 @@ class Settings:
             states,
             self.on_cpu,
             self.to_owners,
+            self.reduce_scatter,
         )
 
 

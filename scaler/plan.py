@@ -39,7 +39,13 @@ def choices(
 def other_ways(asked: Settings) -> list[Settings]:
     """The same at every stage, and at stages 1 and 2 with gradients summed for their owners alone."""
     return [
-        dataclasses.replace(asked, stage=stage, offload=asked.offload and stage > 0, to_owners=to_owners)
+        dataclasses.replace(
+            asked,
+            stage=stage,
+            offload=asked.offload and stage > 0,
+            to_owners=to_owners,
+            reduce_scatter=asked.reduce_scatter or to_owners,
+        )
         for stage in range(4)
         for to_owners in (False, True)
         if stage in (1, 2) or not to_owners

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from scaler.footprint import GATHERED_AT_ONCE, Layout, Sharding, straight_to_owners
+from scaler.footprint import GATHERED_AT_ONCE, Layout, Sharding
 
 PREFETCHED = 50_000_000  # stage3_prefetch_bucket_size, in numbers
 REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance: a smaller model's weights stay until its backward pass
@@ -56,7 +56,7 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
     if how.stage in (1, 2):
         times = steps if how.stage == 2 else 1
         kind, calls = ("reduce", buckets * how.ranks) if how.to_owners else ("all_reduce", buckets)
-        if how.on_cpu and straight_to_owners(how.ranks, layout.trained, how.bucket):
+        if how.straight(layout.trained):
             kind, calls = "reduce_scatter", buckets
         return (
             Collective(kind, "gradients", times * gradients, times * calls, overlapped and how.stage == 2),

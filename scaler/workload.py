@@ -63,7 +63,7 @@ def settings_of(content: dict[str, Any], precision: str) -> Settings:
     """What a DeepSpeed configuration says, "auto" taken as its default."""
     zero = content.get("zero_optimization", {})
     bucket, overlap = zero.get("reduce_bucket_size", 500_000_000), zero.get("overlap_comm")
-    stage = ds_config.zero_stage(content)
+    stage, scatter = ds_config.zero_stage(content), bool(zero.get("reduce_scatter", True))
     return Settings(
         stage=stage,
         offload=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
@@ -71,7 +71,8 @@ def settings_of(content: dict[str, Any], precision: str) -> Settings:
         precision=precision,
         bucket=500_000_000 if bucket == "auto" else int(bucket),
         overlap=stage == 3 if overlap is None else bool(overlap),
-        to_owners=zero.get("use_multi_rank_bucket_allreduce", True) is False and bool(zero.get("reduce_scatter", True)),
+        to_owners=scatter and zero.get("use_multi_rank_bucket_allreduce", True) is False,
+        reduce_scatter=scatter,
     )
 
 

@@ -25,8 +25,9 @@ COLLECTIVES = {
     (OURS, "reduce_to_owners"): "reduce_scatter",
     (OURS, "all_gather"): "all_gather",
 }
-CASES = [(stage, *how, False) for stage in (0, 1, 2, 3) for how in ((1, False), (3, True))]  # accumulation; bf16
-CASES += [(1, 3, True, True), (2, 1, False, True)]  # and gradients to their owners alone
+CASES = [(stage, *how, {}) for stage in (0, 1, 2, 3) for how in ((1, False), (3, True))]  # accumulation; bf16
+OWNERS, ALL = {"use_multi_rank_bucket_allreduce": False}, {"reduce_scatter": False}
+CASES += [(1, 3, True, OWNERS), (2, 1, False, OWNERS), (1, 3, True, ALL), (2, 3, False, ALL | OWNERS)]
 BUCKET = 20_000
 MICRO_ROWS = 2
 
@@ -52,14 +53,12 @@ def compare(recipe_file: str, file: Path) -> None:
     counted(log)  # before DeepSpeed takes its own references
     engine.join(here)
     figures = []
-    for stage, accumulation, bf16, to_owners in CASES:
+    for stage, accumulation, bf16, changes in CASES:
         work = workload.workload(recipe, 2 if bf16 else 4, on_cpu=True)
         batch = ds_config.SolvedBatch(MICRO_ROWS * accumulation * here.size, MICRO_ROWS, accumulation, here.size)
         content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
         content["bf16"] = {"enabled": bf16}
-        content.setdefault("zero_optimization", {})["reduce_bucket_size"] = BUCKET
-        if to_owners:
-            content["zero_optimization"]["use_multi_rank_bucket_allreduce"] = False
+        content.setdefault("zero_optimization", {}).update(changes, reduce_bucket_size=BUCKET)
         settings = dataclasses.replace(workload.settings_of(content, "bf16" if bf16 else "fp32"), on_cpu=True)
         content |= {
             "train_batch_size": batch.rows,
@@ -82,7 +81,7 @@ def compare(recipe_file: str, file: Path) -> None:
         told = traffic.of_step(work.layout, settings.sharding(batch, 2))
         figures.append(
             {
-                "case": [stage, accumulation, bf16, to_owners],
+                "case": [stage, accumulation, bf16, changes],
                 "sent": {kind: [sum(sizes), len(sizes)] for kind, sizes in log.items()},
                 "told": [[each.kind, each.what, each.sent, each.calls] for each in told],
                 "parameters": work.layout.all,

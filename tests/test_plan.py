@@ -28,14 +28,14 @@ def figures(worker_figures, tiny_recipe_file):
     return worker_figures(sys.executable, ROOT / "tests" / "plan_worker.py", tiny_recipe_file)
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(12))
 def test_the_time_of_every_collective_of_the_engine_is_taken(figures, number):
     calls = sum(count for kind, (_, count) in figures[number]["sent"].items() if kind != "on the wire")
     timed = figures[number]["timed"]
     assert len(timed) == calls > 0 and min(timed) > 0
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(12))
 def test_the_engine_sends_byte_for_byte_what_is_told(figures, number):
     found = figures[number]
     sent = {kind: tuple(of_kind) for kind, of_kind in found["sent"].items()}
@@ -53,7 +53,7 @@ def test_the_engine_sends_byte_for_byte_what_is_told(figures, number):
     assert set(sent) <= {"all_reduce", "all_gather", "reduce_scatter", "on the wire"}
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(12))
 def test_half_of_the_parts_go_to_the_other_rank_and_no_more(figures, number):
     found = figures[number]
     whole = sum(size for kind, what, size, _ in found["told"] if kind in ("reduce_scatter", "all_gather"))

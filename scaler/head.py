@@ -71,12 +71,12 @@ class WideCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of a linear layer's outputs, in nats; a gradient that nobody asks for is not computed.
 
     Inputs: hidden (positions, width), weight (entries, width), bias (entries,) or None, labels int64 (positions,), and
-    how many entries are scored at once. The gradients are made on the way forward. A first pass over the entries has
-    the sums of exponentials, relative to the highest score so far, and with them what the hidden states get (as Milakov
-    and Gimelshein 2018, "Online normalizer calculation for softmax"); where the weight trains, a second pass scores
-    again, for a score's probability is known by then, and a block of the weight has its whole gradient in one product.
-    Scores stand (positions, entries) in the first pass and (entries, positions) in the second, so that the product
-    with them needs no transpose: CPUs take up to twice as long for one that does.
+    how many entries are scored at once. The forward pass has the sums of exponentials, relative to the highest score so
+    far, and with them what the hidden states get (as Milakov and Gimelshein 2018, "Online normalizer calculation for
+    softmax"). The backward pass, where the weight trains, scores again, for a score's probability is known by then, and
+    a block of the weight has its whole gradient in one product. Scores stand (positions, entries) in the first and
+    (entries, positions) in the second, so that the product with them needs no transpose: CPUs take up to twice as long
+    for one that does.
     """
 
     @staticmethod
@@ -84,38 +84,14 @@ class WideCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, step: int
     ) -> torch.Tensor:
         """The loss, an fp32 scalar."""
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
-        wide, positions = torch.float32, len(hidden)
-        # in bf16 products are read from and written to a copy
-        scores = hidden.new_empty(min(step, len(weight)) * positions, dtype=wide)
-        narrow = scores if hidden.dtype == wide else torch.empty_like(scores, dtype=hidden.dtype)
-        grad_hidden = torch.zeros_like(hidden, dtype=wide) if of_hidden else None
-        grad_weight = torch.empty_like(weight) if of_weight else None
-        grad_bias = torch.empty_like(weight[:, 0], dtype=wide) if of_bias else None
-        highest = hidden.new_full((positions,), -torch.inf, dtype=wide)
+        positions = len(hidden)
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        highest = hidden.new_full((positions,), -torch.inf, dtype=torch.float32)
         sums, at_labels = torch.zeros_like(highest), torch.zeros_like(highest)
-
-        def scored(start: int, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """Products of the rows of both, as they come out and in fp32."""
-            size = len(left) * len(right)
-            products, found = narrow[:size].view(len(left), -1), scores[:size].view(len(left), -1)
-            torch.mm(left, right.T, out=products)
-            if found.dtype != products.dtype:
-                found.copy_(products)
-            if bias is not None:
-                some = bias[start : start + step]
-                found.add_(some if left is hidden else some[:, None])
-            return found, products
-
-        def labelled(start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-            """Each position's place among these entries, and whether it is there (1) or elsewhere (0)."""
-            place = labels - start
-            return place.clamp(0, count - 1), ((place >= 0) & (place < count)).to(wide)
-
+        blocks = _Blocks(hidden, weight, bias, labels, step)
         for start in range(0, len(weight), step):
-            here = weight[start : start + step]
-            found, products = scored(start, hidden, here)
-            place, inside = labelled(start, len(here))
+            here, found, products = blocks.scored(start, entries_first=False)
+            place, inside = blocks.labelled(start)
             at_labels += found.gather(1, place[:, None])[:, 0] * inside
             before, highest = highest, torch.maximum(highest, found.amax(1))
             shrunk = (before - highest).exp_()
@@ -126,31 +102,69 @@ class WideCrossEntropy(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden.div_(sums[:, None]).sub_(weight[labels]).div_(positions)
         totals = highest + sums.log()
-        for start in range(0, len(weight), step) if of_weight or of_bias else ():
-            here = weight[start : start + step]
-            found, products = scored(start, here, hidden)
-            place, inside = labelled(start, len(here))
-            # d loss / d score = (probability - 1 at the label) / positions
-            found.sub_(totals).exp_().scatter_add_(0, place[None], -inside[None])
-            if grad_bias is not None:
-                grad_bias[start : start + step] = found.sum(1).div_(positions)
-            if grad_weight is not None:
-                products.copy_(found)
-                some = grad_weight[start : start + step]
-                torch.addmm(some, products, hidden, beta=0, alpha=1 / positions, out=some)
-        # not `save_for_backward`, whose reference makes autograd copy what it could keep
-        ctx.gradients = grad_hidden, grad_weight, grad_bias
-        ctx.dtype = hidden.dtype
+        ctx.step = step
+        ctx.save_for_backward(hidden, weight, bias, labels, totals, grad_hidden)
         return (totals - at_labels).mean()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of hidden, weight and bias."""
         (of_loss,) = gradients
-        if ctx.gradients is None:
-            raise RuntimeError("a second backward pass, but the gradient was made for one")
-        made, ctx.gradients = ctx.gradients, None
-        # to look would stop a GPU, and fake tensors have nothing to see
-        as_made = of_loss.device.type == "cpu" and not isinstance(of_loss, FakeTensor) and of_loss == 1
-        scaled = (found if found is None or as_made else found.mul_(of_loss) for found in made)
-        return (*(None if found is None else found.to(ctx.dtype) for found in scaled), None, None)
+        hidden, weight, bias, labels, totals, made = ctx.saved_tensors
+        grad_hidden = None if made is None else (made * of_loss).to(hidden.dtype)
+        _, of_weight, of_bias = ctx.needs_input_grad[:3]
+        if not (of_weight or of_bias):
+            return grad_hidden, None, None, None, None
+        grad_weight = torch.empty_like(weight) if of_weight else None
+        grad_bias = torch.empty_like(bias) if of_bias else None
+        # d loss / d score = (probability - 1 at the label) * share
+        share = of_loss / len(hidden)
+        # as a factor of the product where it is known: to look would stop a GPU, and fake tensors have nothing to see
+        known = of_loss.device.type == "cpu" and not isinstance(of_loss, FakeTensor)
+        factor = share.item() if known else 1.0
+        blocks = _Blocks(hidden, weight, bias, labels, ctx.step)
+        for start in range(0, len(weight), ctx.step):
+            _, found, products = blocks.scored(start, entries_first=True)
+            place, inside = blocks.labelled(start)
+            found.sub_(totals).exp_().scatter_add_(0, place[None], -inside[None])
+            if grad_bias is not None:
+                grad_bias[start : start + ctx.step] = found.sum(1).mul_(share)
+            if grad_weight is not None:
+                products.copy_(found)
+                some = grad_weight[start : start + ctx.step]
+                torch.addmm(some, products, hidden, beta=0, alpha=factor, out=some)
+                if not known:
+                    some.mul_(share)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+class _Blocks:
+    """Scores of some entries at a time, each block in the memory of the one before."""
+
+    def __init__(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, step: int
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.labels, self.step = hidden, weight, bias, labels, step
+        self._scores = hidden.new_empty(min(step, len(weight)) * len(hidden), dtype=torch.float32)
+        # in bf16 products are read from and written to a copy
+        narrow = hidden.dtype != torch.float32
+        self._narrow = torch.empty_like(self._scores, dtype=hidden.dtype) if narrow else self._scores
+
+    def scored(self, start: int, entries_first: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The weights of some entries, and their scores: in fp32, and room for them as products take them."""
+        here = self.weight[start : start + self.step]
+        left, right = (here, self.hidden) if entries_first else (self.hidden, here)
+        size = len(left) * len(right)
+        products, found = self._narrow[:size].view(len(left), -1), self._scores[:size].view(len(left), -1)
+        torch.mm(left, right.T, out=products)
+        if found.dtype != products.dtype:
+            found.copy_(products)
+        if self.bias is not None:
+            some = self.bias[start : start + self.step]
+            found.add_(some[:, None] if entries_first else some)
+        return here, found, products
+
+    def labelled(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each position's place among these entries, and whether it is there (1) or elsewhere (0)."""
+        place, count = self.labels - start, min(self.step, len(self.weight) - start)
+        return place.clamp(0, count - 1), ((place >= 0) & (place < count)).to(torch.float32)

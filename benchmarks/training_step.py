@@ -274,7 +274,12 @@ def recipe_of(side: Side, arguments: argparse.Namespace) -> Recipe:
     recipe = load(arguments.recipe, arguments.overrides)
     if side.dropout is None:
         return recipe
-    names = DROPOUTS[recipe.model["model_type"]]
+    model_type = recipe.model["model_type"]
+    if model_type not in DROPOUTS:
+        raise SystemExit(
+            f"{arguments.recipe}: model_type={model_type}, but the sides are built for {', '.join(DROPOUTS)}"
+        )
+    names = DROPOUTS[model_type]
     return load(arguments.recipe, [*arguments.overrides, *(f"model.{name}={side.dropout}" for name in names)])
 
 

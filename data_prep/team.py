@@ -126,19 +126,19 @@ def gathered(processes: int | None = None) -> Iterator[Team]:
     if processes == 1:
         yield Team()
         return
-    others, other_threads = set(multiprocessing.active_children()), set(threading.enumerate())
+    others = set(multiprocessing.active_children())
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
 
     def stop() -> None:
+        thread = vars(workers)["_executor_manager_thread"]  # of the pool, which forgets it at shutdown
         workers.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
             process.join()  # or it might write on while its folder is removed
-        # the pool's own thread, too: an interpreter that ends while this closes its pipes prints an OSError (CPython's
-        # _python_exit wakes it by a pipe that may just have been closed)
-        for thread in set(threading.enumerate()) - other_threads:
-            if not thread.daemon:
-                thread.join()
+        # an interpreter that ends while that thread closes its pipes prints an OSError (CPython's _python_exit wakes it
+        # by a pipe that may just have been closed)
+        if thread is not None:
+            thread.join()
 
     try:
         yield Team(workers, stop)

@@ -164,6 +164,17 @@ def test_the_thread_of_the_pool_ends_with_the_team(error):
     assert not [thread for thread in set(threading.enumerate()) - others if not thread.daemon]
 
 
+def test_a_thread_of_a_library_is_not_waited_for():
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, args=(PATIENCE,))
+    with gathered(2) as team:
+        team.executor.submit(int).result()
+        thread.start()
+    assert thread.is_alive()
+    release.set()
+    thread.join()
+
+
 @pytest.mark.parametrize("_again", range(4))  # whether the pool watches over a worker was once a matter of chance
 def test_a_killed_worker_is_one_clear_line_and_no_hang(partial, _again):
     with gathered(2) as team:

@@ -60,8 +60,9 @@ def start(ranks: int, arguments: list[str], log: Path) -> int:
     try:
         for rank in range(ranks):
             facts = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(context.Process(target=_as_rank, args=(facts, arguments, log), daemon=True))
-            processes[-1].start()
+            process = context.Process(target=_as_rank, args=(facts, arguments, log), daemon=True)
+            process.start()  # one that Ctrl-C interrupts in here cannot be killed, but ends with this process
+            processes.append(process)
         running, end = list(processes), None
         while running and (end is None or time.monotonic() < end):
             wait([process.sentinel for process in running], None if end is None else max(0.0, end - time.monotonic()))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.context import ForkServerProcess
 from types import SimpleNamespace
 
 import pytest
@@ -184,6 +185,21 @@ def test_nodes_of_slurm_are_only_defined(begin, tmp_path):
 
 
 # ---- really measured
+
+
+def test_ctrl_c_while_a_rank_starts_is_ctrl_c_and_leaves_no_rank(tmp_path, monkeypatch):
+    started, start = [], ForkServerProcess.start
+
+    def interrupted(process):
+        if started:
+            raise KeyboardInterrupt
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        local_ranks.start(2, [str(tmp_path), "no-point"], tmp_path / "log.txt")
+    assert [process.exitcode is not None for process in started] == [True]
 
 
 def test_a_study_is_stopped_goes_on_and_outlives_a_point_that_fails(begin, tmp_path):

@@ -25,9 +25,12 @@ from typing import Any
 
 import torch
 
-from scaler import ds_config, forecast, hardware, plan, workload
-from scaler.ds_config import SolvedBatch
-from scaler.recipe import Recipe, load
+from scaler import plan
+from scaler.config import deepspeed as ds_config
+from scaler.config.deepspeed import SolvedBatch
+from scaler.config.recipe import Recipe, load
+from scaler.planning import hardware, workload
+from scaler.planning import step_time as forecast
 
 FIRST_STEP, LAST_STEP = 3, 8  # of an experiment, that are timed
 WALL = "wall.json"
@@ -37,7 +40,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def experiment(arguments: argparse.Namespace) -> None:
     """Train as the configuration says until DeepSpeed ends the process; note a step's seconds beside its figures."""
-    from scaler import calibrate, engine, model, world
+    from scaler import calibrate
+    from scaler.distributed import world
+    from scaler.engine import engine
+    from scaler.model import build as model
 
     content = json.loads(base64.urlsafe_b64decode(arguments.deepspeed_config))
     recipe, here = load(arguments.recipe), world.detect()

@@ -18,9 +18,13 @@ from pathlib import Path
 
 import torch
 
-from scaler import checkpoint, ds_config, engine, model, world
-from scaler.batches import Batch, Vocabulary
-from scaler.recipe import load
+from scaler.checkpoint import store as checkpoint
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.data.batches import Batch, Vocabulary
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.model import build as model
 
 
 def batch_of(rows: int, seq_len: int, vocabulary: int) -> Batch:

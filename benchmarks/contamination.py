@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from data_prep import dedup, texts
-from scaler import masking, order
-from scaler.recipe import Dedup, load
+from data_prep import dedup
+from data_prep.formats import texts
+from scaler.config.recipe import Dedup, load
+from scaler.data import masking, order
 
 MASKED_SHARE = 0.15
 

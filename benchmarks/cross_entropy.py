@@ -31,7 +31,9 @@ import measurements
 import torch
 from torch.nn import functional
 
-from scaler import ds_config, head, metrics
+from scaler.config import deepspeed as ds_config
+from scaler.model import head
+from scaler.training import metrics
 
 WIDTH, WEIGHT_SCALE, BIAS_SCALE = 768, 0.04, 0.1
 SIDES = ("ours", "dense fp32", "dense", "torch", "cut-cross-entropy")

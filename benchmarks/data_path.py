@@ -23,8 +23,10 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling
 
-from scaler import allocator, model, prepared
-from scaler.recipe import load
+from scaler.config.recipe import load
+from scaler.data import prepared
+from scaler.engine.patches import allocator
+from scaler.model import build as model
 
 TOKENS_A_BATCH = 64 * 512
 SHARD_BYTES = 64 << 20  # streaming's default

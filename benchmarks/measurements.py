@@ -10,7 +10,8 @@ from pathlib import Path
 import cpuinfo
 import torch
 
-from scaler import ds_config, run_folder
+from scaler.config import deepspeed as ds_config
+from scaler.training import run_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaler.recipe import RECIPES
+from scaler.config.recipe import RECIPES
 
 STAGES = {
     "corpus": "text.jsonl --out corpus --part_mib 16",

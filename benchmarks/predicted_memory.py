@@ -20,10 +20,14 @@ from typing import Any
 
 import torch
 
-from scaler import activations, engine, footprint, model, workload, world
-from scaler.batches import Batch, Vocabulary
-from scaler.ds_config import SolvedBatch
-from scaler.recipe import Optimizer
+from scaler.config.deepspeed import SolvedBatch
+from scaler.config.recipe import Optimizer
+from scaler.data.batches import Batch, Vocabulary
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.model import build as model
+from scaler.planning import activations, workload
+from scaler.planning import memory as footprint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from ranks import ended, forked_calls

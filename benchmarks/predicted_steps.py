@@ -21,10 +21,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from scaler import ds_config, forecast, hardware, study_folder, workload
-from scaler.ds_config import SolvedBatch
-from scaler.forecast import Point
-from scaler.recipe import load
+from scaler.config import deepspeed as ds_config
+from scaler.config.deepspeed import SolvedBatch
+from scaler.config.recipe import load
+from scaler.planning import hardware, workload
+from scaler.planning import step_time as forecast
+from scaler.planning.step_time import Point
+from scaler.studies import folder as study_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from slurm_cluster import Cluster
@@ -146,7 +149,9 @@ def main() -> None:
                 told = predicted(work, content, point, on).step
                 study_folder.write_point(study, point, content)
                 if study_folder.read_measured(study_folder.folder_of(study, point)) is None:
-                    nodes.start(point.nodes, "-m", "scaler.study_point", study, point.name, "--steps", arguments.steps)
+                    nodes.start(
+                        point.nodes, "-m", "scaler.studies.point", study, point.name, "--steps", arguments.steps
+                    )
                 found = study_folder.read_measured(study_folder.folder_of(study, point))
                 assert found is not None
                 seconds = statistics.median(map(max, zip(*found.step_seconds, strict=True)))

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from scaler.ds_config import SolvedBatch
-from scaler.footprint import Activations, Layout
-from scaler.forecast import Settings, Workload, step_of
-from scaler.hardware import Hardware, load
+from scaler.config.deepspeed import SolvedBatch
+from scaler.planning.hardware import Hardware, load
+from scaler.planning.memory import Activations, Layout
+from scaler.planning.step_time import Settings, Workload, step_of
 
 BERT_LARGE = Layout(((336_226_108,),))
 

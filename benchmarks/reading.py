@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scaler.manifests import FORMAT, write_json
+from scaler.core.files import FORMAT, write_json
 
 ROWS_A_BATCH = 64
 SECONDS = 2.0
@@ -49,7 +49,7 @@ for line in sys.stdin:
 READERS = {
     "ours": """
 from pathlib import Path
-from scaler import token_rows
+from scaler.data import token_rows
 begin = time.perf_counter()
 data = token_rows.TokenRows(token_rows.read(Path(folder)), "train")
 read = lambda picked: data.take(picked)

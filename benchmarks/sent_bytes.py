@@ -19,9 +19,12 @@ from typing import Any
 
 import measurements
 
-from scaler import engine, exchange, job, loop, world
-from scaler.model import MaskedLM
-from scaler.progress import Progress
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.engine.patches import direct_collectives as exchange
+from scaler.model.build import MaskedLM
+from scaler.training import job, loop
+from scaler.training.progress import Progress
 
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 RANKS, MICRO_ROWS = 2, 4

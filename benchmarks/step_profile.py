@@ -27,9 +27,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from scaler import engine, job, loop, model, world
-from scaler.job import Job
-from scaler.progress import Progress
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.model import build as model
+from scaler.training import job, loop
+from scaler.training.job import Job
+from scaler.training.progress import Progress
 
 # Parts of a step by the names of operators; the first that an operator's name begins with. What is left is "other".
 PARTS: dict[str, tuple[str, ...]] = {

@@ -32,9 +32,14 @@ import measurements
 import numpy as np
 import torch
 
-from scaler import ds_config, head, heldout, model, prepared, world
-from scaler.batches import Batch
-from scaler.recipe import load
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.data import prepared
+from scaler.data.batches import Batch
+from scaler.distributed import world
+from scaler.evaluation import heldout
+from scaler.model import build as model
+from scaler.model import head
 
 SHOWN = re.compile(r"held-out loss (\d+\.\d+)")
 EVALUATE_EVERY = 200  # steps

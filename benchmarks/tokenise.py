@@ -21,12 +21,13 @@ from pathlib import Path
 import psutil
 from tokenizers import Tokenizer
 
-from data_prep import corpus, texts
+from data_prep import corpus
+from data_prep.formats import texts
+from data_prep.formats.token_shards import Shard
+from data_prep.pipeline.workers import Team
 from data_prep.shards import DOCUMENTS_AT_ONCE
-from data_prep.team import Team
-from data_prep.token_shards import Shard
-from scaler.manifests import read_manifest
-from scaler.recipe import Corpus, Source, load
+from scaler.config.recipe import Corpus, Source, load
+from scaler.core.files import read_manifest
 
 DATASETS = """
 import sys, datasets, transformers

@@ -11,7 +11,7 @@ and for DistilBERT, whose 256,000 embeddings are more than the tokenizer of so s
 
 Same text, model, batch and micro-batch on all sides; each measurement is a process of its own, and they take turns.
 
-- "ours": a point of a study (`scaler.study_point`), that is the steps of a training at ZeRO-2; with the recipe's own
+- "ours": a point of a study (`scaler.studies.point`), that is the steps of a training at ZeRO-2; with the recipe's own
   dropout, with none, and with run_mlm's
 - "run_mlm": the Trainer at the settings of run_mlm.py: fp32, dropout 0.1 everywhere, its collator; "run_mlm, bf16"
   computes in bf16, without dropout
@@ -47,9 +47,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from scaler import allocator, ds_config, metrics, model, prepared, study_folder, world
-from scaler.ds_config import solve_batch
-from scaler.recipe import Recipe, load
+from scaler.config import deepspeed as ds_config
+from scaler.config.deepspeed import solve_batch
+from scaler.config.recipe import Recipe, load
+from scaler.data import prepared
+from scaler.distributed import world
+from scaler.engine.patches import allocator
+from scaler.model import build as model
+from scaler.studies import folder as study_folder
+from scaler.training import metrics
 
 CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 ROWS_OF_PEERS = 256  # packed rows that the peers' text is cut from
@@ -315,7 +321,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             micro = solve_batch(rows, ranks, recipe.training.max_micro_rows).micro_rows
             point = study_folder.Point("strong", 1, ranks, 2, False, BUCKET, rows, micro)
             study_folder.write_point(folder, point, json.loads(CONFIG.read_text()))
-            words = ["-m", "scaler.study_point", str(folder), point.name]
+            words = ["-m", "scaler.studies.point", str(folder), point.name]
             words += ["--steps", str(arguments.steps), "--warmup", str(arguments.warmup)]
             subprocess.run([*starts, *words], env=environ, check=True, capture_output=True)
             found = study_folder.read_measured(study_folder.folder_of(folder, point))

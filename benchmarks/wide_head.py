@@ -22,9 +22,13 @@ from pathlib import Path
 
 import torch
 
-from scaler import ds_config, embeddings, engine, head, model, world
-from scaler.batches import Batch, Vocabulary
-from scaler.recipe import load
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.data.batches import Batch, Vocabulary
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.model import build as model
+from scaler.model import embeddings, head
 
 SEQ_LEN, MASKED = 512, 77
 SIDES = {"ours": "zero0", "ours, ZeRO-2": "zero2", "stock": None}

@@ -24,7 +24,7 @@ import measurements
 import numpy as np
 import psutil
 
-from data_prep.token_shards import write_shard
+from data_prep.formats.token_shards import write_shard
 
 DOCUMENT = 500  # words
 OURS = """
@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from data_prep import word2vec
-from scaler.recipe import Word2Vec
+from scaler.config.recipe import Word2Vec
 folder, entries, width, architecture, threads = sys.argv[1:]
 texts = word2vec.Documents(Path(folder), {"splits": {"train": [{"name": "shard"}]}, "strip_ids": []}, 0)
 counts = texts.counts(int(entries))

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep import clean, corpus, dedup, folders, rows, shards, texts, tokenizer, word2vec
-from data_prep.team import Team, gathered
-from scaler import masking
-from scaler.errors import command
-from scaler.manifests import read_manifest
-from scaler.recipe import DEFAULT_RECIPE, Cleaning, Recipe, load
+from data_prep import clean, corpus, dedup, rows, shards, tokenizer, word2vec
+from data_prep.formats import texts
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Team, gathered
+from scaler.config.recipe import DEFAULT_RECIPE, Cleaning, Recipe, load
+from scaler.core.errors import command
+from scaler.core.files import read_manifest
+from scaler.data import masking
 
 
 def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:

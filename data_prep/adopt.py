@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from data_prep import folders
+from data_prep.formats.token_shards import Shard, count_tokens
+from data_prep.pipeline import folders
 from data_prep.shards import write_manifest
-from data_prep.token_shards import Shard, count_tokens
-from scaler.errors import ScalerError, command
-from scaler.manifests import checksum
+from scaler.core.errors import ScalerError, command
+from scaler.core.files import checksum
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -15,12 +15,13 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-from data_prep import folders, texts
-from data_prep.markup import plain
-from data_prep.team import Task, Team, gathered
-from scaler.errors import ScalerError, command
-from scaler.manifests import write_json
-from scaler.recipe import Cleaning, section
+from data_prep.cleaning.markup import plain
+from data_prep.formats import texts
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Task, Team, gathered
+from scaler.config.recipe import Cleaning, section
+from scaler.core.errors import ScalerError, command
+from scaler.core.files import write_json
 
 EXAMPLES = "examples.json"
 EXAMPLES_KEPT = 5  # of each reason
@@ -125,7 +126,7 @@ def _personal_data_mask() -> Callable[[str], str]:
 
 def _datatrove() -> Any:
     try:
-        from data_prep import quality
+        from data_prep.cleaning import quality
     except ImportError as error:
         raise _needs("datatrove", error) from error
     return quality

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data_prep import folders, sources, texts
-from data_prep.team import Task, Team, gathered
-from scaler.errors import ScalerError, command
-from scaler.recipe import Corpus, Source
+from data_prep.formats import texts
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Task, Team, gathered
+from data_prep.sources import readers as sources
+from scaler.config.recipe import Corpus, Source
+from scaler.core.errors import ScalerError, command
 
 MIB = 1 << 20
 BUCKETS = 1 << 32

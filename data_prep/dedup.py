@@ -25,12 +25,14 @@ import numpy as np
 import rensa
 import xxhash
 
-from data_prep import folders, repeats, texts
 from data_prep.clean import EXAMPLE_CHARACTERS, EXAMPLES, EXAMPLES_KEPT, summary, total
-from data_prep.team import Task, Team, gathered
-from scaler.errors import command
-from scaler.manifests import write_json
-from scaler.recipe import Dedup, section
+from data_prep.cleaning import repeats
+from data_prep.formats import texts
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Task, Team, gathered
+from scaler.config.recipe import Dedup, section
+from scaler.core.errors import command
+from scaler.core.files import write_json
 
 WORD = re.compile(r"\w+")
 WORDS_AT_ONCE = 100_000

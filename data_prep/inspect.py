@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep import texts, word2vec
+from data_prep import word2vec
 from data_prep.clean import EXAMPLES
-from data_prep.token_shards import Shard
+from data_prep.formats import texts
+from data_prep.formats.token_shards import Shard
 from data_prep.verify import stages
-from scaler import order, token_rows, word_vectors
-from scaler.errors import ScalerError, command, naming_full_disk
-from scaler.manifests import MANIFEST, read_manifest
+from scaler.core.errors import ScalerError, command, naming_full_disk
+from scaler.core.files import MANIFEST, read_manifest
+from scaler.data import order, token_rows, word_vectors
 
 BARS = 40  # characters of the longest bar
 SAMPLE_CHARACTERS = 300

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from data_prep import aws_docs, aws_labels, folders
 from data_prep.dedup import keys_of
-from scaler.errors import ScalerError, command
-from scaler.manifests import FORMAT, MANIFEST, checksum, read_manifest, write_json
-from scaler.recipe import Dedup
+from data_prep.labelling import aws_labels
+from data_prep.pipeline import folders
+from data_prep.sources import aws_docs
+from scaler.config.recipe import Dedup
+from scaler.core.errors import ScalerError, command
+from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
 
 KIND = "labels"
 SERVICES, TEXTS_A_SERVICE, SENTENCES_A_SERVICE = 20, 300, 30

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import folders, mix, texts
-from data_prep.team import Task, Team, gathered
-from data_prep.token_shards import Shard
+from data_prep.formats import texts
+from data_prep.formats.token_shards import Shard
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Task, Team, gathered
 from data_prep.tokenizer import every_special_id, special_ids
-from scaler import packing
-from scaler.errors import ScalerError, command
-from scaler.manifests import checksum, read_manifest
-from scaler.recipe import Corpus, Source
-from scaler.token_rows import EXTENSION, UNIGRAM, dtype_for, write_rows
+from data_prep.tokens import mix, packing
+from scaler.config.recipe import Corpus, Source
+from scaler.core.errors import ScalerError, command
+from scaler.core.files import checksum, read_manifest
+from scaler.data.token_rows import EXTENSION, UNIGRAM, dtype_for, write_rows
 
 BLOCK_TOKENS = 1 << 26  # packed at once: about 2 GB of memory with documents of ten tokens, less with longer ones
 FILE_TOKENS = 1 << 22  # small shards share a file of rows until it has so many: each file may end in a row half empty

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep import folders, texts
-from data_prep.team import Task, Team, gathered
-from data_prep.token_shards import Shard, write_shard
-from scaler.errors import ScalerError, command
-from scaler.manifests import check_file, read_manifest
-from scaler.token_rows import dtype_for
+from data_prep.formats import texts
+from data_prep.formats.token_shards import Shard, write_shard
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Task, Team, gathered
+from scaler.core.errors import ScalerError, command
+from scaler.core.files import check_file, read_manifest
+from scaler.data.token_rows import dtype_for
 
 DOCUMENTS_AT_ONCE = 1000
 

@@ -20,10 +20,12 @@ import tokenizers
 import xxhash
 from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 
-from data_prep import folders, texts, wordpiece
-from scaler.errors import EXIT_INTERRUPTED, ScalerError, command
-from scaler.manifests import checksum, read_manifest
-from scaler.recipe import Tokenizer, section
+from data_prep.formats import texts
+from data_prep.pipeline import folders
+from data_prep.vocabulary import wordpiece
+from scaler.config.recipe import Tokenizer, section
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, command
+from scaler.core.files import checksum, read_manifest
 
 # RoBERTa's order (Liu et al. 2019; fairseq's dictionary)
 SPECIAL_TOKENS: dict[str, Any] = {

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import texts
-from data_prep.folders import TASKS
-from data_prep.team import Task, Team, gathered
-from data_prep.token_shards import Shard, count_tokens
+from data_prep.formats import texts
+from data_prep.formats.token_shards import Shard, count_tokens
+from data_prep.pipeline.folders import TASKS
+from data_prep.pipeline.workers import Task, Team, gathered
 from data_prep.tokenizer import every_special_id, special_ids
-from scaler import token_rows, word_vectors
-from scaler.errors import EXIT_BAD_INPUT, ScalerError, command
-from scaler.manifests import AGAIN, MANIFEST, check_file, checksum, read_manifest
+from scaler.core.errors import EXIT_BAD_INPUT, ScalerError, command
+from scaler.core.files import AGAIN, MANIFEST, check_file, checksum, read_manifest
+from scaler.data import token_rows, word_vectors
 
 KINDS = (*texts.KINDS, "tokenizer", "shards", word_vectors.KIND, "rows")
 TOKENS_AT_ONCE = 1 << 21

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep import folders, vectors
-from data_prep.documents import Documents
-from scaler.errors import EXIT_INTERRUPTED, ScalerError, command
-from scaler.manifests import check_file, checksum, read_json, read_manifest, write_json
-from scaler.recipe import Word2Vec, section
-from scaler.word_vectors import COUNTS, KIND, VECTORS, write_array
+from data_prep.pipeline import folders
+from data_prep.vocabulary import vectors
+from data_prep.vocabulary.documents import Documents
+from scaler.config.recipe import Word2Vec, section
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, command
+from scaler.core.files import check_file, checksum, read_json, read_manifest, write_json
+from scaler.data.word_vectors import COUNTS, KIND, VECTORS, write_array
 
 SEGMENT_TOKENS = 1 << 21  # a thread: 30 s of CBOW, 100 s of skip-gram at 768 dimensions; gensim's threads meet after it
 SAVE_SECONDS = 180  # at least, between two saves of the state; each writes both matrices

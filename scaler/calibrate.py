@@ -26,14 +26,22 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from scaler import ds_config, embeddings, engine, forecast, hardware, model, settings, traffic, workload, world
-from scaler.batches import Batch
-from scaler.errors import ScalerError, command, in_a_line, naming_full_disk
-from scaler.hardware import Hardware
-from scaler.job import DEFAULT_DS_CONFIG
-from scaler.manifests import write_whole
-from scaler.recipe import DEFAULT_RECIPE, Recipe, load
-from scaler.world import World
+from scaler.config import deepspeed as ds_config
+from scaler.config import typed as settings
+from scaler.config.recipe import DEFAULT_RECIPE, Recipe, load
+from scaler.core.errors import ScalerError, command, in_a_line, naming_full_disk
+from scaler.core.files import write_whole
+from scaler.data.batches import Batch
+from scaler.distributed import world
+from scaler.distributed.world import World
+from scaler.engine import engine
+from scaler.model import build as model
+from scaler.model import embeddings
+from scaler.planning import communication as traffic
+from scaler.planning import hardware, workload
+from scaler.planning import step_time as forecast
+from scaler.planning.hardware import Hardware
+from scaler.training.job import DEFAULT_DS_CONFIG
 
 ACCUMULATION = 2  # micro-batches of a step here: enough for what the second one does differently
 WARMUP = 2  # steps of each size

@@ -17,12 +17,15 @@ from typing import Any
 import zstandard
 from transformers import PreTrainedModel
 
-from scaler import evaluate, finetune_folder, masked_words, model
-from scaler import world as world_facts
-from scaler.errors import ScalerError, command
+from scaler import evaluate
+from scaler.core.errors import ScalerError, command
+from scaler.core.files import write_json
+from scaler.data.prepared import load_tokenizer
+from scaler.distributed import world as world_facts
+from scaler.evaluation import masked_words
 from scaler.fill_mask import find_export
-from scaler.manifests import write_json
-from scaler.prepared import load_tokenizer
+from scaler.finetuning import folder as finetune_folder
+from scaler.model import build as model
 
 
 def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler import embeddings, initialisation, metrics, model, prepared, word_vectors
-from scaler.errors import ScalerError, command
-from scaler.manifests import read_manifest, write_json
-from scaler.recipe import Recipe, load
+from scaler.config.recipe import Recipe, load
+from scaler.core.errors import ScalerError, command
+from scaler.core.files import read_manifest, write_json
+from scaler.data import prepared, word_vectors
+from scaler.model import build as model
+from scaler.model import embeddings, initialisation
+from scaler.training import metrics
 
 PROJECTED = 10_000  # entries in the projector; all 256,000 of 768 numbers would be 4 GB of text
 NEIGHBOURS = 5

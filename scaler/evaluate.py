@@ -17,13 +17,15 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from scaler import heldout, model, prepared, token_rows
-from scaler import world as world_facts
-from scaler.errors import ScalerError, command, naming_full_disk
-from scaler.manifests import checksum, write_json
-from scaler.recipe import Recipe, load
-from scaler.token_rows import Manifest
-from scaler.world import World
+from scaler.config.recipe import Recipe, load
+from scaler.core.errors import ScalerError, command, naming_full_disk
+from scaler.core.files import checksum, write_json
+from scaler.data import prepared, token_rows
+from scaler.data.token_rows import Manifest
+from scaler.distributed import world as world_facts
+from scaler.distributed.world import World
+from scaler.evaluation import heldout
+from scaler.model import build as model
 
 disable_progress_bar()  # of loading weights
 SPLITS = ("test", "heldout")  # the first is opened nowhere else

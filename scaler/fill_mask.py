@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from scaler.errors import ScalerError, command
-from scaler.prepared import load_tokenizer
+from scaler.core.errors import ScalerError, command
+from scaler.data.prepared import load_tokenizer
 
 disable_progress_bar()
 EXAMPLES = (

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from scaler import encoder, finetune_sweep, finetune_trial
-from scaler.errors import ScalerError, command
-from scaler.label_splits import TEST, VALIDATION, Sources, Splits, load
-from scaler.labelled import READERS, TASKS, Reading
-from scaler.world import World, attempt, detect
+from scaler.core.errors import ScalerError, command
+from scaler.distributed.world import World, attempt, detect
+from scaler.finetuning import encoder
+from scaler.finetuning import sweep as finetune_sweep
+from scaler.finetuning import trial as finetune_trial
+from scaler.finetuning.examples import READERS, TASKS, Reading
+from scaler.finetuning.splits import TEST, VALIDATION, Sources, Splits, load
 
 
 def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
@@ -109,7 +111,7 @@ def main() -> None:
             raise ScalerError(f"fine-tuning needs {package}; install it with `pip install '.[finetune]'`")
     ranks = world.size > 1 or arguments.deepspeed_config is not None
     if ranks:
-        from scaler import engine  # seconds for DeepSpeed, through which ranks meet
+        from scaler.engine import engine  # seconds for DeepSpeed, through which ranks meet
 
         engine.join(world)
     elif torch.cuda.device_count() > 1:

@@ -15,11 +15,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from scaler import failures
-from scaler.errors import ScalerError, command, naming_full_disk
-from scaler.failures import Outcome, Plan, Spread
-from scaler.manifests import write_json
-from scaler.recipe import Checkpoint
+from scaler.config.recipe import Checkpoint
+from scaler.core.errors import ScalerError, command, naming_full_disk
+from scaler.core.files import write_json
+from scaler.planning import failures
+from scaler.planning.failures import Outcome, Plan, Spread
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

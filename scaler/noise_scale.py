@@ -23,24 +23,20 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler import (
-    checkpoint_folder,
-    checkpoint_format,
-    command_line,
-    critical_batch,
-    gradient_norm,
-    model,
-    order,
-    prepared,
-    recipe,
-)
-from scaler import embeddings as token_embeddings
-from scaler import world as world_facts
-from scaler.batches import Batch, RowReader
-from scaler.checkpoint_format import FROZEN, WEIGHT, Piece
-from scaler.critical_batch import LEAST_BATCHES, Estimate, Record
-from scaler.errors import ScalerError, command, naming_full_disk
-from scaler.world import World
+from scaler.checkpoint import folder as checkpoint_folder
+from scaler.checkpoint import format as checkpoint_format
+from scaler.checkpoint.format import FROZEN, WEIGHT, Piece
+from scaler.config import command_line, recipe
+from scaler.core.errors import ScalerError, command, naming_full_disk
+from scaler.data import order, prepared
+from scaler.data.batches import Batch, RowReader
+from scaler.distributed import world as world_facts
+from scaler.distributed.world import World
+from scaler.engine.patches import gradient_norm
+from scaler.model import build as model
+from scaler.model import embeddings as token_embeddings
+from scaler.planning import critical_batch
+from scaler.planning.critical_batch import LEAST_BATCHES, Estimate, Record
 
 # A folder of its own: of several files in one folder TensorBoard reads none further once there is a newer one.
 BOARD = Path("tensorboard") / "noise_scale"
@@ -285,7 +281,7 @@ def main() -> None:
     arguments = parser.parse_args()
     here = world_facts.detect()
     if here.size > 1:
-        from scaler import engine  # not for one rank, which needs no DeepSpeed
+        from scaler.engine import engine  # not for one rank, which needs no DeepSpeed
 
         engine.join(here)
     try:

@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaler import critical_batch, ds_config, failures, footprint, forecast, hardware
-from scaler.errors import ScalerError, command
-from scaler.forecast import Point, Settings, Workload
-from scaler.job import DEFAULT_DS_CONFIG
-from scaler.recipe import DEFAULT_RECIPE, Recipe, load
-from scaler.workload import precision_of, settings_of, workload
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import DEFAULT_RECIPE, Recipe, load
+from scaler.core.errors import ScalerError, command
+from scaler.planning import critical_batch, failures, hardware
+from scaler.planning import memory as footprint
+from scaler.planning import step_time as forecast
+from scaler.planning.step_time import Point, Settings, Workload
+from scaler.planning.workload import precision_of, settings_of, workload
+from scaler.training.job import DEFAULT_DS_CONFIG
 
 TO_OWNERS = ", use_multi_rank_bucket_allreduce false,"
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

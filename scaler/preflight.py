@@ -27,13 +27,19 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
 import psutil
 import torch
 
-from scaler import dry_run, engine, job, links, metrics, model, parity, run_folder, slurm, world
-from scaler.command_line import parser as command_line_parser
-from scaler.errors import ScalerError, command, in_a_line, naming_full_disk
-from scaler.job import Job
-from scaler.manifests import write_json
-from scaler.node_verdict import PHASES, TOGETHER, Report, judge, table
-from scaler.world import World
+from scaler.cluster import parity
+from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, table
+from scaler.config.command_line import parser as command_line_parser
+from scaler.core import slurm
+from scaler.core.errors import ScalerError, command, in_a_line, naming_full_disk
+from scaler.core.files import write_json
+from scaler.distributed import links, world
+from scaler.distributed.world import World
+from scaler.engine import engine
+from scaler.model import build as model
+from scaler.planning import dry_run
+from scaler.training import job, metrics, run_folder
+from scaler.training.job import Job
 
 RESULT, BAD_NODES = "result.json", "bad_nodes"  # the second for shell scripts: names with commas between
 OTHERS = "other ranks have come no further"

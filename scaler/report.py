@@ -15,10 +15,15 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler import bottlenecks, hardware, report_page, report_pictures, scaling, scaling_words
-from scaler.errors import ScalerError, command, naming_full_disk
-from scaler.manifests import write_json, write_whole
-from scaler.scaling import Curve, Row, Study
+from scaler.core.errors import ScalerError, command, naming_full_disk
+from scaler.core.files import write_json, write_whole
+from scaler.planning import hardware
+from scaler.studies import bottlenecks
+from scaler.studies import curves as scaling
+from scaler.studies import page as report_page
+from scaler.studies import pictures as report_pictures
+from scaler.studies import words as scaling_words
+from scaler.studies.curves import Curve, Row, Study
 
 BOARD, PAGE, JSON, MARKDOWN = "tensorboard", "index.html", "report.json", "report.md"
 OURS = {BOARD, PAGE, JSON, MARKDOWN, *report_pictures.PICTURES}

@@ -5,8 +5,8 @@ The rest is train.py's command line. Prints a number of nodes, the largest that 
 
 from __future__ import annotations
 
-from scaler.command_line import chosen_recipe, parser
-from scaler.errors import ScalerError, command
+from scaler.config.command_line import chosen_recipe, parser
+from scaler.core.errors import ScalerError, command
 
 
 def nodes_that_share(rows: int, nodes: int, ranks_per_node: int) -> int:

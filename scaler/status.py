@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scaler import finetune_folder, recipe, run_folder, watchdog
-from scaler.checkpoint_folder import found as checkpoints
-from scaler.checkpoint_folder import step_of
-from scaler.errors import ScalerError, command
-from scaler.metrics import FAULTS, METRICS, duration, records
+from scaler.checkpoint.folder import found as checkpoints
+from scaler.checkpoint.folder import step_of
+from scaler.config import recipe
+from scaler.core.errors import ScalerError, command
+from scaler.finetuning import folder as finetune_folder
+from scaler.training import run_folder, watchdog
+from scaler.training.metrics import FAULTS, METRICS, duration, records
 
 SILENT_SECONDS = 900  # after which a run that says it is running may be dead
 

@@ -20,25 +20,22 @@ from typing import IO, Any
 
 import torch
 
-from scaler import (
-    command_line,
-    ds_config,
-    local_ranks,
-    metrics,
-    prepared,
-    run_folder,
-    settings,
-    study_folder,
-    study_point,
-    world,
-)
-from scaler.errors import EXIT_TRY_AGAIN, ScalerError, command, naming_full_disk
-from scaler.job import DEFAULT_DS_CONFIG
-from scaler.manifests import read_json, write_whole
-from scaler.recipe import Recipe
-from scaler.recipe import load as load_recipe
-from scaler.study_folder import SERIES, Entry, Point
-from scaler.workload import settings_of
+from scaler.config import command_line
+from scaler.config import deepspeed as ds_config
+from scaler.config import typed as settings
+from scaler.config.recipe import Recipe
+from scaler.config.recipe import load as load_recipe
+from scaler.core.errors import EXIT_TRY_AGAIN, ScalerError, command, naming_full_disk
+from scaler.core.files import read_json, write_whole
+from scaler.data import prepared
+from scaler.distributed import world
+from scaler.planning.workload import settings_of
+from scaler.studies import folder as study_folder
+from scaler.studies import local_ranks
+from scaler.studies import point as study_point
+from scaler.studies.folder import SERIES, Entry, Point
+from scaler.training import metrics, run_folder
+from scaler.training.job import DEFAULT_DS_CONFIG
 
 SCRIPT = "sbatch slurm/scaling_study.sh, with the same arguments"
 ATTEMPTS = 3  # at a point, over all starts

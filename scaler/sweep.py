@@ -22,12 +22,17 @@ from typing import Any
 
 import torch
 
-from scaler import job, recipe, run_folder, stop, sweep_report, sweep_space, sweep_trial, world
-from scaler.errors import ScalerError, command, naming_full_disk
-from scaler.manifests import read_json, write_json, write_whole
-from scaler.settings import differences
-from scaler.sweep_report import SETTINGS
-from scaler.sweep_trial import Trial
+from scaler.config import recipe
+from scaler.config.typed import differences
+from scaler.core.errors import ScalerError, command, naming_full_disk
+from scaler.core.files import read_json, write_json, write_whole
+from scaler.distributed import world
+from scaler.sweeps import report as sweep_report
+from scaler.sweeps import space as sweep_space
+from scaler.sweeps import trial as sweep_trial
+from scaler.sweeps.report import SETTINGS
+from scaler.sweeps.trial import Trial
+from scaler.training import job, run_folder, stop
 
 POLL_SECONDS = 1.0
 TRAIN = Path(__file__).with_name("train.py")

@@ -16,28 +16,20 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
 
 import torch
 
-from scaler import (
-    checkpoint,
-    dry_run,
-    heldout,
-    job,
-    loop,
-    metrics,
-    model,
-    resume,
-    run_folder,
-    slurm,
-    stop,
-    token_rows,
-    watchdog,
-    world,
-)
-from scaler.command_line import parser as command_line_parser
-from scaler.errors import EXIT_INTERRUPTED, ScalerError, TryAgain, command, naming_full_disk
-from scaler.export import export, model_card
-from scaler.job import Job
-from scaler.manifests import write_json, write_whole
-from scaler.progress import Progress
+from scaler.checkpoint import store as checkpoint
+from scaler.config.command_line import parser as command_line_parser
+from scaler.core import slurm
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, TryAgain, command, naming_full_disk
+from scaler.core.files import write_json, write_whole
+from scaler.data import token_rows
+from scaler.distributed import world
+from scaler.evaluation import heldout
+from scaler.model import build as model
+from scaler.planning import dry_run
+from scaler.training import job, loop, metrics, resume, run_folder, stop, watchdog
+from scaler.training.export import export, model_card
+from scaler.training.job import Job
+from scaler.training.progress import Progress
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -229,7 +221,7 @@ def main() -> None:
     arguments = parse()
     here = world.detect()
     if not arguments.dry_run:
-        from scaler import engine  # not for the dry run, which needs no DeepSpeed
+        from scaler.engine import engine  # not for the dry run, which needs no DeepSpeed
 
         try:
             run(arguments, here, engine)

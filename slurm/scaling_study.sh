@@ -48,7 +48,7 @@ define() {
 
 start_point() {
     on_nodes "$ranks" --kill-on-bad-exit=1 --output="$log" -- \
-        python -m scaler.study_point "$run_dir" "$point" --steps "$(option steps "$@")" --warmup "$(option warmup "$@")"
+        python -m scaler.studies.point "$run_dir" "$point" --steps "$(option steps "$@")" --warmup "$(option warmup "$@")"
 }
 
 # measure ARGUMENT...: the point of this task; where it fails, note why, and be requeued

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from ranks import ROOT, ended, forked, kill
 
-from scaler import checkpoint_folder, checkpoint_format, loop
+from scaler.checkpoint import folder as checkpoint_folder
+from scaler.checkpoint import format as checkpoint_format
+from scaler.training import loop
 
 RANKS, CONFIGS = (2, 3, 4), ("zero1", "zero2", "zero3")
 WAYS = ("kill one", "kill all", "power cut in a save", "SIGTERM", "SIGUSR1", "STOP file")

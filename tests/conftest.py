@@ -17,10 +17,11 @@ import torch
 from transformers import PreTrainedModel
 
 from data_prep.__main__ import prepare
-from data_prep.team import Team
-from scaler import model, prepared
-from scaler.batches import RowReader
-from scaler.recipe import Recipe, load
+from data_prep.pipeline.workers import Team
+from scaler.config.recipe import Recipe, load
+from scaler.data import prepared
+from scaler.data.batches import RowReader
+from scaler.model import build as model
 
 # a shell that runs the tests in the background has them ignore Ctrl-C, and all that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,7 +13,8 @@ from configs import configuration
 from ranks import before_step, ended, forked
 from safetensors import safe_open
 
-from scaler import checkpoint_folder, loop
+from scaler.checkpoint import folder as checkpoint_folder
+from scaler.training import loop
 
 STEPS = 12
 SETTINGS = [f"training.steps={STEPS}", "training.evaluate_every=6", "checkpoint.every=6", "training.max_micro_rows=6"]

@@ -11,10 +11,15 @@ import torch
 import torch.distributed as dist
 from ranks import ROOT, ended, forked_calls
 
-from scaler import engine, exchange, model, traffic, workload, world
-from scaler.batches import Batch
-from scaler.ds_config import SolvedBatch
-from scaler.recipe import load
+from scaler.config.deepspeed import SolvedBatch
+from scaler.config.recipe import load
+from scaler.data.batches import Batch
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.engine.patches import direct_collectives as exchange
+from scaler.model import build as model
+from scaler.planning import communication as traffic
+from scaler.planning import workload
 
 RANKS = 3
 LENGTHS = [(5, 1, 7), (0, 4, 0), (1000,), (3, 3, 3, 3, 3)]

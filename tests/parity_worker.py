@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 
-from scaler import ds_config, engine, head, model, world
-from scaler.batches import Batch, Vocabulary
-from scaler.recipe import load
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.data.batches import Batch, Vocabulary
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.model import build as model
+from scaler.model import head
 
 ROWS, MICRO_ROWS, SEQ_LEN, MASKED = 12, 2, 16, 4
 STEPS = 3

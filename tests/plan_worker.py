@@ -10,9 +10,15 @@ from pathlib import Path
 import torch
 from ranks import ROOT, ended, forked_calls
 
-from scaler import ds_config, engine, exchange, model, traffic, workload, world
-from scaler.batches import Batch
-from scaler.recipe import load
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.data.batches import Batch
+from scaler.distributed import world
+from scaler.engine import engine
+from scaler.engine.patches import direct_collectives as exchange
+from scaler.model import build as model
+from scaler.planning import communication as traffic
+from scaler.planning import workload
 
 TORCH, OURS = torch.distributed, exchange
 COLLECTIVES = {

@@ -15,8 +15,9 @@ from pathlib import Path
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports a compiler, for seconds, at every start)
 import torch
 
-import scaler.engine  # noqa: F401
-from scaler import loop, train, world
+from scaler import train
+from scaler.distributed import world
+from scaler.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,8 +14,12 @@ import torch
 from parity_worker import build, make_batch, part, rate_of
 from ranks import ended, forked_calls
 
-from scaler import checkpoint, checkpoint_format, ds_config, engine, world
-from scaler.recipe import load
+from scaler.checkpoint import format as checkpoint_format
+from scaler.checkpoint import store as checkpoint
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.distributed import world
+from scaler.engine import engine
 
 ROWS, STEPS = 12, 3
 PROBE = part(make_batch(99), 0, 2)

@@ -24,9 +24,14 @@ import torch
 from configs import configuration
 from ranks import before_step, ended, forked
 
-from scaler import checkpoint_folder, checkpoint_format, heldout, loop, metrics, model, world
-from scaler.errors import ScalerError
-from scaler.recipe import load
+from scaler.checkpoint import folder as checkpoint_folder
+from scaler.checkpoint import format as checkpoint_format
+from scaler.config.recipe import load
+from scaler.core.errors import ScalerError
+from scaler.distributed import world
+from scaler.evaluation import heldout
+from scaler.model import build as model
+from scaler.training import loop, metrics
 
 STEPS = 24
 SETTINGS = [f"training.steps={STEPS}", "training.log_every=1", "training.evaluate_every=12", "checkpoint.every=6"]

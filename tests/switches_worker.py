@@ -13,7 +13,11 @@ from pathlib import Path
 import ranks
 from configs import configuration
 
-from scaler import allocator, attention, exchange, gradient_norm, head, model
+from scaler.engine.patches import allocator, gradient_norm
+from scaler.engine.patches import direct_collectives as exchange
+from scaler.model import build as model
+from scaler.model import head
+from scaler.model.kernels import attention
 
 
 def nothing(*_: object) -> None:

@@ -11,15 +11,16 @@ import pytest
 from conftest import ROOT, make_documents
 from transformers import AutoTokenizer
 
-from data_prep import folders, rows
+from data_prep import rows
 from data_prep.__main__ import prepare
 from data_prep.adopt import adopt
-from data_prep.team import Team
-from data_prep.token_shards import Shard, write_shard
-from scaler import token_rows
-from scaler.errors import ScalerError
-from scaler.manifests import check_file, checksum, read_manifest
-from scaler.recipe import Corpus, Source, load
+from data_prep.formats.token_shards import Shard, write_shard
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Team
+from scaler.config.recipe import Corpus, Source, load
+from scaler.core.errors import ScalerError
+from scaler.core.files import check_file, checksum, read_manifest
+from scaler.data import token_rows
 
 END = 2  # the id of </s>
 

@@ -11,7 +11,7 @@ SIZE = 200 << 20
 PROGRAM = f"""
 import ctypes
 from pathlib import Path
-from scaler import allocator
+from scaler.engine.patches import allocator
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 

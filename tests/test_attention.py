@@ -8,7 +8,8 @@ from test_batches import VOCABULARY, make_documents, make_reader
 from test_isolation import FAMILIES, SEQ_LEN, SMALL
 from torch import nn
 
-from scaler import attention, dropout, model
+from scaler.model import build as model
+from scaler.model.kernels import attention, dropout
 
 ROWS, HEADS, SIZE = 3, 4, 8
 # documents of one token, of the length of a row, and of lengths that are filled up

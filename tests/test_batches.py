@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from data_prep.rows import lay_out
-from scaler import masking, order, prepared
-from scaler.batches import RowReader, Vocabulary, digest
-from scaler.errors import ScalerError
-from scaler.packing import RowTable, pack
-from scaler.token_rows import Manifest, TokenRows, dtype_for, write_rows
+from data_prep.tokens.packing import RowTable, pack
+from scaler.core.errors import ScalerError
+from scaler.data import masking, order, prepared
+from scaler.data.batches import RowReader, Vocabulary, digest
+from scaler.data.token_rows import Manifest, TokenRows, dtype_for, write_rows
 
 BEGIN, PAD, END, UNKNOWN, MASK = SPECIAL = (0, 1, 2, 3, 4)
 VOCABULARY = Vocabulary(400, BEGIN, END, PAD, MASK, SPECIAL)

@@ -5,9 +5,10 @@ import sys
 import pytest
 import yaml
 
-from scaler import calibrate, hardware, plan
+from scaler import calibrate, plan
 from scaler.calibrate import Alone
-from scaler.errors import ScalerError
+from scaler.core.errors import ScalerError
+from scaler.planning import hardware
 
 FLOPS_PER_ROW = 3e9
 

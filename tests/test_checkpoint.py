@@ -8,12 +8,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from scaler import checkpoint_folder, checkpoint_format
-from scaler.checkpoint import Checkpoints
-from scaler.checkpoint_format import WEIGHT, Piece
-from scaler.errors import ScalerError
-from scaler.progress import Progress
-from scaler.world import World
+from scaler.checkpoint import folder as checkpoint_folder
+from scaler.checkpoint import format as checkpoint_format
+from scaler.checkpoint.format import WEIGHT, Piece
+from scaler.checkpoint.store import Checkpoints
+from scaler.core.errors import ScalerError
+from scaler.distributed.world import World
+from scaler.training.progress import Progress
 
 ALONE = World()
 PROBE = {"input_ids": torch.arange(6).view(2, 3)}

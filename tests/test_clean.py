@@ -11,11 +11,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import data_prep
-from data_prep import clean, corpus, texts
-from data_prep.team import Team, gathered
-from scaler.errors import ScalerError
-from scaler.manifests import read_manifest
-from scaler.recipe import Cleaning, Corpus, Source
+from data_prep import clean, corpus
+from data_prep.formats import texts
+from data_prep.pipeline.workers import Team, gathered
+from scaler.config.recipe import Cleaning, Corpus, Source
+from scaler.core.errors import ScalerError
+from scaler.core.files import read_manifest
 
 pytest.importorskip("datatrove", reason="the packages of cleaning are not here: pip install '.[clean]'")
 
@@ -213,7 +214,7 @@ def test_no_text_is_too_odd_for_a_step(settings, text):
 @hypothesis_settings(deadline=None)
 @given(text=ANY_TEXT)
 def test_personal_data_is_masked_as_datatrove_masks_it(text):
-    from data_prep.quality import PIIFormatter
+    from data_prep.cleaning.quality import PIIFormatter
 
     datatroves = PIIFormatter(email_replacement=clean.EMAIL, ip_replacement=clean.IP_ADDRESS)
     assert cleaned(text, mask_personal_data=True) == (datatroves.format(text), "")
@@ -383,7 +384,7 @@ def test_dropping_all_text_is_one_clear_error(text, tmp_path):
 )
 def test_a_missing_package_is_one_line_that_says_how_to_get_it(text, tmp_path, monkeypatch, settings, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "data_prep.quality", raising=False)
+    monkeypatch.delitem(sys.modules, "data_prep.cleaning.quality", raising=False)
     monkeypatch.delattr(data_prep, "quality", raising=False)
     with pytest.raises(ScalerError, match=rf"needs {package} .*install it with `pip install '\.\[clean\]'`") as raised:
         clean.make(text, tmp_path / "clean", Cleaning(**settings), Team())

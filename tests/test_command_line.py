@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         | {"buckets", "steps", "warmup", "define_only"},
         ["FOLDER", "section.key=value"],
     ),
-    "scaler.study_point": ({"steps", "warmup"}, ["FOLDER", "POINT"]),
+    "scaler.studies.point": ({"steps", "warmup"}, ["FOLDER", "POINT"]),
     "scaler.fill_mask": ({"top"}, ["model", "sentence"]),
     "data_prep.__main__": ({"recipe", "processes"}, ["section.key=value"]),
     "data_prep.corpus": (

@@ -12,11 +12,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
 
 from data_prep import corpus as corpus_stage
-from data_prep import texts as text_folders
 from data_prep import tokenizer as tokenizer_stage
-from data_prep.team import Team
-from scaler import compare, masked_words
-from scaler import recipe as recipes
+from data_prep.formats import texts as text_folders
+from data_prep.pipeline.workers import Team
+from scaler import compare
+from scaler.config import recipe as recipes
+from scaler.evaluation import masked_words
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -18,11 +18,14 @@ import pytest
 import xxhash
 from conftest import ROOT, make_documents
 
-from data_prep import corpus, folders, sources, texts
-from data_prep.team import Team, gathered
-from scaler.errors import ScalerError
-from scaler.manifests import check_file, checksum, read_manifest, write_json
-from scaler.recipe import Corpus, Source
+from data_prep import corpus
+from data_prep.formats import texts
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Team, gathered
+from data_prep.sources import readers as sources
+from scaler.config.recipe import Corpus, Source
+from scaler.core.errors import ScalerError
+from scaler.core.files import check_file, checksum, read_manifest, write_json
 
 COMMAND = (sys.executable, "-m", "data_prep.corpus")
 MIB = 1 << 20

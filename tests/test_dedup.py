@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data_prep import dedup, folders, repeats, texts
+from data_prep import dedup
 from data_prep.clean import EXAMPLES, EXAMPLES_KEPT
-from data_prep.team import Team, gathered
-from data_prep.texts import Document
-from scaler.errors import ScalerError
-from scaler.recipe import Dedup
+from data_prep.cleaning import repeats
+from data_prep.formats import texts
+from data_prep.formats.texts import Document
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Team, gathered
+from scaler.config.recipe import Dedup
+from scaler.core.errors import ScalerError
 
 VOCABULARY = [f"word{number}" for number in range(5000)]
 EXACT, NEAR = Dedup(near=False), Dedup(exact=False)

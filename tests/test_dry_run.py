@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from scaler import train
-from scaler.recipe import Recipe
+from scaler.config.recipe import Recipe
 
 ROWS = {split: f"{split}-text-00000-0000.rows" for split in ("train", "heldout")}
 

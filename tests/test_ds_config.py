@@ -9,9 +9,9 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaler import ds_config
-from scaler.errors import ScalerError
-from scaler.recipe import load
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.core.errors import ScalerError
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 HERE = Path("mine.json")

@@ -11,11 +11,15 @@ from conftest import ROOT, make_sentences
 from transformers import AutoModelForMaskedLM
 
 from data_prep.__main__ import prepare
-from data_prep.team import Team
-from scaler import embedding_report, embeddings, head, initialisation, job, model, prepared, train, word_vectors
-from scaler.batches import Vocabulary
-from scaler.errors import ScalerError
-from scaler.recipe import load
+from data_prep.pipeline.workers import Team
+from scaler import embedding_report, train
+from scaler.config.recipe import load
+from scaler.core.errors import ScalerError
+from scaler.data import prepared, word_vectors
+from scaler.data.batches import Vocabulary
+from scaler.model import build as model
+from scaler.model import embeddings, head, initialisation
+from scaler.training import job
 
 ENTRIES, WIDTH = 700, 32
 RECIPE = f"""

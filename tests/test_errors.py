@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from scaler.errors import ScalerError, command, naming_full_disk, nearest
+from scaler.core.errors import ScalerError, command, naming_full_disk, nearest
 
 
 def run(failure: BaseException) -> None:

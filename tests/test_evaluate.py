@@ -4,6 +4,7 @@ import ast
 import functools
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,17 +12,18 @@ import pytest
 import torch
 from configs import configuration
 from conftest import ROOT, network_of, opened, recipe_beside
-from test_layers import FILES, imports
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from data_prep import folders
 from data_prep.__main__ import prepare
 from data_prep.adopt import adopt
-from data_prep.team import Team
-from scaler import evaluate, heldout, prepared, token_rows
-from scaler.manifests import read_manifest
-from scaler.recipe import load
-from scaler.world import World
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Team
+from scaler import evaluate
+from scaler.config.recipe import load
+from scaler.core.files import read_manifest
+from scaler.data import prepared, token_rows
+from scaler.distributed.world import World
+from scaler.evaluation import heldout
 
 
 @pytest.fixture
@@ -231,19 +233,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, command, monkeypatch):
 # ---- nothing else opens the test split
 
 
-def _used_by(room):
-    """The rooms of scaler/ that one imports."""
-    return {name.split(".")[1] for name in imports(room) if name.startswith("scaler.")} & set(FILES)
-
-
 def test_no_other_module_of_training_names_the_test_split():
-    rooms = {ROOT / "scaler" / "train.py"}
-    while more := {FILES[used] for room in rooms for used in _used_by(room)} - rooms:
-        rooms |= more
-    assert len(rooms) > 30
+    program = "import sys, scaler.train, scaler.engine.engine; print(*(m.__file__ for n, m in sys.modules.items() if "
+    program += "n.startswith('scaler.')), sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    used = {Path(line) for line in loaded.stdout.splitlines() if line.startswith(str(ROOT))}
+    assert len(used) > 30
     users = {
         path.name
-        for path in rooms | {FILES["evaluate"]}
+        for path in used | {Path(evaluate.__file__)}
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value == "test"
     }

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from scaler import footprint
+from scaler.planning import memory as footprint
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scaler import failures
-from scaler.errors import ScalerError
-from scaler.failures import Plan, best_interval, simulate
+from scaler.core.errors import ScalerError
+from scaler.planning import failures
+from scaler.planning.failures import Plan, best_interval, simulate
 
 NEVER = 1e15  # seconds
 SMALL = Plan(

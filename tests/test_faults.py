@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from scaler import stop, watchdog
-from scaler.faults import Judge, Verdict
-from scaler.recipe import Faults
+from scaler.config.recipe import Faults
+from scaler.training import stop, watchdog
+from scaler.training.faults import Judge, Verdict
 
 FINE, SKIPPED, SPIKE, GO_BACK, STOP = Verdict
 

@@ -12,9 +12,14 @@ from conftest import ROOT, network_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from scaler import encoder, features, finetune, finetune_folder, finetune_sweep, finetune_trial, prepared, scores
-from scaler.labelled import TOKENS, Example
-from scaler.world import World
+from scaler import finetune
+from scaler.data import prepared
+from scaler.distributed.world import World
+from scaler.finetuning import encoder, features, scores
+from scaler.finetuning import folder as finetune_folder
+from scaler.finetuning import sweep as finetune_sweep
+from scaler.finetuning import trial as finetune_trial
+from scaler.finetuning.examples import TOKENS, Example
 
 WORDS = ["kana", "kapo", "lona", "lopo", "mina", "mipo", "runa", "rupo", "tena", "tepo"]
 MARKS = {"shi": "kashi", "zu": "kazu", "lo": "loshi"}  # class -> the word that decides it

@@ -5,11 +5,11 @@ import json
 import datasets
 import pytest
 
-from data_prep import aws_docs
 from data_prep.__main__ import prepare
-from data_prep.team import Team
-from scaler.manifests import read_manifest
-from scaler.recipe import load
+from data_prep.pipeline.workers import Team
+from data_prep.sources import aws_docs
+from scaler.config.recipe import load
+from scaler.core.files import read_manifest
 
 SHARDS = 3
 

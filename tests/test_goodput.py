@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from scaler import failures, goodput
+from scaler import goodput
+from scaler.planning import failures
 
 OPTIONS = {
     "nodes": "1,64,512",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scaler import gradient_norm
+from scaler.engine.patches import gradient_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

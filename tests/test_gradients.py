@@ -3,7 +3,7 @@
 import pytest
 from conftest import ROOT
 
-from scaler import world
+from scaler.distributed import world
 
 CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 # of the distance that the weights moved: fp32 differs in summation order alone; bf16 keeps 8 bits of each gradient

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaler import head
+from scaler.model import head
 
 POSITIONS, WIDTH, ENTRIES = 23, 16, 300
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import opened, recipe_beside
 
-from scaler import heldout
-from scaler import world as world_facts
-from scaler.manifests import read_manifest, write_json
-from scaler.metrics import RunLog
-from scaler.recipe import load
-from scaler.world import World
+from scaler.config.recipe import load
+from scaler.core.files import read_manifest, write_json
+from scaler.distributed import world as world_facts
+from scaler.distributed.world import World
+from scaler.evaluation import heldout
+from scaler.training.metrics import RunLog
 
 
 def naive(engine, reader, rows):

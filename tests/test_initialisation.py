@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from scaler import initialisation
-from scaler.errors import ScalerError
-from scaler.recipe import load
+from scaler.config.recipe import load
+from scaler.core.errors import ScalerError
+from scaler.model import initialisation
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot
 
 from data_prep import inspect
-from scaler.manifests import read_manifest
+from scaler.core.files import read_manifest
 
 
 @pytest.fixture

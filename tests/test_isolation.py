@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_batches import VOCABULARY, make_documents, make_reader
 
-from scaler import model
-from scaler.batches import RowReader
+from scaler.data.batches import RowReader
+from scaler.model import build as model
 
 SEQ_LEN = 48
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from scaler import sharing
-from scaler.errors import ScalerError
+from scaler.core.errors import ScalerError
 
 SCRIPTS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in ("env.sh", "job.sh")]
 

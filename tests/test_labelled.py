@@ -7,10 +7,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from scaler import label_splits, labelled
-from scaler.errors import ScalerError
-from scaler.label_splits import TEST, TRAIN, VALIDATION, Sources
-from scaler.labelled import Reading
+from scaler.core.errors import ScalerError
+from scaler.finetuning import examples as labelled
+from scaler.finetuning import splits as label_splits
+from scaler.finetuning.examples import Reading
+from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Sources
 
 
 def file(folder: Path, name: str, content: str | bytes) -> Path:

@@ -6,10 +6,12 @@ import re
 
 import pytest
 
-from data_prep import aws_docs, aws_labels, labels
+from data_prep import labels
+from data_prep.labelling import aws_labels
 from data_prep.labels import Text
-from scaler import labelled
-from scaler.labelled import Reading
+from data_prep.sources import aws_docs
+from scaler.finetuning import examples as labelled
+from scaler.finetuning.examples import Reading
 
 API = {
     "metadata": {"serviceFullName": "Amazon Simple Queue Service", "serviceId": "SQS", "endpointPrefix": "sqs"},

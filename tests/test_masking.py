@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaler.errors import ScalerError
-from scaler.masking import choose_positions, mask_rows, masked_per_row
-from scaler.order import key
+from scaler.core.errors import ScalerError
+from scaler.data.masking import choose_positions, mask_rows, masked_per_row
+from scaler.data.order import key
 
 MASK, ORDINARY = 4, np.arange(5, 1005)
 

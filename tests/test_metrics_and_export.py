@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from scaler import metrics, model, prepared
-from scaler.errors import ScalerError
-from scaler.export import export
+from scaler.core.errors import ScalerError
+from scaler.data import prepared
+from scaler.model import build as model
+from scaler.training import metrics
+from scaler.training.export import export
 
 
 @pytest.mark.parametrize(

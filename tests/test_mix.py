@@ -9,15 +9,15 @@ from conftest import TINY_RECIPE, make_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import mix
 from data_prep.__main__ import prepare
-from data_prep.team import Team
-from data_prep.token_shards import Shard
+from data_prep.formats.token_shards import Shard
+from data_prep.pipeline.workers import Team
 from data_prep.tokenizer import special_ids
-from scaler import token_rows
-from scaler.errors import ScalerError
-from scaler.manifests import read_manifest
-from scaler.recipe import Corpus, Source, load
+from data_prep.tokens import mix
+from scaler.config.recipe import Corpus, Source, load
+from scaler.core.errors import ScalerError
+from scaler.core.files import read_manifest
+from scaler.data import token_rows
 
 WEIGHT = st.floats(0.001, 1000) | st.integers(1, 100).map(float)
 

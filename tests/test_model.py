@@ -6,10 +6,11 @@ import torch
 from test_batches import VOCABULARY, make_documents, make_reader
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaler import head, initialisation, model
-from scaler.batches import Batch, Vocabulary
-from scaler.errors import ScalerError
-from scaler.recipe import load
+from scaler.config.recipe import load
+from scaler.core.errors import ScalerError
+from scaler.data.batches import Batch, Vocabulary
+from scaler.model import build as model
+from scaler.model import head, initialisation
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 ROBERTA = {"model_type": "roberta", "max_position_embeddings": 40, **SMALL}

@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT, TINY_RECIPE, make_documents
 
 from data_prep.__main__ import prepare
-from data_prep.team import Team, gathered
-from scaler import mpi
-from scaler.recipe import load
+from data_prep.pipeline.workers import Team, gathered
+from scaler.config.recipe import load
+from scaler.distributed import mpi
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 PATIENCE = 60  # seconds in which a job with a dead rank has to end
@@ -135,7 +135,7 @@ def test_bad_input_under_mpi_is_one_line_and_a_non_zero_exit(recipe, tmp_path, r
 
 
 def test_ranks_that_do_not_see_each_other_are_refused(tmp_path, run_command):
-    code = "from data_prep.team import gathered\nwith gathered(): pass"
+    code = "from data_prep.pipeline.workers import gathered\nwith gathered(): pass"
     done = run_command(sys.executable, "-c", code, cwd=ROOT, OMPI_COMM_WORLD_SIZE="2")  # another MPI's
     assert done.returncode != 0
     assert "MPI sees one rank where several were started" in done.stderr

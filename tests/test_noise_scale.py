@@ -13,12 +13,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import activations, checkpoint_format, critical_batch, noise_scale, plan
-from scaler import recipe as recipes
-from scaler.critical_batch import Estimate, Record
-from scaler.errors import ScalerError
-from scaler.footprint import Activations
-from scaler.world import World
+from scaler import noise_scale, plan
+from scaler.checkpoint import format as checkpoint_format
+from scaler.config import recipe as recipes
+from scaler.core.errors import ScalerError
+from scaler.distributed.world import World
+from scaler.planning import activations, critical_batch
+from scaler.planning.critical_batch import Estimate, Record
+from scaler.planning.memory import Activations
 
 BATCHES = 24
 

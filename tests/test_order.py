@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaler.order import key, permute, rows_at
+from scaler.data.order import key, permute, rows_at
 
 
 @settings(deadline=None)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scaler import own_work
+from scaler.engine import clock as own_work
 
 
 def test_only_what_is_inside_counts_and_a_reading_begins_anew(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaler.packing import FINEST_CUT, SPECIAL_TOKENS, RowTable, pack
+from data_prep.tokens.packing import FINEST_CUT, SPECIAL_TOKENS, RowTable, pack
 
 
 def packed(lengths: np.ndarray | list[int], seq_len: int, min_tokens: int = 1) -> RowTable:

@@ -9,12 +9,17 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import activations, footprint, forecast, hardware, model, plan, traffic, workload
-from scaler.batches import Batch, Vocabulary
-from scaler.ds_config import SolvedBatch
-from scaler.errors import ScalerError
-from scaler.footprint import Activations, Layout, Sharding
-from scaler.forecast import Settings, Workload
+from scaler import plan
+from scaler.config.deepspeed import SolvedBatch
+from scaler.core.errors import ScalerError
+from scaler.data.batches import Batch, Vocabulary
+from scaler.model import build as model
+from scaler.planning import activations, hardware, workload
+from scaler.planning import communication as traffic
+from scaler.planning import memory as footprint
+from scaler.planning import step_time as forecast
+from scaler.planning.memory import Activations, Layout, Sharding
+from scaler.planning.step_time import Settings, Workload
 
 LAYOUT = Layout(((600_000, 64_000), (262_144, 65_536, 65_536), (256, 256, 1024)), frozen=10_000)
 ZERO2 = Settings(2, False, "bf16", 500_000, overlap=False)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import links, parity, prepared, world
-from scaler.node_verdict import Report, judge, table
+from scaler.cluster import parity
+from scaler.cluster.verdict import Report, judge, table
+from scaler.data import prepared
+from scaler.distributed import links, world
 
 HOSTS = [f"node{number}" for number in range(4)]
 WELL = {

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from scaler.errors import ScalerError
-from scaler.recipe import RECIPES, Cleaning, Dedup, Recipe, Source, Word2Vec, load, section
+from scaler.config.recipe import RECIPES, Cleaning, Dedup, Recipe, Source, Word2Vec, load, section
+from scaler.core.errors import ScalerError
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

@@ -12,10 +12,16 @@ from conftest import TINY_RECIPE
 from matplotlib import image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scaler import bottlenecks, forecast, report, report_pictures, scaling, scaling_words, study_folder
-from scaler.hardware import Hardware
-from scaler.study_folder import Measured, Point
-from scaler.workload import settings_of
+from scaler import report
+from scaler.planning import step_time as forecast
+from scaler.planning.hardware import Hardware
+from scaler.planning.workload import settings_of
+from scaler.studies import bottlenecks
+from scaler.studies import curves as scaling
+from scaler.studies import folder as study_folder
+from scaler.studies import pictures as report_pictures
+from scaler.studies import words as scaling_words
+from scaler.studies.folder import Measured, Point
 
 ROWS, BUCKET, TOKENS = 64, 1_000_000, 30.0
 ON = Hardware("a test", 8, 1e12, {"fp32": 1e10}, 1e10, 1e9, 1e8, micro_seconds=1e-3, measured=("flops", "inside"))

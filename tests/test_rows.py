@@ -9,16 +9,18 @@ import pytest
 from conftest import make_documents
 from tokenizers import Tokenizer
 
-from data_prep import folders, rows, texts
+from data_prep import rows
 from data_prep.__main__ import prepare
-from data_prep.team import Team
-from data_prep.token_shards import write_shard
+from data_prep.formats import texts
+from data_prep.formats.token_shards import write_shard
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Team
 from data_prep.tokenizer import special_ids
-from scaler import token_rows
-from scaler.errors import ScalerError
-from scaler.manifests import checksum, read_manifest
-from scaler.prepared import open_prepared
-from scaler.recipe import Corpus, Source, load
+from scaler.config.recipe import Corpus, Source, load
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum, read_manifest
+from scaler.data import token_rows
+from scaler.data.prepared import open_prepared
 
 BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3
 FIRST = 5  # ordinary id

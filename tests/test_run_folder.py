@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from scaler import run_folder
-from scaler.errors import ScalerError
+from scaler.core.errors import ScalerError
+from scaler.training import run_folder
 
 
 @pytest.mark.parametrize("left", [[], [".lock"], [".lock", "state.json"], ["state.json", "recipe.yaml.partial"]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaler.schedule import SHAPES, learning_rate
+from scaler.config.schedule import SHAPES, learning_rate
 
 
 def rate(step: int, shape: str = "linear", warmup: int = 10, total: int = 100, floor: float = 0.1) -> float:

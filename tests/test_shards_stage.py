@@ -14,13 +14,15 @@ import pytest
 from conftest import ROOT, make_documents
 from tokenizers import Tokenizer
 
-from data_prep import corpus, folders, shards, texts, tokenizer
-from data_prep.team import Team, gathered
-from data_prep.token_shards import Shard
-from scaler.errors import ScalerError
-from scaler.manifests import check_file, checksum, read_manifest, write_json
-from scaler.recipe import Corpus, Source
-from scaler.recipe import Tokenizer as TokenizerSettings
+from data_prep import corpus, shards, tokenizer
+from data_prep.formats import texts
+from data_prep.formats.token_shards import Shard
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Team, gathered
+from scaler.config.recipe import Corpus, Source
+from scaler.config.recipe import Tokenizer as TokenizerSettings
+from scaler.core.errors import ScalerError
+from scaler.core.files import check_file, checksum, read_manifest, write_json
 
 PATIENCE = 200  # seconds that a command may take to get where a test waits for it
 

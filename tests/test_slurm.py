@@ -14,10 +14,14 @@ import pytest
 from conftest import ROOT, network_of
 from slurm_cluster import PARTITIONS, Cluster, missing
 
-from scaler import batches, finetune_folder, model, prepared, run_folder, study_folder
-from scaler.checkpoint_folder import found
-from scaler.checkpoint_format import read_manifest
-from scaler.recipe import load
+from scaler.checkpoint.folder import found
+from scaler.checkpoint.format import read_manifest
+from scaler.config.recipe import load
+from scaler.data import batches, prepared
+from scaler.finetuning import folder as finetune_folder
+from scaler.model import build as model
+from scaler.studies import folder as study_folder
+from scaler.training import run_folder
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 SCRIPTS = [name for name in sorted(os.listdir(ROOT / "slurm")) if name not in ("env.sh", "job.sh")]

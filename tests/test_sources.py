@@ -18,9 +18,10 @@ from conftest import ROOT, make_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import aws_docs, sources
-from scaler.errors import ScalerError
-from scaler.recipe import Source
+from data_prep.sources import aws_docs
+from data_prep.sources import readers as sources
+from scaler.config.recipe import Source
+from scaler.core.errors import ScalerError
 
 MIB = 1 << 20
 MARK = b"\xef\xbb\xbf"

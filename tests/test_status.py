@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from scaler import run_folder, status
-from scaler.errors import ScalerError
+from scaler import status
+from scaler.core.errors import ScalerError
+from scaler.training import run_folder
 
 
 @pytest.fixture

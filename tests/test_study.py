@@ -15,9 +15,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import ds_config, local_ranks, run_folder, study, study_folder, study_point
-from scaler.errors import ScalerError
-from scaler.world import World
+from scaler import study
+from scaler.config import deepspeed as ds_config
+from scaler.core.errors import ScalerError
+from scaler.distributed.world import World
+from scaler.studies import folder as study_folder
+from scaler.studies import local_ranks
+from scaler.studies import point as study_point
+from scaler.training import run_folder
 
 PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
 SHORT = ("--steps", 2, "--warmup", 1)

@@ -17,9 +17,14 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scaler import metrics, recipe, settings, status, sweep, sweep_space, sweep_trial
-from scaler.errors import ScalerError
-from scaler.sweep_space import Parameter
+from scaler import status, sweep
+from scaler.config import recipe
+from scaler.config import typed as settings
+from scaler.core.errors import ScalerError
+from scaler.sweeps import space as sweep_space
+from scaler.sweeps import trial as sweep_trial
+from scaler.sweeps.space import Parameter
+from scaler.training import metrics
 
 STUB = ROOT / "tests" / "training_stub.py"
 RATE = "optimizer.learning_rate=log:1e-5:1e-1"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import folders
-from data_prep.team import MPI_VARIABLES, PARALLELISM, Task, Team, gathered
-from scaler.errors import ScalerError
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import MPI_VARIABLES, PARALLELISM, Task, Team, gathered
+from scaler.core.errors import ScalerError
 
 PATIENCE = 200  # seconds that another process may take to get where a test waits for it
 
@@ -229,7 +229,7 @@ def test_mpi_without_mpi4py_is_refused(monkeypatch, name):
 HOLD = """
 import sys, time
 from pathlib import Path
-from data_prep.folders import staged, write_manifest
+from data_prep.pipeline.folders import staged, write_manifest
 with staged(Path(sys.argv[1]), "corpus", {"number": 1}) as partial:
     (partial / "tasks" / "a.json").write_text("{}")
     print("writing", flush=True)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaler.errors import ScalerError
-from scaler.manifests import FORMAT, checksum, read_manifest, write_json
-from scaler.token_rows import TokenRows, dtype_for, read, verify, write_rows
+from scaler.core.errors import ScalerError
+from scaler.core.files import FORMAT, checksum, read_manifest, write_json
+from scaler.data.token_rows import TokenRows, dtype_for, read, verify, write_rows
 
 SEQ_LEN, VOCABULARY = 8, 100
 AGAIN = "delete its folder and prepare the data again"

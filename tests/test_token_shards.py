@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import token_shards
-from data_prep.token_shards import Shard, count_tokens, write_shard
-from scaler.errors import ScalerError
-from scaler.manifests import checksum
-from scaler.token_rows import dtype_for
+from data_prep.formats import token_shards
+from data_prep.formats.token_shards import Shard, count_tokens, write_shard
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum
+from scaler.data.token_rows import dtype_for
 
 VOCABULARY = {np.uint8: 200, np.uint16: 60_000, np.int32: 100_000, np.int64: 1 << 40}
 DOCUMENTS = [[5, 6, 7], [8], [9, 10]]

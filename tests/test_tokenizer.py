@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_prep import corpus as corpus_stage
-from data_prep import texts, tokenizer
-from data_prep.team import Team
-from scaler.errors import ScalerError
-from scaler.manifests import checksum, read_manifest
-from scaler.recipe import Corpus, Source, Tokenizer
+from data_prep import tokenizer
+from data_prep.formats import texts
+from data_prep.pipeline.workers import Team
+from scaler.config.recipe import Corpus, Source, Tokenizer
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum, read_manifest
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,16 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from scaler import ds_config, heldout, job, loop, model, prepared, train, world
-from scaler.progress import Progress
-from scaler.recipe import load
-from scaler.world import World
+from scaler import train
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import load
+from scaler.data import prepared
+from scaler.distributed import world
+from scaler.distributed.world import World
+from scaler.evaluation import heldout
+from scaler.model import build as model
+from scaler.training import job, loop
+from scaler.training.progress import Progress
 
 PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
 SETTINGS = ["training.steps=60", "training.log_every=10", "training.evaluate_every=30"]

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
 
-from data_prep import vectors
-from scaler.errors import ScalerError
+from data_prep.vocabulary import vectors
+from scaler.core.errors import ScalerError
 
 gensim = pytest.importorskip("gensim.models")
 

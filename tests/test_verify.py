@@ -9,10 +9,10 @@ from conftest import make_documents
 
 from data_prep import verify
 from data_prep.__main__ import prepare
-from data_prep.team import Team
-from scaler.manifests import checksum, read_manifest, write_json
-from scaler.recipe import load
-from scaler.token_rows import EXTENSION
+from data_prep.pipeline.workers import Team
+from scaler.config.recipe import load
+from scaler.core.files import checksum, read_manifest, write_json
+from scaler.data.token_rows import EXTENSION
 
 FOLDERS = ("corpus", "clean", "dedup", "tokenizer", "shards", "rows-32")
 

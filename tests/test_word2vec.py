@@ -13,15 +13,15 @@ from conftest import ROOT, TINY_RECIPE, make_documents
 
 from data_prep import inspect, verify, word2vec
 from data_prep.__main__ import prepare
-from data_prep.documents import LONGEST_PIECE
-from data_prep.folders import TASKS
+from data_prep.formats.token_shards import write_shard
+from data_prep.pipeline.folders import TASKS
+from data_prep.pipeline.workers import Team
 from data_prep.shards import write_manifest
-from data_prep.team import Team
-from data_prep.token_shards import write_shard
-from scaler import word_vectors
-from scaler.errors import ScalerError
-from scaler.manifests import checksum, read_json, read_manifest, write_json
-from scaler.recipe import Word2Vec, load
+from data_prep.vocabulary.documents import LONGEST_PIECE
+from scaler.config.recipe import Word2Vec, load
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum, read_json, read_manifest, write_json
+from scaler.data import word_vectors
 
 pytest.importorskip("gensim")
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from scaler import word_vectors
-from scaler.errors import ScalerError
-from scaler.manifests import checksum, write_json
-from scaler.word_vectors import COUNTS, VECTORS, write_array
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum, write_json
+from scaler.data import word_vectors
+from scaler.data.word_vectors import COUNTS, VECTORS, write_array
 
 VALUES = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
 

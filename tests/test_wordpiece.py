@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
 from data_prep import corpus as corpus_stage
 from data_prep import tokenizer
-from data_prep.team import Team
-from scaler.errors import ScalerError
-from scaler.recipe import Corpus, Source, Tokenizer
+from data_prep.pipeline.workers import Team
+from scaler.config.recipe import Corpus, Source, Tokenizer
+from scaler.core.errors import ScalerError
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = Tokenizer(700, kind="words", lowercase=True, pieces=350)

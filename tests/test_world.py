@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from scaler import engine, slurm, world
-from scaler.errors import ScalerError
-from scaler.world import World, detect, publish
+from scaler.core import slurm
+from scaler.core.errors import ScalerError
+from scaler.distributed import world
+from scaler.distributed.world import World, detect, publish
+from scaler.engine import engine
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"}
 DEEPSPEED = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
@@ -131,8 +133,8 @@ def test_a_rank_that_has_gone_is_told_from_a_mistake(said, lost):
 RANK_PROGRAM = """
 import sys
 import torch, torch.distributed as dist
-from scaler import world
-from scaler.errors import command
+from scaler.distributed import world
+from scaler.core.errors import command
 
 @command
 def main():

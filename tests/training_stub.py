@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from scaler import recipe
+from scaler.config import recipe
 
 
 def main() -> None:

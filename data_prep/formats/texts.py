@@ -1,0 +1,145 @@
+"""Folders of text: what corpus, clean and dedup write. Files NAME.jsonl.zst, a document a line, and a manifest.
+
+A file holds documents of one source and one split, so that each later stage can take the files one by one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import xxhash
+import zstandard
+
+from scaler.core.errors import ScalerError
+from scaler.core.files import check_file, read_manifest
+
+SPLITS = ("train", "heldout", "test")  # a folder may have no test split
+KINDS = ("corpus", "clean", "dedup")  # in the order in which they are made
+EXTENSION = ".jsonl.zst"
+ZSTD_LEVEL = 3
+
+
+class Document(NamedTuple):
+    """A text, and the id that its source gave it, if any."""
+
+    text: str
+    id: str | None = None
+
+
+class Writer:
+    """Writes documents to a file NAME, or to NAME-0000 and so on of about `part_bytes` of text each.
+
+    A file appears once it is whole.
+
+    Attributes:
+        entries: of the files that are whole: name, source, documents, characters, bytes, xxh3.
+    """
+
+    def __init__(self, folder: Path, name: str, source: str, part_bytes: int | None = None) -> None:
+        self.folder, self.name, self.source, self.part_bytes = folder, name, source, part_bytes
+        self.entries: list[dict[str, Any]] = []
+        self._file: io.BufferedWriter | None = None
+
+    def write(self, document: Document) -> None:
+        """Add a document."""
+        if self._file is None:
+            self._begin()
+        line = {"text": document.text} if document.id is None else {"id": document.id, "text": document.text}
+        self._lines.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        entry = self._entry
+        entry["documents"] += 1
+        entry["characters"] += len(document.text)
+        entry["bytes"] += len(document.text.encode())
+        if self.part_bytes is not None and entry["bytes"] >= self.part_bytes:
+            self.close()
+
+    def _begin(self) -> None:
+        name = self.name if self.part_bytes is None else f"{self.name}-{len(self.entries):04d}"
+        self._entry: dict[str, Any] = {"name": name, "source": self.source, "documents": 0, "characters": 0, "bytes": 0}
+        self._path = self.folder / (name + EXTENSION)
+        self._file = self._path.with_name(self._path.name + ".partial").open("wb")
+        self._hashed = _Hashed(self._file)
+        self._lines = zstandard.ZstdCompressor(ZSTD_LEVEL).stream_writer(cast(IO[bytes], self._hashed), closefd=False)
+
+    def close(self) -> None:
+        """Finish the file that is open."""
+        if self._file is not None:
+            self._lines.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+            self._path.with_name(self._path.name + ".partial").replace(self._path)
+            self.entries.append({**self._entry, "xxh3": self._hashed.state.hexdigest()})
+
+
+class _Hashed:
+    """A file that knows the checksum of what was written to it."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self.file, self.state = file, xxhash.xxh3_128()
+
+    def write(self, data: bytes) -> int:
+        self.state.update(data)
+        return self.file.write(data)
+
+
+def read(folder: Path, entry: dict[str, Any]) -> Iterator[Document]:
+    """The documents of one file, which is checked first. Raises ScalerError when it is missing or damaged."""
+    path = folder / (entry["name"] + EXTENSION)
+    check_file(path, entry["xxh3"])
+    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as lines:
+        for line in io.BufferedReader(lines):
+            content = json.loads(line)
+            yield Document(content["text"], content.get("id"))
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of text, whichever stage made it. Raises ScalerError when it is none."""
+    for kind in KINDS:
+        try:
+            return read_manifest(folder, kind)
+        except ScalerError:
+            continue
+    return read_manifest(folder, KINDS[0])
+
+
+def entries(content: dict[str, Any], split: str | None = None) -> list[dict[str, Any]]:
+    """The file entries of one split or of all, those of each split in order."""
+    return [entry for name in SPLITS if split in (None, name) for entry in content["splits"].get(name, [])]
+
+
+def split_manifest(
+    files: Iterable[tuple[str, dict[str, Any]]], wanted: Collection[str], remedy: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Sort (split, file entry) pairs into the wanted splits. Raises ScalerError, with the remedy, for an empty one."""
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS if split in wanted}
+    for split, entry in files:
+        splits[split].append(entry)
+    for split, found in splits.items():
+        if not found:
+            raise ScalerError(f"the {split} split would be empty; {remedy}{or_without(split)}")
+    return splits
+
+
+def or_without(split: str) -> str:
+    """What to add to the remedy for an empty split: the test split is one that can be left out."""
+    return ", or set corpus.test_percent=0 to have no test split" if split == "test" else ""
+
+
+def describe(folder: Path) -> str:
+    """A line for each split: documents, megabytes, files."""
+    content = manifest(folder)
+    lines = []
+    for split in SPLITS:
+        if split not in content["splits"]:
+            continue
+        found = entries(content, split)
+        documents, size = (sum(entry[what] for entry in found) for what in ("documents", "bytes"))
+        lines.append(f"{split:<8} {documents:>12,} documents  {size / 1e6:>10,.1f} MB  {len(found)} files")
+    return "\n".join(lines)

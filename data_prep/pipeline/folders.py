@@ -1,0 +1,142 @@
+"""A stage's output folder: it appears whole, with a manifest of what it was made from, or not at all.
+
+Until it is whole it is NAME.partial, which keeps the tasks that are done, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_prep.pipeline import card
+from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
+
+ADOPTED = {"adopted": True}  # what the shards were made from that `data_prep.adopt` took over
+TASKS = "tasks"  # below NAME.partial: a record of each task that is done
+STARTED_FROM = "made_from.json"
+LOCK = "lock"
+
+
+def is_current(folder: Path, kind: str, made_from: dict[str, Any]) -> bool:
+    """True when the folder was made from exactly these inputs and settings."""
+    try:
+        return bool(read_manifest(folder, kind)["made_from"] == as_json(made_from))
+    except (ScalerError, KeyError):
+        return False
+
+
+def as_json(content: Any) -> Any:
+    """What reading `content` back from JSON gives: tuples become lists."""
+    return json.loads(json.dumps(content))
+
+
+def checksum_of_manifest(folder: Path, kind: str) -> str:
+    """Checksum of a folder's manifest, which names the checksums of all its files."""
+    read_manifest(folder, kind)
+    return checksum(folder / MANIFEST)
+
+
+def write_manifest(folder: Path, kind: str, made_from: dict[str, Any], **content: Any) -> None:
+    """Write the manifest, which makes a folder what it is, and the card that tells people the same."""
+    (folder / "README.md").write_text(card.render(kind, content), encoding="utf-8")
+    write_json(folder / MANIFEST, {"format": FORMAT, "kind": kind, "made_from": made_from, **content})
+
+
+def _may_replace(folder: Path, kind: str) -> bool:
+    if not folder.exists():
+        return all(above.is_dir() for above in folder.parents if above.exists())
+    if not folder.is_dir():
+        return False
+    try:
+        return not any(folder.iterdir()) or json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"] == kind
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def staged(folder: Path, kind: str, made_from: dict[str, Any]) -> Iterator[Path]:
+    """Give a folder to write into that takes the place of `folder` on success.
+
+    On failure the tasks that are done stay (see `team.Team.run`), and the next run with the same `made_from` goes on
+    from there; where none is done, nothing stays.
+
+    Raises: ScalerError when `folder` holds something else than this kind of output, another run is writing it, or the
+    disk is full.
+    """
+    if not _may_replace(folder, kind):
+        raise ScalerError(f"{folder}: holds something other than prepared {kind} files; name another folder")
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    begun = as_json({"format": FORMAT, "kind": kind, "made_from": made_from})
+    with naming_full_disk(folder):
+        if old.exists():  # of a run that was killed
+            shutil.rmtree(old)
+        lock = _locked(partial)
+        try:
+            if _read(partial / STARTED_FROM) != begun or not _any_done(partial):
+                _empty(partial)
+                write_json(partial / STARTED_FROM, begun)
+            (partial / TASKS).mkdir(exist_ok=True)
+            yield partial
+            shutil.rmtree(partial / TASKS)
+            (partial / STARTED_FROM).unlink()
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+            (folder / LOCK).unlink()  # not before, or another run could begin and empty what is moved
+        except BaseException:
+            if not _any_done(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _any_done(partial: Path) -> bool:
+    return any((partial / TASKS).glob("*.json"))
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _locked(partial: Path) -> int:
+    """Make the folder and take its lock, which the operating system gives back however this process ends."""
+    partial.mkdir(parents=True, exist_ok=True)
+    path = partial / LOCK
+    lock = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        same = path.exists() and os.path.samestat(os.fstat(lock), path.stat())
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            print(f"{partial}: this file system has no locks; see to it that no other run writes here", file=sys.stderr)
+            return lock
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            os.close(lock)
+            raise
+        same = False
+    if not same:  # taken by another run, or that run just ended and moved the folder on
+        os.close(lock)
+        raise ScalerError(f"{partial}: another run is writing here; wait for it to end, or name another folder")
+    return lock

@@ -1,0 +1,201 @@
+"""Who does the work: this process, several of this machine, or MPI ranks on many; and tasks that are done once.
+
+A stage cuts its work into tasks that hang on the input alone, so its output is the same whoever does them. A task that
+is done leaves a record, and is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tqdm import tqdm
+
+from data_prep.pipeline.folders import TASKS
+from scaler.core.errors import ScalerError
+from scaler.core.files import write_json
+from scaler.distributed import mpi
+
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+# set by mpiexec of MPICH and Intel MPI and srun --mpi=pmi2, by Open MPI's, and by PMIx
+MPI_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work: `function(*arguments)` gives a record that JSON can hold. `size` is for the progress bar."""
+
+    name: str
+    size: int
+    function: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...]
+
+
+class Team:
+    """Does tasks, in other processes where there is an executor, else here. `stop` ends these processes at once."""
+
+    def __init__(self, executor: Executor | None = None, stop: Callable[[], None] = lambda: None) -> None:
+        self.executor, self.stop = executor, stop
+
+    def run(self, tasks: Sequence[Task], partial: Path, what: str, unit: str = "B") -> list[dict[str, Any]]:
+        """Do the tasks whose record is not yet in `partial`/tasks; return all records, in the order of the tasks."""
+        records = {task.name: partial / TASKS / f"{task.name}.json" for task in tasks}
+        left = [task for task in tasks if not records[task.name].exists()]
+        done = sum(task.size for task in tasks) - sum(task.size for task in left)
+        total = sum(task.size for task in tasks)
+        # disable=None: no bar without a terminal
+        with tqdm(total=total, initial=done, unit=unit, unit_scale=True, desc=what, disable=None) as bar:
+            if self.executor is None:
+                for task in left:
+                    _do(task, records[task.name])
+                    bar.update(task.size)
+            elif left:
+                try:
+                    for size in self._finished(left, records):
+                        bar.update(size)
+                except BrokenProcessPool as error:
+                    raise ScalerError(
+                        f"{partial}: a process died while {what} (out of memory?); run again, it goes on where it "
+                        f"was, perhaps with fewer --processes"
+                    ) from error
+        return [json.loads(path.read_text(encoding="utf-8")) for path in records.values()]
+
+    def _finished(self, tasks: Sequence[Task], records: dict[str, Path]) -> Iterator[int]:
+        """Do tasks in other processes, and give the size of each as it ends. The largest begin first."""
+        assert self.executor is not None
+        jobs: dict[Future[None], int] = {}
+        try:
+            with _unheard_ctrl_c():
+                for task in sorted(tasks, key=lambda task: -task.size):
+                    jobs[self.executor.submit(_do, task, records[task.name])] = task.size
+                # the pool watches over a worker that it starts only from the next job on
+                self.executor.submit(int)
+            for job in as_completed(jobs):
+                job.result()
+                yield jobs[job]
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            self.stop()
+            raise
+
+
+def _do(task: Task, record: Path) -> None:
+    before = os.environ.get(PARALLELISM)
+    os.environ[PARALLELISM] = "false"  # the tasks are the parallelism
+    try:
+        write_json(record, task.function(*task.arguments))
+    finally:
+        if before is None:
+            del os.environ[PARALLELISM]
+        else:
+            os.environ[PARALLELISM] = before
+
+
+@contextmanager
+def gathered(processes: int | None = None) -> Iterator[Team]:
+    """The team of this run: MPI's ranks where MPI started it, else `processes` of this machine (default: one a core).
+
+    Under MPI only rank 0 comes back from here: it plans, and the others work until it is done.
+
+    Raises: ScalerError for fewer than one process, or where MPI cannot be used.
+    """
+    if any(name in os.environ for name in MPI_VARIABLES):
+        with _mpi() as executor:
+            yield Team(executor)
+        return
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ScalerError(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks that know nothing of each other; "
+            "start them with `srun --mpi=pmi2`"
+        )
+    processes = len(os.sched_getaffinity(0)) if processes is None else processes
+    if processes < 1:
+        raise ScalerError(f"processes={processes}, but at least 1 has to work")
+    if processes == 1:
+        yield Team()
+        return
+    others = set(multiprocessing.active_children())
+    workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+
+    def stop() -> None:
+        thread = vars(workers)["_executor_manager_thread"]  # of the pool, which forgets it at shutdown
+        workers.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+            process.join()  # or it might write on while its folder is removed
+        # an interpreter that ends while that thread closes its pipes prints an OSError (CPython's _python_exit wakes it
+        # by a pipe that may just have been closed)
+        if thread is not None:
+            thread.join()
+
+    try:
+        yield Team(workers, stop)
+    finally:
+        stop()
+
+
+@contextmanager
+def _mpi() -> Iterator[Executor | None]:
+    mpi.use_launchers_library()
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+    except ImportError as error:
+        raise ScalerError(
+            f"started by MPI, but mpi4py cannot be loaded ({error}); load the site's MPI module, "
+            "or install one with `pip install mpich`"
+        ) from error
+    if MPI.COMM_WORLD.Get_size() == 1:
+        if int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
+            raise ScalerError(
+                "MPI sees one rank where several were started: mpi4py uses another MPI than this mpiexec is of"
+            )
+        yield None
+        return
+    with MPICommExecutor(MPI.COMM_WORLD, root=0) as found:
+        executor: Executor | None = cast("Executor | None", found)
+        if executor is not None:
+            try:
+                yield executor
+            except BaseException:
+                executor.shutdown(wait=True, cancel_futures=True)
+                raise
+    if executor is None:  # a worker, and the work is over
+        sys.exit(0)
+
+
+@contextmanager
+def _unheard_ctrl_c() -> Iterator[None]:
+    """Workers that start in here ignore Ctrl-C: it reaches the first process alone, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heard)
+
+
+def _begin_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker once the parent is gone, killed perhaps; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,128 @@
+"""The folder of a run's checkpoints, as the rank that keeps it sees it: names, pointers, what stays and what goes.
+
+A checkpoint is a folder `step_N`; checkpoint_format.py says what is in it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+from scaler.checkpoint import format as checkpoint_format
+from scaler.core.errors import ScalerError, in_a_line
+
+PARTIAL, DAMAGED = ".partial", ".damaged"
+
+
+class CheckpointFolder:
+    """No method is a collective; those that write are for one rank.
+
+    Args:
+        folder: on a disk that all ranks see.
+        keep_last: so many of the newest stay.
+        keep_every: those whose step is a multiple of it stay, too.
+        say: tells the user what is no error of the run.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, keep_every: int | None, say: Callable[[str], None]) -> None:
+        self.folder, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="checkpoint removal")
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or will be."""
+        return self.folder / f"step_{step:08d}"
+
+    def partial(self, step: int) -> Path:
+        """Where the checkpoint of a step is written."""
+        return self.folder / (self.path(step).name + PARTIAL)
+
+    def found(self) -> list[Path]:
+        """Checkpoints, the newest first."""
+        return found(self.folder)
+
+    def publish(self, step: int) -> None:
+        """Make what has been written a checkpoint."""
+        partial, final = self.partial(step), self.path(step)
+        checkpoint_format.flush(partial)
+        if final.exists():  # a damaged one that a resume went back before
+            self._remove(final)
+        partial.rename(final)
+        checkpoint_format.flush(self.folder)
+
+    def tidy(self, step: int, best_step: int | None) -> None:
+        """Point to the newest and the best, and remove what is not kept; the checkpoint is there without that, too."""
+        try:
+            self._point("latest", step)
+            self._point("best", best_step)
+            paths = self.found()
+            # what a run that has to go back to one of the kept ones calls its best, stays, too
+            best = {best_step, *map(_best_step, paths[: self.keep_last])}
+            for path in paths[self.keep_last :]:
+                is_nth = self.keep_every is not None and step_of(path) % self.keep_every == 0
+                if not is_nth and step_of(path) not in best:
+                    self._remove(path)
+        except OSError as error:
+            self.say(f"the checkpoint of step {step} is saved; its pointers or older ones: {in_a_line(error)}")
+
+    def forget_after(self, step: int, best_step: int | None) -> None:
+        """Remove what was saved after a step that the run has gone back to, and is no part of it."""
+        for path in self._after(step):
+            self._remove(path)
+        self.tidy(step, best_step)
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename what is newer than the step that the run goes on from, for it is damaged."""
+        for path in self._after(step):
+            aside = path.with_name(path.name + DAMAGED)
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+
+    def clear_partial(self) -> None:
+        """Remove what a killed run left half-written."""
+        for path in self.folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def close(self) -> None:
+        """Wait for what is being removed."""
+        self._remover.shutdown()
+
+    def _after(self, step: int) -> list[Path]:
+        return [path for path in self.found() if step_of(path) > step]
+
+    def _remove(self, path: Path) -> None:
+        doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that half of one never looks like a whole one
+        path.rename(doomed)
+        self._remover.submit(shutil.rmtree, doomed, ignore_errors=True)
+
+    def _point(self, name: str, step: int | None) -> None:
+        pointer, beside = self.folder / name, self.folder / (name + PARTIAL)
+        if step is None or not self.path(step).exists():
+            pointer.unlink(missing_ok=True)
+            return
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(self.path(step).name)
+        beside.replace(pointer)
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the newest first."""
+    paths = folder.glob("step_*") if folder.is_dir() else []
+    return sorted((path for path in paths if re.fullmatch(r"step_\d+", path.name)), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step that a checkpoint's name says."""
+    return int(path.name.partition("_")[2])
+
+
+def _best_step(path: Path) -> int | None:
+    try:
+        progress = checkpoint_format.read_manifest(path).get("progress", {})
+    except ScalerError:
+        return None
+    return cast("int | None", progress.get("best_step"))

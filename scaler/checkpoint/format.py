@@ -1,0 +1,189 @@
+"""What a checkpoint is on the disk: one safetensors file a rank, of stretches, and a manifest; read by any rank.
+
+A file holds stretches of parameters and of their optimizer state, flat and in fp32, each named by what it is, the
+parameter, and where in the flattened parameter it starts. So a rank of another run reads the stretches that it holds
+itself, whatever world size and ZeRO stage wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from scaler.core.errors import ScalerError
+from scaler.core.files import MANIFEST, checksum, write_json
+from scaler.distributed.world import World, gathered
+
+FORMAT = 2
+WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
+# precision; other kinds are the optimizer's names of its state
+MOMENTUM = "momentum_buffer"  # of SGD, which can be switched on and off
+PROBE = "probe.safetensors"
+_CHUNK = 1 << 20  # elements that are hashed at once
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one flattened parameter that this rank holds.
+
+    Attributes:
+        name: of the parameter.
+        start: of the stretch, in elements of the flattened parameter.
+        size: elements of the whole parameter.
+        tensors: kind -> flat tensor, all of one length: "weight" and the optimizer's state, or "frozen". Views of what
+            the engine holds.
+        everywhere: each rank holds this same stretch; then each writes a part of it.
+    """
+
+    name: str
+    start: int
+    size: int
+    tensors: dict[str, torch.Tensor]
+    everywhere: bool = False
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def share(self, world: World) -> Piece:
+        """What this rank writes of the piece: all of it, or a part where every rank holds the same."""
+        if not self.everywhere:
+            return self
+        begin, end = (len(self) * number // world.size for number in (world.rank, world.rank + 1))
+        cut = {kind: tensor[begin:end] for kind, tensor in self.tensors.items()}
+        return Piece(self.name, self.start + begin, self.size, cut)
+
+
+def fingerprint(pieces: Iterable[Piece]) -> dict[str, int]:
+    """A 64-bit hash of the elements of each kind; hashes of a parameter's stretches add up to that of the whole.
+
+    The sum over all elements of (bits + 1) * (2 * position + 1), times an odd number of the parameter's name, modulo
+    2**64: it depends on every bit and its place, and not on how stretches are cut. It finds damage and mistakes; it is
+    no signature.
+    """
+    found: dict[str, int] = {}
+    for piece in pieces:
+        of_name = xxhash.xxh3_64_intdigest(piece.name.encode()) | 1
+        for kind, tensor in piece.tensors.items():
+            total = 0
+            for begin in range(0, len(tensor), _CHUNK):
+                bits = tensor[begin : begin + _CHUNK].float().contiguous().view(torch.int32).long()
+                first = 2 * (piece.start + begin) + 1
+                places = torch.arange(first, first + 2 * len(bits), 2, device=bits.device)
+                total += int(((bits + 1) * places).sum())  # int64 wraps around
+            found[kind] = (found.get(kind, 0) + total * of_name) % (1 << 64)
+    return found
+
+
+def sum_up(fingerprints: Sequence[Mapping[str, int]]) -> dict[str, str]:
+    """The fingerprint of the whole, as hexadecimal digits by kind, from those of its parts."""
+    kinds = sorted({kind for found in fingerprints for kind in found})
+    return {kind: f"{sum(found.get(kind, 0) for found in fingerprints) % (1 << 64):016x}" for kind in kinds}
+
+
+def total_fingerprint(pieces: Sequence[Piece], world: World) -> dict[str, str]:
+    """The fingerprint of the whole model and optimizer, from what all ranks hold; every rank must call it."""
+    return sum_up(gathered(fingerprint(piece.share(world) for piece in pieces), world))
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest of a checkpoint, with a checksum of itself."""
+    whole = {"kind": "checkpoint", "format": FORMAT, **content}
+    write_json(folder / MANIFEST, {**whole, "xxh3": _checksum_of(whole)})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises ScalerError when it is missing, damaged or of another format."""
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        kind, found, xxh3 = content["kind"], content["format"], content.pop("xxh3", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ScalerError(f"{path / MANIFEST}: missing or damaged") from error
+    if (kind, found) != ("checkpoint", FORMAT):
+        raise ScalerError(f"{path / MANIFEST}: no checkpoint of format {FORMAT}")
+    if xxh3 != _checksum_of(content):
+        raise ScalerError(f"{path / MANIFEST}: its checksum is another, the file is damaged")
+    return cast(dict[str, Any], content)
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def check_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises ScalerError when a file is not the one of which the manifest has the record."""
+    if not path.is_file():
+        raise ScalerError(f"{path}: missing")
+    if path.stat().st_size != record["bytes"]:
+        raise ScalerError(f"{path}: {path.stat().st_size} bytes where {record['bytes']} belong")
+    if checksum(path) != record["xxh3"]:
+        raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged")
+
+
+def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> None:
+    """Read a checkpoint into this rank's pieces, in place, from whichever files hold their stretches.
+
+    Raises: ScalerError when the parameters are others, or a stretch is in no file.
+    """
+    pieces = list(pieces)
+    stored: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+    for record in manifest["files"]:
+        if record["name"] == PROBE:
+            continue
+        try:
+            file = safe_open(path / record["name"], framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ScalerError(f"{path / record['name']}: not readable ({error}); start again") from error
+        for key in file.keys():  # noqa: SIM118  (no mapping)
+            kind, _, rest = key.partition("/")
+            name, _, start = rest.rpartition("/")
+            length = file.get_slice(key).get_shape()[0]
+            stored.setdefault((kind, name), []).append((int(start), length, file, key))
+    sizes = manifest["sizes"]
+    for piece in pieces:
+        if sizes.get(piece.name) != piece.size:
+            raise ScalerError(
+                f"{path}: {piece.name} has {sizes.get(piece.name, 'no')} elements there and {piece.size} in this "
+                "model; it is another model's checkpoint: use the recipe that the run began with"
+            )
+        for kind, tensor in piece.tensors.items():
+            if kind == MOMENTUM and kind not in manifest["fingerprint"]:
+                tensor.zero_()
+                continue
+            missing = len(tensor)
+            for start, length, file, key in stored.get((kind, piece.name), []):
+                begin, end = max(start, piece.start), min(start + length, piece.start + len(tensor))
+                if begin < end:
+                    part = file.get_slice(key)[begin - start : end - start]
+                    tensor[begin - piece.start : end - piece.start].copy_(part)
+                    missing -= end - begin
+            if missing:
+                raise ScalerError(f"{path}: {missing} elements of {kind} of {piece.name} are in none of its files")
+
+
+def write_file(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Write a safetensors file down to the disk. Returns: its record for the manifest."""
+    try:
+        save_file(dict(content), path)
+    except SafetensorError as error:  # a full disk among others, and no OSError
+        raise ScalerError(f"{path}: cannot be written ({error}); look at the disk, and free some space") from error
+    flush(path)
+    # of what the system gives back, which after a failed write is not what was written
+    return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

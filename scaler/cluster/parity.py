@@ -1,0 +1,125 @@
+"""One optimizer step of the DeepSpeed engine against the same step in plain PyTorch, on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from scaler.checkpoint.format import WEIGHT
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import Optimizer
+from scaler.data.batches import Batch
+from scaler.distributed import world
+from scaler.distributed.world import World
+from scaler.engine import engine
+from scaler.model import build as model
+from scaler.training.job import Job
+
+ROWS, MICRO_ROWS = 2, 1  # of each rank
+LAYERS = 2  # the recipe's model with no more than these
+# of the distance that the weights move: fp32 differs in summation order alone; bf16 keeps 8 bits of each gradient
+BOUNDS = {"fp32": 2e-5, "bf16": 5e-2}
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+PLAIN_SGD = Optimizer(name="sgd", learning_rate=1e-2, momentum=0.0, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What one rank found.
+
+    Attributes:
+        loss, gradient_norm: of rows and weights that are the same on all ranks, in plain PyTorch.
+        relative_error: of the weights that this rank's shard of the engine holds after a step of all ranks, by the
+            distance that plain PyTorch moved them.
+        bound: under which the error stays where all is well.
+    """
+
+    loss: float
+    gradient_norm: float
+    relative_error: float
+    bound: float
+
+
+def check(job: Job, here: World) -> Parity:
+    """Take the steps, and compare. Every rank must call it."""
+    device = world.device(here)
+    bf16 = bool(job.resolved["bf16"].get("enabled"))
+
+    same = _network(job, bf16).to(device)
+    loss = _backward(same, job, 0)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in same.parameters() if p.grad is not None])
+
+    plain = _network(job, bf16).to(device)
+    before = {name: p.detach().clone() for name, p in plain.model.named_parameters()}
+    optimizer = engine.make_optimizer(plain, PLAIN_SGD)
+    _backward(plain, job, here.rank * ROWS)
+    gradients = [p.grad for p in plain.parameters() if p.grad is not None]
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+        gradient.div_(here.size)
+    clipping = float(job.resolved.get("gradient_clipping", 0.0))
+    torch.nn.utils.clip_grads_with_norm_(
+        plain.parameters(), clipping or torch.inf, torch.nn.utils.get_total_norm(gradients)
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = PLAIN_SGD.learning_rate * group["rate"]
+    optimizer.step()
+
+    moved = _engine_after_a_step(job, bf16, here)
+    wrong = way = 0.0
+    for (name, start), found in moved.items():
+        expected = plain.model.get_parameter(name).detach().flatten()[start : start + len(found)]
+        wrong += float((found.to(device) - expected).double().square().sum())
+        way += float((expected - before[name].flatten()[start : start + len(found)]).double().square().sum())
+    # a rank may hold no more than weights that did not move
+    error = (wrong / way) ** 0.5 if way else wrong**0.5
+    return Parity(loss, float(norm), error, BOUNDS["bf16" if bf16 else "fp32"])
+
+
+def _network(job: Job, rounded: bool) -> model.MaskedLM:
+    """The model, small and without dropout; in bf16 rounded as DeepSpeed does before it makes its fp32 masters."""
+    recipe = job.recipe
+    config = model.configuration(recipe.model, job.data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config.num_hidden_layers = min(LAYERS, config.num_hidden_layers)
+    for name, value in config.to_dict().items():  # what the recipe leaves out has a default that is not 0
+        if "dropout" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    network = model.MaskedLM(model.build(config, job.recipe.seed))
+    return network.bfloat16().float() if rounded else network
+
+
+def _rows(job: Job, first: int, device: torch.device) -> Batch:
+    return job.rows["train"].at(first, MICRO_ROWS).to(device)
+
+
+def _backward(network: model.MaskedLM, job: Job, first: int) -> float:
+    total = 0.0
+    device = next(network.parameters()).device
+    for start in range(first, first + ROWS, MICRO_ROWS):
+        loss, _ = network(_rows(job, start, device))
+        (loss * MICRO_ROWS / ROWS).backward()
+        total += float(loss.detach()) * MICRO_ROWS / ROWS
+    return total
+
+
+def _engine_after_a_step(job: Job, bf16: bool, here: World) -> dict[tuple[str, int], torch.Tensor]:
+    """The stretches of weights that this rank holds, by name and where they start in the flattened parameter."""
+    batch = ds_config.SolvedBatch(ROWS * here.size, MICRO_ROWS, ROWS // MICRO_ROWS, here.size)
+    small = replace(job.recipe, training=replace(job.recipe.training, rows=batch.rows, max_micro_rows=MICRO_ROWS))
+    asked = {name: value for name, value in job.asked.items() if name not in BATCH_KEYS}
+    resolved = ds_config.resolve(asked, job.ds_config_file, small, batch, bf16)
+    running = engine.Engine(_network(job, bf16), PLAIN_SGD, resolved)
+    first = here.rank * ROWS
+    for start in range(first, first + ROWS, MICRO_ROWS):
+        loss, _ = running(_rows(job, start, world.device(here)))
+        running.backward(loss)
+        running.step(PLAIN_SGD.learning_rate)
+    found = {
+        (piece.name, piece.start): piece.tensors[WEIGHT].detach().float().clone()
+        for piece in running.held.pieces(updates=0)
+        if WEIGHT in piece.tensors and piece.tensors[WEIGHT].numel()
+    }
+    running.close()
+    return found

@@ -1,0 +1,96 @@
+"""What data preparation left for training: rows and tokenizer, opened, and checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from scaler.config.recipe import Recipe
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum
+from scaler.data import masking, token_rows
+from scaler.data.batches import RowReader, Vocabulary
+from scaler.data.token_rows import PREPARE, Manifest, TokenRows
+
+FIXED_SEED = 0  # masks outside of training are the same for every run, whatever its seed
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a Transformers tokenizer folder. Raises ScalerError when there is none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ScalerError(f"{folder}: no tokenizer here; run `make data` or `python -m data_prep`")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a damaged file makes the tokenizers library raise
+        reason = " ".join(str(error).split())
+        raise ScalerError(f"{folder}: the tokenizer cannot be read ({reason}); prepare the data again") from error
+
+
+def vocabulary_of(tokenizer: Any, folder: Path) -> Vocabulary:
+    """The special ids that rows need. Raises ScalerError when the tokenizer lacks one."""
+    ids = {
+        "begin_id": tokenizer.cls_token_id,
+        "end_id": tokenizer.sep_token_id,
+        "pad_id": tokenizer.pad_token_id,
+        "mask_id": tokenizer.mask_token_id,
+    }
+    for name, value in ids.items():
+        if value is None:
+            raise ScalerError(f"{folder}: the tokenizer has no {name[:-3]} token, which masked-LM rows need")
+    if len({ids["begin_id"], ids["end_id"], ids["pad_id"]}) < 3:
+        raise ScalerError(f"{folder}: the tokenizer's cls, sep and pad tokens are not three, and rows need all three")
+    return Vocabulary(size=len(tokenizer), special_ids=tuple(sorted(tokenizer.all_special_ids)), **ids)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Opened rows with their tokenizer."""
+
+    manifest: Manifest
+    tokenizer: Any
+    vocabulary: Vocabulary
+
+    def rows(self, split: str, recipe: Recipe, first_position: int) -> RowReader:
+        """The packed rows of a split, masked as the recipe says. Raises ScalerError if there is none."""
+        training, objective = split == "train", recipe.objective
+        of_training = ("mask_probability", "final_mask_probability")
+        shares = {key: getattr(objective, key) for key in (of_training if training else ("heldout_mask_probability",))}
+        key, probability = max(shares.items(), key=lambda item: item[1] or 0.0)
+        masked = recipe.most_masked_per_row if training else masking.masked_per_row(recipe.data.seq_len, probability)
+        least = self.manifest.least_maskable(split)
+        if masked > least:
+            raise ScalerError(
+                f"{self.manifest.folder}: some rows have only {least} tokens to mask, but "
+                f"objective.{key}={probability} masks {masked}; run `python -m data_prep` to pack them anew"
+            )
+        rows = TokenRows(self.manifest, split)
+        if not len(rows):
+            raise ScalerError(f"{self.manifest.folder}: the split {split!r} has no rows; {PREPARE}")
+        seed = recipe.seed if training else FIXED_SEED
+        return RowReader(rows, self.vocabulary, masked, first_position, seed)
+
+
+def open_prepared(recipe: Recipe) -> Prepared:
+    """Open a recipe's rows and tokenizer, and check that they belong together.
+
+    Raises: ScalerError when either is missing or damaged, or the rows are another tokenizer's or of another length.
+    """
+    manifest = token_rows.read(recipe.rows_folder)
+    tokenizer = load_tokenizer(recipe.tokenizer_folder)
+    found = checksum(recipe.tokenizer_folder / "tokenizer.json")
+    if found != manifest.tokenizer_xxh3:
+        raise ScalerError(
+            f"{recipe.rows_folder}: made with the tokenizer {manifest.tokenizer_xxh3[:8]}, "
+            f"but {recipe.tokenizer_folder} is {found[:8]}; run `python -m data_prep` to make the rows anew"
+        )
+    if manifest.seq_len != recipe.data.seq_len:
+        raise ScalerError(
+            f"{recipe.rows_folder}: rows of {manifest.seq_len} tokens, but data.seq_len={recipe.data.seq_len}; "
+            "run `python -m data_prep` to make them anew"
+        )
+    manifest.unigram_counts()  # refuses a missing or damaged file
+    vocabulary = vocabulary_of(tokenizer, recipe.tokenizer_folder)
+    return Prepared(manifest, tokenizer, vocabulary)

@@ -1,0 +1,100 @@
+"""Word vectors on disk: a row for each entry of a tokenizer, row i of entry i; writer and reader in one room.
+
+A folder holds `vectors.npy`, float32 (entries, vector_size), and `counts.npy`, int64 (entries,), how often each entry
+occurs in the training documents. Checksums, and which tokenizer they belong to, stand in its `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from scaler.core.errors import ScalerError
+from scaler.core.files import AGAIN, check_file, read_manifest
+
+KIND = "word2vec"
+VECTORS = "vectors.npy"
+COUNTS = "counts.npy"
+PREPARE = "run `python -m data_prep` with a `word2vec` section in the recipe"
+
+
+def write_array(path: Path, array: np.ndarray) -> str:
+    """Write an array as .npy, flushed to the disk; return its checksum."""
+    array = np.ascontiguousarray(array)
+    header, state = io.BytesIO(), xxhash.xxh3_128()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    with path.open("wb") as file:  # np.save says of a full disk only how many bytes it could not write
+        for part in (header.getbuffer(), array.data):
+            state.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class WordVectors:
+    """The vectors of a folder.
+
+    Attributes:
+        vectors: (entries, vector_size) float32, mapped read-only.
+        counts: (entries,) int64, how often each entry occurs in the training documents.
+        settings: of the recipe's section that they were made with.
+        xxh3: checksum of the file of vectors.
+    """
+
+    folder: Path
+    vectors: np.ndarray
+    counts: np.ndarray
+    settings: dict[str, Any]
+    xxh3: str
+
+
+def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
+    """Open a folder of vectors and check it.
+
+    Args:
+        tokenizer_xxh3: checksum of the tokenizer.json whose entries the rows have to be.
+        vector_size: that the model needs.
+
+    Raises: ScalerError when the folder is absent or damaged, another tokenizer's, or of another width.
+    """
+    content = read_manifest(folder, KIND, PREPARE)
+    try:
+        width, entries, made_for = int(content["vector_size"]), int(content["vocab_size"]), content["tokenizer_xxh3"]
+        checksums = {VECTORS: str(content["vectors_xxh3"]), COUNTS: str(content["counts_xxh3"])}
+        settings = dict(content["made_from"]["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ScalerError(f"{folder}: not a manifest of word vectors ({error!r}); {AGAIN}") from error
+    if made_for != tokenizer_xxh3:
+        raise ScalerError(
+            f"{folder}: vectors of the tokenizer {made_for[:8]}, but the data's is {tokenizer_xxh3[:8]}; "
+            "run `python -m data_prep` to make them anew"
+        )
+    if width != vector_size:
+        raise ScalerError(
+            f"{folder}: vectors of {width} numbers, but {vector_size} are needed; set word2vec.vector_size, "
+            "and run `python -m data_prep`"
+        )
+    for name, xxh3 in checksums.items():
+        check_file(folder / name, xxh3)
+    vectors = _mapped(folder / VECTORS, np.dtype(np.float32), (entries, width))
+    counts = np.asarray(_mapped(folder / COUNTS, np.dtype(np.int64), (entries,)))
+    return WordVectors(folder, vectors, counts, settings, checksums[VECTORS])
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Map an .npy file. Raises ScalerError when it holds another kind of array."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ScalerError(f"{path}: not an .npy file ({error}); {AGAIN}") from error
+    if array.dtype != dtype or array.shape != shape:
+        raise ScalerError(f"{path}: {array.dtype} {array.shape}, where {dtype} {shape} belongs; {AGAIN}")
+    return np.asarray(array)

@@ -1,0 +1,198 @@
+"""Who am I among the ranks, whoever started me; and the few collectives that decisions need."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from scaler.core import slurm
+from scaler.core.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ScalerError, TryAgain, in_a_line, status_of
+from scaler.distributed import mpi
+
+Result = TypeVar("Result")
+# (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks. Inside a SLURM
+# job MPI's daemons are started by srun, and their ranks inherit its variables; so srun comes last.
+LAUNCHERS = (
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("deepspeed", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"),
+    (
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("MPICH or Intel MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    ("the environment", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+)
+# torchrun from deepspeed, both from variables that somebody else has set, and mpiexec from `srun --mpi=pmi2`
+TOLD_BY_LOCAL_SIZE = ("torchrun", "deepspeed", "MPICH or Intel MPI")
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank facts of this process.
+
+    `rank` of `size` ranks in all, `local_rank` of `local_size` ranks on this host, and what started them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    launcher: str = "none"
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes and prints."""
+        return self.rank == 0
+
+
+def detect(environ: Mapping[str, str] = os.environ) -> World:
+    """Read the rank facts from whichever launcher's variables are there; one rank if there are none.
+
+    Raises ScalerError when a launcher's variables are not numbers or contradict each other.
+    """
+    for launcher, rank, size, local_rank, local_size in LAUNCHERS:
+        needed = {rank, size, *([local_size] if launcher in TOLD_BY_LOCAL_SIZE else [])}
+        if not needed <= environ.keys():
+            continue
+        try:
+            facts = World(
+                rank=int(environ[rank]),
+                size=int(environ[size]),
+                local_rank=int(environ.get(local_rank, 0)),
+                local_size=_local_size(launcher, environ.get(local_size, "1"), environ),
+                launcher=launcher,
+            )
+        except (ValueError, IndexError) as error:
+            names = f"{rank}, {size}, {local_rank} or {local_size}"
+            raise ScalerError(f"{names} from {launcher} makes no sense: {error}") from error
+        if not 0 <= facts.rank < facts.size:
+            raise ScalerError(f"{rank}={facts.rank} is not below {size}={facts.size}; check the launcher's environment")
+        return facts
+    return World()
+
+
+def _local_size(launcher: str, said: str, environ: Mapping[str, str]) -> int:
+    if launcher != "srun":
+        return int(said)
+    counts = slurm.tasks_per_node(said)
+    return counts[int(environ.get("SLURM_NODEID", 0))]
+
+
+def hosts(world: World) -> list[str]:
+    """The node of each rank, where the launcher says it; else ""."""
+    return (slurm.step_hosts() if world.launcher == "srun" else []) or [""] * world.size
+
+
+def launch_id(environ: Mapping[str, str] = os.environ) -> str:
+    """A name for this start, the same on all its ranks, and another than any start's before, where there is one."""
+    if "SLURM_STEP_ID" not in environ:
+        return "by-hand"
+    return "-".join((environ["SLURM_JOB_ID"], environ.get("SLURM_RESTART_COUNT", "0"), environ["SLURM_STEP_ID"]))
+
+
+def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables that torch.distributed and DeepSpeed read, where the launcher has not set them.
+
+    Raises: ScalerError when nobody knows where the first rank is.
+    """
+    facts = {
+        "RANK": world.rank,
+        "WORLD_SIZE": world.size,
+        "LOCAL_RANK": world.local_rank,
+        "LOCAL_WORLD_SIZE": world.local_size,
+    }
+    for name, value in facts.items():
+        environ.setdefault(name, str(value))
+    if world.size == 1:
+        environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        environ.setdefault("MASTER_PORT", str(free_port()))
+    elif not {"MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
+        address, port = _meeting_point(world, environ)
+        environ.setdefault("MASTER_ADDR", address)
+        environ.setdefault("MASTER_PORT", port)
+
+
+def _meeting_point(world: World, environ: Mapping[str, str]) -> tuple[str, str]:
+    if world.launcher == "srun":
+        return slurm.first_host(environ), str(slurm.port(environ))
+    if world.launcher in ("Open MPI", "MPICH or Intel MPI"):
+        return mpi.meeting_point(world.size)
+    raise ScalerError(
+        f"MASTER_ADDR and MASTER_PORT are not both set for {world.size} ranks started by {world.launcher}; "
+        "export the first node's address and a free port before the ranks start"
+    )
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def device(world: World) -> torch.device:
+    """The device this rank trains on: its own GPU where there is one, else the CPU.
+
+    Raises: ScalerError when there are fewer GPUs than ranks on this host.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if visible == 1:  # SLURM can show each of its tasks no more than its own
+        return torch.device("cuda", 0)
+    if world.local_rank >= visible:
+        raise ScalerError(f"{world.local_size} ranks on {platform.node()}, but {visible} GPUs; start one rank a GPU")
+    return torch.device("cuda", world.local_rank)
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Sum `value` over all ranks; every rank must call it and gets the same answer."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def gathered(value: Any, world: World) -> list[Any]:
+    """Every rank's value, by rank; every rank must call it."""
+    values = [value]
+    if dist.is_initialized() and world.size > 1:
+        values = [None] * world.size
+        dist.all_gather_object(values, value)
+    return values
+
+
+def agree_or_raise(problem: str | None, world: World, status: int = EXIT_BAD_INPUT) -> None:
+    """End every rank when one has a `problem`, so that none waits for one that has given up.
+
+    Raises: ScalerError with the first problem on rank 0, which says it; SystemExit on the others.
+    """
+    for found, ends_with in gathered((problem, status), world):
+        if found is not None:
+            kind = TryAgain if ends_with == EXIT_TRY_AGAIN else ScalerError
+            raise kind(found) if world.is_first else SystemExit(ends_with)
+
+
+def attempt(work: Callable[[], Result], world: World) -> Result:
+    """Do something that may fail on one rank alone, and let all ranks fail together.
+
+    Where `work` has collectives of its own, it must fail on all ranks or on none.
+    """
+    problem, result, status = None, None, EXIT_BAD_INPUT
+    try:
+        result = work()
+    except (ScalerError, OSError) as error:
+        problem, status = in_a_line(error), status_of(error)
+    agree_or_raise(problem, world, status)
+    return cast(Result, result)

@@ -1,0 +1,148 @@
+"""A pretrained encoder with a new head for a task, and the tokenizer that belongs to it, from a Transformers folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    set_seed,
+)
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum
+from scaler.finetuning.examples import MULTILABEL, TOKENS
+from scaler.model.build import ATTENTION, first_position
+
+disable_progress_bar()  # of loading weights
+set_verbosity_error()  # of what is new in a model: `load` looks at that itself
+MOST_TOKENS = 512  # of a text, unless the model has fewer positions
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ROLES = ("pad", "bos", "eos", "cls", "sep", "mask")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+SHOWN = 300  # characters of another library's error
+
+
+def find(asked: str) -> str:
+    """The folder of a run's export, any Transformers folder, or a hub id. Raises ScalerError if it is none."""
+    path = Path(asked)
+    for folder in (path, path / "export"):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if (path / "recipe.yaml").is_file():
+        raise ScalerError(f"{path}: this run has no export yet, for it is not finished; fine-tune it once it is")
+    if path.exists() or not HUB_ID.fullmatch(asked) or asked.startswith("runs/"):
+        raise ScalerError(f"{path}: no run and no exported model here; name a folder such as runs/quickstart")
+    return asked
+
+
+def name_of(source: str) -> str:
+    """What to call a model: its folder's name, of an export the run's."""
+    path = Path(source).resolve() if Path(source).exists() else Path(source)
+    return path.parent.name if path.name == "export" else path.name
+
+
+def identity(source: str) -> dict[str, str]:
+    """Checksums of the files that a local model is made of; none for a hub id."""
+    names = ("config.json", *TOKENIZER_FILES)
+    files = sorted(
+        [*(f for f in map(Path(source).joinpath, names) if f.is_file()), *Path(source).glob("*.safetensors")]
+    )
+    return {path.name: checksum(path) for path in files}
+
+
+def configuration(source: str) -> Any:
+    """The model's configuration. Raises ScalerError when it cannot be loaded."""
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # of many kinds, for files that are damaged and for the hub
+        raise ScalerError(f"{source}: no configuration that Transformers can load ({_reason(error)})") from error
+
+
+def tokenizer(source: str, config: Any) -> Any:
+    """The tokenizer, once it is shown to belong to the model.
+
+    Raises: ScalerError when there is none, it has more entries than the model's embedding, or its special ids are
+    others than the configuration's.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        # Transformers would make one without entries, of the model's type
+        raise ScalerError(f"{folder}: no tokenizer here; save there the one that the model was trained with")
+    try:
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing more narrow
+        raise ScalerError(f"{source}: the tokenizer cannot be read ({_reason(error)}); save it again") from error
+    if not found.is_fast:
+        raise ScalerError(f"{source}: the tokenizer has no tokenizer.json, which tells pieces apart; save it as one")
+    entries = max(found.get_vocab().values(), default=-1) + 1
+    if entries > config.vocab_size:
+        raise ScalerError(
+            f"{source}: the tokenizer has {entries:,} entries, but the model's embedding {config.vocab_size:,} rows; "
+            "save the model's own tokenizer there"
+        )
+    if found.pad_token_id is None:
+        raise ScalerError(f"{source}: the tokenizer has no pad token, which batches need; save one that has")
+    for role in ROLES:
+        of_model, of_tokenizer = (getattr(thing, f"{role}_token_id", None) for thing in (config, found))
+        if None not in (of_model, of_tokenizer) and of_model != of_tokenizer:
+            raise ScalerError(
+                f"{source}: the model's {role}_token_id is {of_model}, the tokenizer's {of_tokenizer}; save the "
+                "model's own tokenizer there"
+            )
+    return found
+
+
+def most_tokens(config: Any, asked: int | None, source: str) -> int:
+    """Tokens of a text that the model takes, special ones included. Raises ScalerError when more are asked for."""
+    positions = getattr(config, "max_position_embeddings", None)
+    most = None if positions is None else positions - first_position(config)
+    if asked is None:
+        return min(MOST_TOKENS, most or MOST_TOKENS)
+    if asked < 3 or (most is not None and asked > most):
+        raise ScalerError(f"--max_length {asked}: {source} takes 3 to {most} tokens; leave it out, or lower it")
+    return asked
+
+
+def load(source: str, task: str, labels: list[str], seed: int, from_scratch: bool) -> PreTrainedModel:
+    """The encoder with a head for so many labels, in fp32; what is new hangs on the seed alone.
+
+    Args:
+        from_scratch: the same configuration, all weights random.
+
+    Raises: ScalerError when the weights are absent, damaged, not safetensors, or those of another model.
+    """
+    kind = AutoModelForTokenClassification if task == TOKENS else AutoModelForSequenceClassification
+    config = configuration(source)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    if task != TOKENS:
+        config.problem_type = f"{'multi' if task == MULTILABEL else 'single'}_label_classification"
+    set_seed(seed)
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": ATTENTION}
+    try:
+        if from_scratch:
+            return kind.from_config(config, trust_remote_code=False, **settings)
+        model, loaded = kind.from_pretrained(
+            source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
+        )
+    except Exception as error:  # of many kinds, for a configuration or weights that are damaged or of another kind
+        raise ScalerError(
+            f"{source}: no encoder that Transformers loads from safetensors ({_reason(error)})"
+        ) from error
+    inside = model.base_model_prefix + "."
+    if missing := sorted(n for n in loaded["missing_keys"] if n.startswith(inside) and ".pooler." not in n):
+        raise ScalerError(f"{source}: its weights lack {', '.join(missing[:3])}; fine-tune a whole encoder")
+    return model
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:SHOWN]

@@ -1,0 +1,81 @@
+"""The folder of a sweep: settings first, a record of each run, the best model so far, results last.
+
+So it is one sweep's or refused, and a sweep that was stopped goes on with the runs that have no record.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from scaler.config.typed import differences
+from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.files import read_json, write_json
+from scaler.training import run_folder
+
+SETTINGS, RESULTS, RUNS, CANDIDATES, MODEL = "settings.json", "results.json", "runs", "candidates", "model"
+PREDICTIONS = "predictions.jsonl"
+
+
+def begin(folder: Path, settings: Mapping[str, Any]) -> IO[str]:
+    """Make the folder, or go on in it; hold it until the returned file is closed.
+
+    Raises: ScalerError for a folder of something else, of other settings, or that another process works in.
+    """
+    path = folder / SETTINGS
+    foreign = folder.exists() and (
+        not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {run_folder.LOCK}
+    )
+    if foreign and not path.is_file():
+        raise ScalerError(f"--out {folder}: is neither new nor a fine-tuning's (no {SETTINGS}); name another folder")
+    lock = run_folder.lock(folder)
+    try:
+        if not path.is_file():
+            with naming_full_disk(folder):
+                (folder / RUNS).mkdir(exist_ok=True)
+                (folder / CANDIDATES).mkdir(exist_ok=True)
+                write_json(path, settings)
+        elif different := differences(read_json(path), json.loads(json.dumps(settings))):
+            name, (old, new) = next(iter(different.items()))
+            raise ScalerError(f"--out {folder}: was begun with {name}={old!r}, and not {new!r}; name another folder")
+    except ScalerError:
+        lock.close()
+        raise
+    return lock
+
+
+def name_of(learning_rate: float, seed: int) -> str:
+    """The name of a run."""
+    return f"lr-{learning_rate}-seed-{seed}"
+
+
+def record(folder: Path, learning_rate: float, seed: int) -> dict[str, Any] | None:
+    """What a run that is done has left; None for one that is not."""
+    path = folder / RUNS / f"{name_of(learning_rate, seed)}.json"
+    return read_json(path) if path.is_file() else None
+
+
+def is_best(folder: Path, found: Mapping[str, Any], seeds: Sequence[int], chosen_by: str) -> bool:
+    """True when a run is better on the validation examples than all done ones of its learning rate."""
+    others = (record(folder, found["learning_rate"], seed) for seed in seeds)
+    return all(found["validation"][chosen_by] > other["validation"][chosen_by] for other in others if other)
+
+
+def keep_candidate(folder: Path, learning_rate: float, partial: Path) -> None:
+    """Put a model in the place of the best one so far of its learning rate."""
+    place = candidate(folder, learning_rate)
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+
+
+def candidate(folder: Path, learning_rate: float) -> Path:
+    """Where the best model of a learning rate is, with its predictions."""
+    return folder / CANDIDATES / f"lr-{learning_rate}"
+
+
+def write_record(folder: Path, found: Mapping[str, Any]) -> None:
+    """Say that a run is done."""
+    write_json(folder / RUNS / f"{name_of(found['learning_rate'], found['seed'])}.json", found)

@@ -1,0 +1,208 @@
+"""From files or a Hugging Face data set to training, validation and test examples that share no text."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, count
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum
+from scaler.finetuning import examples as labelled
+from scaler.finetuning.examples import MULTILABEL, SENTIMENT, TOKENS, Example, Reading
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLIT_SEED = 7  # of the hash that says on which side a text goes
+SHOWN = 200  # characters of another library's error
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where each split comes from; one that is not named is split off the training files.
+
+    Attributes:
+        train: files, or the id of a Hugging Face data set.
+        validation, test: files.
+        percent: share of the training texts that a split which is not named takes.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    percent: Mapping[str, float] = field(default_factory=lambda: {VALIDATION: 10.0, TEST: 10.0})
+    hub_config: str | None = None
+    hub_revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples of each split, the classes of all, and what a reader of results should know.
+
+    Attributes:
+        labels: classes in the order of their ids; of sentences, all tags, "O" first.
+        checksums: of each file, or of a hub data set's texts, by name.
+        notes: one line each.
+    """
+
+    examples: dict[str, list[Example]]
+    labels: list[str]
+    checksums: dict[str, str]
+    notes: list[str]
+
+
+def load(sources: Sources, how: Reading) -> Splits:
+    """Read, split and check. Raises ScalerError for whatever would make the scores mean something else."""
+    given = {TRAIN: sources.train, VALIDATION: sources.validation, TEST: sources.test}
+    notes: list[str] = []
+    if len(sources.train) == 1 and not Path(sources.train[0]).exists():
+        examples, checksums = _hub(sources, how, notes), {}
+        for split in (VALIDATION, TEST):
+            if given[split]:
+                examples[split] = _files(given[split], how, notes)
+        checksums = {f"{sources.train[0]}/{split}": _digest(found) for split, found in examples.items()}
+    else:
+        examples = {split: _files(paths, how, notes) for split, paths in given.items() if paths}
+        checksums = {path: checksum(Path(path)) for paths in given.values() for path in paths}
+    lacking = {split: sources.percent[split] for split in (VALIDATION, TEST) if not examples.get(split)}
+    if lacking:
+        examples |= split_off(examples[TRAIN], lacking)
+    labels = classes(examples, how.task)
+    notes += _remarks(examples)
+    return Splits({split: examples[split] for split in given}, labels, checksums, notes)
+
+
+def _files(paths: Sequence[str], how: Reading, notes: list[str]) -> list[Example]:
+    examples = []
+    for path in paths:
+        found, skipped = labelled.read(Path(path), how)
+        examples += found
+        if skipped:
+            notes.append(f"{path}: empty texts that are left out: {skipped:,}")
+    return examples
+
+
+def key(example: Example) -> str:
+    """What two texts have in common that are the same but for case and white space."""
+    return " ".join(example.text.casefold().split())
+
+
+def split_off(examples: Sequence[Example], percent: Mapping[str, float]) -> dict[str, list[Example]]:
+    """Share examples out by a hash of their text alone: one that occurs twice is on one side, in any order of files.
+
+    Raises: ScalerError when a split stays empty, or the percentages leave nothing to train on.
+    """
+    for split, share in percent.items():
+        if not 0 < share < 50:
+            raise ScalerError(f"--{split}_percent {share}: 0 < share < 50 is needed, or files for --{split}")
+    names, bounds = [*percent, TRAIN], list(accumulate(percent.values()))
+    shares: dict[str, list[Example]] = {split: [] for split in names}
+    for example in examples:
+        place = xxhash.xxh3_64_intdigest(key(example).encode(), seed=SPLIT_SEED) / 2**64 * 100
+        shares[names[bisect_right(bounds, place)]].append(example)
+    for split, found in shares.items():
+        if not found:
+            raise ScalerError(
+                f"{len(examples)} examples leave none for {split}; name files for it, or raise its percentage"
+            )
+    return shares
+
+
+def classes(examples: Mapping[str, Sequence[Example]], task: str) -> list[str]:
+    """The classes of the training examples in the order of their ids: numbers by size, others by letter.
+
+    Raises: ScalerError for a split with one class alone, or a label that training never saw.
+    """
+    found = {split: {label for example in some for label in example.labels} for split, some in examples.items()}
+    for split, labels in found.items():
+        entities = labels - {"O"} if task == TOKENS else labels
+        if len(entities) < (1 if task == TOKENS else 2):
+            file = examples[split][0].where.rpartition(":")[0]
+            only = f"only the class {min(labels)!r}" if labels else "no label at all"
+            raise ScalerError(f"{file}: the {split} examples have {only}; nothing can be told apart; name other files")
+    if task == TOKENS:
+        kinds = sorted({label[2:] for label in found[TRAIN] - {"O"}})
+        ordered = ["O", *(f"{begin}-{kind}" for kind in kinds for begin in "BI")]
+    else:
+        numbers = all(label.isdecimal() for label in found[TRAIN])
+        ordered = sorted(found[TRAIN], key=lambda label: (int(label) if numbers else 0, label))
+    for split, some in examples.items():
+        for example in some:
+            for label in sorted(set(example.labels).difference(ordered)):
+                raise ScalerError(
+                    f"{example.where}: the label {label!r} ({split}) does not occur in training; add examples of it "
+                    "there, or take it out"
+                )
+    if task == SENTIMENT and len(ordered) != 2:
+        some_labels = ", ".join(ordered[:5]) + (" ..." if len(ordered) > 5 else "")
+        raise ScalerError(
+            f"{examples[TRAIN][0].where.rpartition(':')[0]}: {len(ordered)} classes ({some_labels}), but {SENTIMENT} "
+            "has two; use --task classification"
+        )
+    return ordered
+
+
+def _remarks(examples: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+    """What of the data limits the scores."""
+    labels_of: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for some in examples.values():
+        for example in some:
+            labels_of[key(example)].add(tuple(sorted(example.labels)) if not example.words else example.labels)
+    if contradicted := sum(len(different) > 1 for different in labels_of.values()):
+        yield f"texts that occur with different labels: {contradicted:,}; no model can be right about both"
+    in_training = {key(example) for example in examples[TRAIN]}
+    for split in (VALIDATION, TEST):
+        if shared := sum(key(example) in in_training for example in examples[split]):
+            yield f"{split} examples that are training examples, too: {shared:,} of {len(examples[split]):,}"
+
+
+def _hub(sources: Sources, how: Reading, notes: list[str]) -> dict[str, list[Example]]:
+    """The splits train, validation and test of a Hugging Face data set, as far as it has them."""
+    import datasets
+
+    name = sources.train[0]
+    try:
+        found = datasets.load_dataset(name, sources.hub_config, revision=sources.hub_revision)
+    except Exception as error:  # the hub client's errors have no common base
+        reason = " ".join(str(error).split())[:SHOWN]
+        raise ScalerError(
+            f"{name!r}: no such file, and no Hugging Face data set that can be loaded ({reason})"
+        ) from error
+    if TRAIN not in found:
+        raise ScalerError(f"{name}: has no split {TRAIN!r}, only {', '.join(map(str, found))}; name another data set")
+    examples = {}
+    for split in (TRAIN, VALIDATION, TEST):
+        if split in found:
+            examples[split], skipped = labelled.without_empty(_of_rows(found[split], f"{name}/{split}", how), how, name)
+            if skipped:
+                notes.append(f"{name}/{split}: empty texts that are left out: {skipped:,}")
+    return examples
+
+
+def _of_rows(rows: Any, where: str, how: Reading) -> Iterator[Example]:
+    """The rows of a data set; classes that it keeps as numbers get their names."""
+    label_field = how.fields[1]
+    kind = rows.features.get(label_field)
+    several = how.task in (TOKENS, MULTILABEL)
+    names = getattr(getattr(kind, "feature", None) if several else kind, "names", None)
+    for number, row in zip(count(), rows, strict=False):
+        record = dict(row)
+        if names and label_field in record:
+            ids = (record[label_field] or []) if several else [record[label_field]]
+            # -1 and None are "unknown" there
+            named = [names[i] if i is not None and 0 <= i < len(names) else "" for i in ids]
+            record[label_field] = named if several else named[0]
+        yield labelled.of_record(record, f"{where}:{number}", how)
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """XXH3-128 of texts and labels, in their order."""
+    state = xxhash.xxh3_128()
+    for example in examples:
+        state.update("\0".join((example.text, *example.labels, "\n")).encode())
+    return state.hexdigest()

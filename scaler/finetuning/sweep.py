@@ -1,0 +1,177 @@
+"""Learning rates times seeds: the runs that are missing, the best model of each rate, and in the end the results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.files import read_json, write_json, write_whole
+from scaler.distributed.world import World, attempt, gathered
+from scaler.finetuning import encoder, features, scores
+from scaler.finetuning import folder as finetune_folder
+from scaler.finetuning import report as finetune_report
+from scaler.finetuning import trial as finetune_trial
+from scaler.finetuning.features import Encoded
+from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Splits
+from scaler.training import run_folder
+
+PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
+NO_SETTINGS = ("out", "local_rank", "data", VALIDATION, TEST)  # for files, their checksums stand
+
+
+def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits, world: World) -> None:
+    """Do the sweep of a command line, or what is missing of it, and say what came out. Every rank calls it."""
+    tokenizer, max_length, encoded = attempt(lambda: _encoded(arguments, settings, splits), world)
+    notes = [*splits.notes, *cut(encoded, max_length)]
+    name = f"{encoder.name_of(settings.source)}-{settings.task}{'-from_scratch' * settings.from_scratch}"
+    out: Path = arguments.out or Path("runs") / name
+    identity = {
+        **{name: value for name, value in vars(arguments).items() if name not in NO_SETTINGS},
+        **{"model": settings.source, "model_files": attempt(lambda: encoder.identity(settings.source), world)},
+        **{"data": splits.checksums, "max_length": max_length},
+    }
+    lock = attempt(lambda: finetune_folder.begin(out, identity) if world.is_first else None, world)
+    try:
+        wanted = [(rate, seed) for rate in arguments.learning_rates for seed in arguments.seeds]
+        missing = attempt(lambda: [some for some in wanted if finetune_folder.record(out, *some) is None], world)
+        missing = gathered(missing, world)[0]
+        if world.is_first:
+            _say_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds))
+        for rate, seed in missing:
+            board = out / "tensorboard" / finetune_folder.name_of(rate, seed)
+            outcome = finetune_trial.run(settings, rate, seed, splits, encoded, tokenizer, out / "work", board)
+            kept = (out, outcome, scores.chosen_by(settings.task), arguments.seeds, splits, tokenizer, max_length)
+            attempt(partial(_keep, *kept) if world.is_first else lambda: None, world)
+        if world.is_first:
+            _finish(out, identity, splits, settings.task, notes)
+    finally:
+        if lock:
+            lock.close()
+
+
+def _encoded(
+    arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits
+) -> tuple[Any, int, dict[str, Encoded]]:
+    """The model's tokenizer, the tokens of a text at most, and all splits in them."""
+    config = encoder.configuration(settings.source)
+    tokenizer = encoder.tokenizer(settings.source, config)
+    max_length = encoder.most_tokens(config, arguments.max_length, settings.source)
+    encoded = {
+        split: features.encode(some, tokenizer, splits.labels, settings.task, max_length)
+        for split, some in splits.examples.items()
+    }
+    return tokenizer, max_length, encoded
+
+
+def cut(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
+    """What of the examples the model never sees."""
+    notes = []
+    for split, some in encoded.items():
+        if some.cut:
+            share = some.cut / len(some.rows)
+            notes.append(
+                f"{split} examples that have more than {max_length} tokens and are cut: {some.cut:,} of "
+                f"{len(some.rows):,} ({share:.1%})"
+            )
+        if some.lost_words:
+            notes.append(f'words of {split} that have no token left, and count as predicted "O": {some.lost_words:,}')
+    return notes
+
+
+def _say_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int) -> None:
+    sizes = ", ".join(f"{split} {len(some):,}" for split, some in splits.examples.items())
+    print(f"{out}: {sizes}; {len(splits.labels)} labels; {len(missing)} of {of} runs to do")
+    for note in notes:
+        print(f"  note: {note}", flush=True)
+
+
+def _keep(
+    out: Path,
+    outcome: finetune_trial.Outcome,
+    chosen_by: str,
+    seeds: list[int],
+    splits: Splits,
+    tokenizer: Any,
+    max_length: int,
+) -> None:
+    """Save the model if it is the best of its rate so far; then the record, which says that the run is done."""
+    record = outcome.record
+    with naming_full_disk(out):
+        if finetune_folder.is_best(out, record, seeds, chosen_by):
+            beside = out / finetune_folder.CANDIDATES / "partial"
+            shutil.rmtree(beside, ignore_errors=True)
+            save(outcome.model, tokenizer, max_length, beside)
+            lines = (
+                json.dumps({"example": example.where, "labels": example.labels, "predicted": found}, ensure_ascii=False)
+                for example, found in zip(splits.examples[TEST], outcome.predicted, strict=True)
+            )
+            write_whole(beside / finetune_folder.PREDICTIONS, "".join(line + "\n" for line in lines))
+            finetune_folder.keep_candidate(out, record["learning_rate"], beside)
+        finetune_folder.write_record(out, record)
+
+
+def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) -> None:
+    """Write a Transformers folder and read it back.
+
+    Raises: ScalerError when the weights that were written are others.
+    """
+    model = model.to("cpu")
+    model.save_pretrained(folder)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.model_max_length = max_length  # at which Transformers' pipelines cut
+    tokenizer.save_pretrained(folder)
+    again = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype).state_dict()
+    for name, weight in model.state_dict().items():
+        if not torch.equal(weight, again[name]):
+            raise ScalerError(f"{folder}: {name} was written other than it is; not saved; look at the disk")
+
+
+def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, notes: list[str]) -> None:
+    """Choose, draw, and write the model and the results; what a stopped finish has done already stays."""
+    path, place = out / finetune_folder.RESULTS, out / finetune_folder.MODEL
+    if path.is_file():
+        print(f"{finetune_report.render(read_json(path))}\n  {place}, {path}")
+        return
+    records = [
+        finetune_folder.record(out, rate, seed) for rate in identity["learning_rates"] for seed in identity["seeds"]
+    ]
+    content = {
+        **{"settings": identity, "labels": splits.labels},
+        "examples": {split: len(some) for split, some in splits.examples.items()},
+        **finetune_report.summary([record for record in records if record], task),
+        "without_learning": scores.without_learning(splits.examples[TRAIN], splits.examples[TEST], splits.labels, task),
+        **{"notes": notes, "runs": records},
+        "packages": {**run_folder.versions(), **{name: metadata.version(name) for name in PACKAGES}},
+        **{"commit": run_folder.commit(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+    }
+    with naming_full_disk(out):
+        chosen = finetune_folder.candidate(out, content["chosen"]["learning_rate"])
+        if (chosen / finetune_folder.PREDICTIONS).is_file():
+            (chosen / finetune_folder.PREDICTIONS).replace(out / finetune_folder.PREDICTIONS)
+        if chosen.is_dir():
+            command = f"python -m scaler.finetune {shlex.join(sys.argv[1:])}"
+            write_whole(
+                chosen / "README.md",
+                finetune_report.model_card(content, out.name, encoder.name_of(identity["model"]), command),
+            )
+            shutil.rmtree(place, ignore_errors=True)
+            chosen.rename(place)
+        lines = (out / finetune_folder.PREDICTIONS).read_text(encoding="utf-8").splitlines()
+        predicted = [tuple(json.loads(line)["predicted"]) for line in lines]
+        finetune_report.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
+        shutil.rmtree(out / finetune_folder.CANDIDATES, ignore_errors=True)
+        write_json(path, content)
+    print(f"{finetune_report.render(content)}\n  {place}, {path}")

@@ -1,0 +1,136 @@
+"""The dry run: everything a run would do, said beforehand, and nothing touched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedModel
+
+from scaler.model import build as model
+from scaler.model import embeddings, head, initialisation
+from scaler.planning import memory as footprint
+from scaler.planning import workload
+from scaler.training.job import Job, vectors
+
+FP32_BYTES = 4
+
+
+def empty_model(job: Job) -> PreTrainedModel:
+    """The job's model without memory behind its weights."""
+    with torch.device("meta"):
+        network = model.build(job.config, job.recipe.seed)
+    if job.recipe.optimizer.frozen_embeddings:
+        embeddings.freeze(network)
+    return network
+
+
+def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
+    """Bytes that one rank's device needs, by what for; other activations than the largest one come on top."""
+    precision = "bf16" if job.resolved["bf16"].get("enabled") else "fp32"
+    asked = replace(workload.settings_of(job.resolved, precision), on_cpu=not torch.cuda.is_available())
+    how = asked.sharding(job.batch, footprint.STATES[job.recipe.optimizer.name])
+    found = footprint.of_step(workload.layout(empty, job.recipe), footprint.Activations(0, 0, 0), how)
+    memory = {**found.kept, "gradients and what travels": max(found.backward, found.step)}
+    # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
+    positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
+    memory["logits"] = 2 * min(positions * entries, head.SCORES_AT_ONCE) * FP32_BYTES
+    by_rows = asked.on_cpu and job.config.tie_word_embeddings
+    if not (by_rows or job.recipe.optimizer.frozen_embeddings):
+        bf16 = bool(job.resolved["bf16"].get("enabled"))
+        matrix = entries * embeddings.width(job.config)
+        memory["lookup"] = matrix * (2 if bf16 else FP32_BYTES)  # its gradient, before it is added to the head's
+    return memory
+
+
+def checkpoint_bytes(job: Job, parameters: int, trainable: int) -> int:
+    """Size of one checkpoint: fp32 weights, and AdamW's two moments or SGD's momentum."""
+    return FP32_BYTES * (parameters + footprint.STATES[job.recipe.optimizer.name] * trainable)
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """Describe a run, from its resolved settings and opened data, without building it."""
+    recipe, resolved, batch, rows = job.recipe, job.resolved, job.batch, job.rows
+    empty = empty_model(job)
+    # on the meta device this computes nothing, but it refuses what it cannot do
+    if recipe.initialisation.word2vec:
+        vectors(job)
+    if recipe.initialisation.neighbour_heads:
+        initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
+    parameters, trainable = model.count_parameters(empty)
+    train = rows["train"]
+    seq_len = recipe.data.seq_len
+    bytes_each = 2 if resolved["bf16"].get("enabled") else FP32_BYTES
+    megabytes = checkpoint_bytes(job, parameters, trainable) / 1e6
+    seen = recipe.training.steps * recipe.training.rows
+    return {
+        "recipe": recipe.to_plain(),
+        "ds_config": resolved,
+        "batch": asdict(batch),
+        "parameters": parameters,
+        "trainable_parameters": trainable,
+        "what_trains": [list(row) for row in model.what_trains(empty, recipe.optimizer.weight_decay)],
+        "rows": {
+            split: {
+                "rows": len(reader.rows),
+                "real_token_share": round(reader.rows.real_share, 5),
+                "masked_per_row": reader.masked,
+                "dropped_rows": reader.rows.dropped_rows,
+            }
+            for split, reader in rows.items()
+        },
+        "training_masks_per_row": [recipe.masked_per_row(0.0), recipe.masked_per_row(1.0)],
+        "steps": recipe.training.steps,
+        "tokens": seen * seq_len,
+        "epochs": round(seen / len(train.rows), 2),
+        "training_flops": seen * model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
+        "bytes_per_weight": bytes_each,
+        "memory_per_rank_bytes": memory_per_rank(job, empty),
+        "writes": {
+            str(job.run_dir / name): what
+            for name, what in {
+                "recipe.yaml": "the resolved recipe",
+                "ds_config.json": "the DeepSpeed configuration as given",
+                "environment.json": "of each start: versions, commit, hosts, the resolved DeepSpeed configuration",
+                "metrics.jsonl": "one line a measurement",
+                "tensorboard/": "the same for TensorBoard",
+                "loss.png": "the loss curves",
+                "checkpoints/": f"every {recipe.checkpoint.every} steps, {megabytes:,.0f} MB each",
+                "export/": f"Transformers folder, {parameters * FP32_BYTES / 1e6:.0f} MB",
+            }.items()
+        },
+    }
+
+
+def render(content: dict[str, Any]) -> str:
+    """The description as text for people."""
+    batch, train, heldout = content["batch"], content["rows"]["train"], content["rows"]["heldout"]
+    memory = content["memory_per_rank_bytes"]
+    first, last = content["training_masks_per_row"]
+    masked = f"{first} masked in each" + ("" if first == last else f" at first, {last} at last")
+    writes = "\n".join(f"  {path:<40} {what}" for path, what in content["writes"].items())
+    return f"""recipe
+{_indent(yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True))}
+ds_config
+{_indent(json.dumps(content["ds_config"], indent=2))}
+model        {content["parameters"]:,} parameters, {content["trainable_parameters"]:,} of them trained, \
+{content["bytes_per_weight"]} bytes each
+{_indent(model.render_table(content["what_trains"]))}
+rows         {train["rows"]:,} for training, {train["real_token_share"]:.2%} real tokens, \
+{masked}; {heldout["rows"]:,} held out
+batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \
+x {batch["ranks"]} ranks
+length       {content["steps"]:,} steps, {content["tokens"]:,} tokens, {content["epochs"]} epochs, \
+{content["training_flops"]:.2e} floating-point operations
+memory       {sum(memory.values()) / 1e6:,.0f} MB a rank before activations: \
+{", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())}
+would write
+{writes}
+"""
+
+
+def _indent(text: str) -> str:
+    return "\n".join("  " + line for line in text.rstrip().splitlines())

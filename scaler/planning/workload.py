@@ -1,0 +1,86 @@
+"""What a recipe and a DeepSpeed configuration ask of the nodes, without data and without DeepSpeed."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from scaler.config import deepspeed as ds_config
+from scaler.config.recipe import Recipe
+from scaler.data.batches import Vocabulary
+from scaler.model import build as model
+from scaler.model import embeddings
+from scaler.planning import activations
+from scaler.planning import memory as footprint
+from scaler.planning.step_time import Settings, Workload
+
+MEASURED_ROWS = (1, 8)  # micro-batches whose memory is measured; that of others lies on the line through both
+
+
+def configuration(recipe: Recipe) -> Any:
+    """The model's configuration, without the tokenizer whose special ids it will have."""
+    entries = recipe.tokenizer.vocab_size
+    special = Vocabulary(size=entries, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
+    return model.configuration(recipe.model, special, entries, recipe.data.seq_len)
+
+
+def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
+    """What a recipe trains, without its data.
+
+    Args:
+        width: bytes of a weight: 2 in bf16, 4 in fp32.
+    """
+    config, seq_len = configuration(recipe), recipe.data.seq_len
+    frozen = recipe.optimizer.frozen_embeddings
+    with torch.device("meta"):
+        empty = model.build(config, recipe.seed)
+    if frozen:
+        embeddings.freeze(empty)
+
+    @functools.cache
+    def measured(rows: int) -> footprint.Activations:
+        return activations.of_model(config, rows, seq_len, recipe.most_masked_per_row, width, frozen, on_cpu)
+
+    return Workload(
+        layout(empty, recipe),
+        lambda rows: footprint.on_the_line(rows, *((some, measured(some)) for some in MEASURED_ROWS)),
+        model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
+        seq_len,
+        recipe.training.rows,
+        recipe.training.steps,
+        footprint.STATES[recipe.optimizer.name],
+    )
+
+
+def layout(network: PreTrainedModel, recipe: Recipe) -> footprint.Layout:
+    """A model's parameters as the recipe's optimizer groups them."""
+    groups = model.parameter_groups(network, recipe.optimizer.weight_decay)
+    parameters, trained = model.count_parameters(network)
+    sizes = tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups)
+    return footprint.Layout(sizes, parameters - trained)
+
+
+def settings_of(content: dict[str, Any], precision: str) -> Settings:
+    """What a DeepSpeed configuration says, "auto" taken as its default."""
+    zero = content.get("zero_optimization", {})
+    bucket, overlap = zero.get("reduce_bucket_size", 500_000_000), zero.get("overlap_comm")
+    stage, scatter = ds_config.zero_stage(content), bool(zero.get("reduce_scatter", True))
+    return Settings(
+        stage=stage,
+        offload=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
+        offload_weights=(zero.get("offload_param") or {}).get("device") == "cpu",
+        precision=precision,
+        bucket=500_000_000 if bucket == "auto" else int(bucket),
+        overlap=stage == 3 if overlap is None else bool(overlap),
+        to_owners=scatter and zero.get("use_multi_rank_bucket_allreduce", True) is False,
+        reduce_scatter=scatter,
+    )
+
+
+def precision_of(content: dict[str, Any], native_bf16: bool) -> str:
+    """What a DeepSpeed configuration computes in, "bf16" or "fp32", on hardware that has bf16 or has not."""
+    enabled = content.get("bf16", {}).get("enabled", False)
+    return "bf16" if enabled is True or (enabled == "auto" and native_bf16) else "fp32"

@@ -1,0 +1,89 @@
+"""The ranks of one point of a study as processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaler.distributed import world
+from scaler.studies import point as study_point
+
+GRACE_SECONDS = 10.0  # that the other ranks have to end by themselves after one has failed
+
+
+def _as_rank(facts: dict[str, object], arguments: list[str], log: Path) -> None:
+    """What a process does that is a rank of a point; it ends with the process that started it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ |= {name: str(value) for name, value in facts.items()}
+    sys.argv = ["study_point", *arguments]
+    study_point.main()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def start(ranks: int, arguments: list[str], log: Path) -> int:
+    """Be the launcher of so many ranks on this machine; when one fails, all end.
+
+    Returns: 0, or the status of the first one that failed.
+    """
+    processes = []
+    # CUDA does not live through a fork; elsewhere the imports, which take longer than many a point, are made once
+    # (the last of them is DeepSpeed's, and brings a compiler)
+    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+    context.set_forkserver_preload(
+        ["scaler.studies.point", "scaler.engine.engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
+    )
+    # torchrun sets the same, but would outlive a study that is killed
+    shared = {
+        "WORLD_SIZE": ranks,
+        "LOCAL_WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": world.free_port(),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    status = 0
+    try:
+        for rank in range(ranks):
+            facts = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+            process = context.Process(target=_as_rank, args=(facts, arguments, log), daemon=True)
+            process.start()  # one that Ctrl-C interrupts in here cannot be killed, but ends with this process
+            processes.append(process)
+        running, end = list(processes), None
+        while running and (end is None or time.monotonic() < end):
+            wait([process.sentinel for process in running], None if end is None else max(0.0, end - time.monotonic()))
+            for process in [some for some in running if some.exitcode is not None]:
+                running.remove(process)
+                if process.exitcode and not status:
+                    status, end = process.exitcode, time.monotonic() + GRACE_SECONDS
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return status
+
+
+def reason_of(log: Path, status: int) -> str:
+    """Why ranks failed: the first error that they said, or their last words.
+
+    The first, because the ranks that lose another say so after it.
+    """
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    said = [line for line in lines if line.strip()] or [""]
+    line = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), said[-1])
+    return line[:400] if line else f"killed by signal {-status}" if status < 0 else f"status {status}"

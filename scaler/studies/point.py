@@ -1,0 +1,197 @@
+"""Measure a point of a study, on the ranks that it asks for: `srun python -m scaler.studies.point FOLDER POINT`.
+
+Any launcher may start the ranks, as for scaler/train.py; `python -m scaler.study` starts those of one machine. Recipe,
+data, model, engine and steps are those of a training; there is no run folder, evaluation, log or checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import statistics
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from scaler.config import recipe
+from scaler.core import slurm
+from scaler.core.errors import EXIT_BAD_INPUT, ScalerError, TryAgain, command
+from scaler.distributed import world
+from scaler.distributed.world import World
+from scaler.model.build import MaskedLM
+from scaler.studies import folder as study_folder
+from scaler.studies.folder import Measured, Point
+from scaler.training import job, loop, metrics, resume, run_folder
+from scaler.training.progress import Progress
+
+COMMUNICATION_STEPS = 5  # after the measured ones; each collective is waited for in them, so they are slower
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m scaler.studies.point", description=__doc__, formatter_class=style)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the study")
+    parser.add_argument("point", metavar="POINT", help="name of its folder in FOLDER/points")
+    add_steps(parser)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    parsed = parser.parse_args(arguments)
+    check_steps(parsed)
+    return parsed
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """Let a command take the length of a measurement."""
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps that are measured (10)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them (3)")
+
+
+def check_steps(arguments: argparse.Namespace) -> None:
+    """Raises ScalerError for a length that makes no sense."""
+    for name, least in (("steps", 1), ("warmup", 0)):
+        if getattr(arguments, name) < least:
+            raise ScalerError(f"--{name} {getattr(arguments, name)}: {least} is the least")
+
+
+def check_ranks(point: Point, here: World) -> None:
+    """Raises ScalerError on the first rank where others were started than the point is for; the others end."""
+    if (here.size, here.local_size) != (point.ranks, point.ranks_per_node):
+        if not here.is_first:
+            raise SystemExit(EXIT_BAD_INPUT)
+        raise ScalerError(
+            f"{point.name}: is for {point.nodes} nodes x {point.ranks_per_node} ranks, but this is one of {here.size} "
+            f"ranks, {here.local_size} of them here, started by {here.launcher}; start as many as it says"
+        )
+
+
+def resolved(study: Path, point: Point, here: World) -> job.Job:
+    """The point as a training. Raises ScalerError where recipe, configuration and data do not agree."""
+    asked = argparse.Namespace(
+        recipe=str(study / study_folder.RECIPE),
+        overrides=[f"training.rows={point.rows}", f"training.max_micro_rows={point.micro_rows}"],
+        deepspeed_config=study_folder.folder_of(study, point) / study_folder.DS_CONFIG,
+        run_dir=None,
+        ranks=None,
+        allow_changes=False,
+    )
+    return job.resolve(asked, here)
+
+
+def with_masks(this: job.Job, share: float) -> job.Job:
+    """The same with this share of masks at every step."""
+    objective = dataclasses.replace(this.recipe.objective, mask_probability=share, final_mask_probability=None)
+    return dataclasses.replace(this, recipe=dataclasses.replace(this.recipe, objective=objective))
+
+
+def measure(this: job.Job, here: World, engines: ModuleType, steps: int, warmup: int) -> Measured:
+    """Train for the warm-up, the measured steps, and some in which communication is timed. Every rank calls it.
+
+    All have the mean share of masks, but for one step that has the most, for its memory.
+    """
+    started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), world.device(here)
+    world.attempt(lambda: engines.check(this.resolved, this.ds_config_file), here)
+    unigram_counts = world.attempt(this.data.manifest.unigram_counts, here)
+    base = 0 if device.type == "cuda" else metrics.memory_bytes(device)
+    network = world.attempt(lambda: job.starting_point(this, unigram_counts), here)
+    engine = world.attempt(lambda: engines.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved), here)
+    engine.train(True)
+    progress, objective = Progress(), this.recipe.objective
+    mean = with_masks(this, objective.at(0.5))
+
+    def step(job_of_step: job.Job = mean) -> float:
+        clock = time.perf_counter()
+        _, norm = loop.train_batch(engine, job_of_step, progress, here)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - clock
+        progress.step += 1
+        progress.consumed_rows += this.batch.rows
+        if not math.isfinite(norm):  # on all ranks; a loss that is not finite makes it so
+            problem = f"step {progress.step}: the gradient norm is {norm}; lower optimizer.learning_rate"
+            world.agree_or_raise(problem, here)
+        return seconds
+
+    for _ in range(warmup):
+        step()
+    metrics.forget_peak(device)
+    times = [step() for _ in range(steps)]
+    step(with_masks(this, max(objective.at(0.0), objective.at(1.0))))
+    peak = metrics.peak_bytes(device) - base
+    own, waited = [], []
+    with engines.timed_collectives(device) as collectives:
+        for _ in range(COMMUNICATION_STEPS):
+            collectives.clear()
+            seconds = step()
+            waited.append(sum(collectives))
+            own.append(max(0.0, seconds - waited[-1]))
+    engine.close()
+    found = (slurm.node_name(), times, own, statistics.median(waited), peak)
+    hosts, step_seconds, own_seconds, communication, peaks = zip(*world.gathered(found, here), strict=True)
+    manifest = this.data.manifest
+    return Measured(
+        hosts=hosts,
+        warmup=warmup,
+        step_seconds=step_seconds,
+        own_seconds=own_seconds,
+        communication_seconds=communication,
+        peak_bytes=peaks,
+        tokens_per_row=manifest.count("train", "tokens") / manifest.count("train", "rows"),
+        precision=resume.precision(this.resolved),
+        versions={name: version for name, version in run_folder.versions().items() if version is not None},
+        commit=run_folder.commit(),
+        started=started,
+        device=device.type,
+        threads=torch.get_num_threads(),
+    )
+
+
+def run(arguments: argparse.Namespace, point: Point, here: World, engines: ModuleType) -> None:
+    """Measure the point, and write it down. `engines` is the room of DeepSpeed."""
+    study: Path = arguments.folder
+    engines.join(here, recipe.load(str(study / study_folder.RECIPE)).faults.hang_seconds)
+    folder = study_folder.folder_of(study, point)
+    lock = world.attempt(lambda: run_folder.lock(folder) if here.is_first else None, here)
+    try:
+        this = world.attempt(lambda: resolved(study, point, here), here)
+        found = measure(this, here, engines, arguments.steps, arguments.warmup)
+        world.attempt(lambda: study_folder.write_measured(study, point, found) if here.is_first else None, here)
+        if here.is_first:
+            print(f"{point.name}: {study_folder.step_seconds(found):.4g} s a step", flush=True)
+    finally:
+        if lock:
+            lock.close()
+
+
+@command
+def main() -> None:
+    """Run the command line."""
+    arguments = parse()
+    here = world.detect()
+    point = study_folder.read_point(arguments.folder / study_folder.POINTS / arguments.point)
+    check_ranks(point, here)
+    from scaler.engine import engine  # seconds for DeepSpeed
+
+    try:
+        run(arguments, point, here, engine)
+    except ScalerError:
+        raise
+    except torch.OutOfMemoryError as error:
+        said = str(error).splitlines()[0][:160]
+        raise ScalerError(f"rank {here.rank}: out of memory ({said}); fewer micro_rows, or another stage") from error
+    except Exception as error:  # the reason of a failed point is a line; who started the ranks looks for it
+        if isinstance(error, RuntimeError) and engine.is_lost_connection(error):
+            raise TryAgain(f"rank {here.rank}: another rank has gone ({str(error).splitlines()[0][:200]})") from error
+        traceback.print_exc()
+        raise ScalerError(f"rank {here.rank}: {type(error).__name__}: {error}") from error
+    finally:
+        engine.leave()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,104 @@
+"""From a trained engine to a Transformers folder: weights, tokenizer, model card; read back and compared."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from scaler.config.recipe import Recipe
+from scaler.core.errors import ScalerError
+
+disable_progress_bar()  # of saving and loading weights
+
+
+def export(
+    state: Mapping[str, torch.Tensor], model: PreTrainedModel, tokenizer: Any, card: str, folder: Path
+) -> PreTrainedModel:
+    """Write an export folder, which appears once it has been read back and gives the same logits.
+
+    Args:
+        state: parameters by the name they have in `model`, whole, in fp32.
+        model: a model of the same configuration, which takes the state.
+        tokenizer: goes along.
+        card: README.md of the folder.
+        folder: one that is there already is replaced.
+
+    Returns: the model that was read back.
+
+    Raises: ScalerError when the state does not fit the model, or the logits differ.
+    """
+    parameters = dict(model.named_parameters())
+    if set(parameters) != set(state):
+        raise ScalerError(f"export: parameters {sorted(set(parameters) ^ set(state))[:3]} are not on both sides")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+    model.tie_weights()
+    model.eval()
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        again = AutoModelForMaskedLM.from_pretrained(partial, local_files_only=True).eval()
+        ids = torch.arange(min(32, len(tokenizer))).unsqueeze(0)
+        with torch.no_grad():
+            difference = float((model(input_ids=ids).logits - again(input_ids=ids).logits).abs().max())
+        if not difference <= 0:  # or not a number
+            raise ScalerError(f"{folder}: the logits of what was written differ by {difference:.1e}; not exported")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except Exception as error:
+        if type(error) not in (SafetensorError, Exception):  # what safetensors and tokenizers raise on a full disk
+            raise
+        raise ScalerError(f"{folder}: cannot be written ({error}); checkpoints and metrics are kept") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return again
+
+
+def model_card(recipe: Recipe, measured: Mapping[str, str], data: str, command: str, mask_token: str) -> str:
+    """The export's README: what it is, from which data and recipe, and what was measured."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in measured.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [masked-lm, deepspeed]
+---
+# {recipe.name}
+
+A masked language model ({recipe.model["model_type"]}), pretrained from scratch.
+
+```python
+from transformers import pipeline
+
+pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")("The name of the {mask_token}.")
+```
+
+## Data
+{data}
+
+## Measured
+| | |
+|---|---|
+{rows}
+
+The held-out loss is the mean cross-entropy of masked tokens in documents that training never saw, with fixed masks.
+The unigram entropy is what a model without context would get on the same tokens.
+
+## Recipe
+Made with `{command}`.
+
+```yaml
+{recipe.to_yaml().rstrip()}
+```
+"""

@@ -1,0 +1,236 @@
+"""What a run shows: metrics.jsonl, TensorBoard, a progress line, a picture of the loss."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import psutil
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from scaler.core.errors import ScalerError, in_a_line, naming_full_disk
+from scaler.core.files import write_whole
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+METRICS, FAULTS = "metrics.jsonl", "faults.jsonl"
+CEILING_SIZE = 1024  # rows and columns of the matrices that measure the ceiling
+
+
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """The most floating-point operations a second that this rank reached in plain square matrix multiplications.
+
+    All ranks should measure at the same time, for they share the machine.
+    """
+    size = CEILING_SIZE * (8 if device.type == "cuda" else 1)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end or not best:
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def memory_bytes(device: torch.device) -> int:
+    """This rank's memory: the peak allocated on its GPU, or the process's resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let the peak of this rank's memory begin anew, as far as the kernel can forget it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # some containers forbid it; then it stays the peak of the process
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The peak since then: allocated on its GPU, or the process's resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4000), duration(75), duration(9.4)
+    ('1h07m', '1m15s', '9s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    """A record, or None for a line that a power cut left half-written."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl or faults.jsonl; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [record for record in map(_whole, lines) if record is not None]
+
+
+def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Draw the held-out losses of runs, each by step, in one picture."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    for name, curve in curves.items():
+        axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=name)
+    axes.set(xlabel="optimizer step", ylabel="held-out masked-LM loss (nats)")
+    _save(figure, axes, path)
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    beside = path.with_name(f"{path.stem}.partial.png")
+    figure.savefig(beside)
+    plt.close(figure)
+    beside.replace(path)
+
+
+class Meter:
+    """Loss and speed between two log lines, and the time that is left.
+
+    Args:
+        rows: of a step.
+        seq_len: tokens in a row.
+        share_per_row: of the machine's matrix-multiply ceiling, that one row a second takes.
+    """
+
+    def __init__(self, rows: int, seq_len: int, share_per_row: float) -> None:
+        self.rows, self.seq_len, self.share_per_row = rows, seq_len, share_per_row
+        self.evaluations: list[float] = []  # seconds
+        self._losses: list[float] = []
+        self._seconds: list[float] = []
+
+    def add(self, loss: float, seconds: float) -> None:
+        """Count a step."""
+        self._losses.append(loss)
+        self._seconds.append(seconds)
+
+    def read(self, steps_left: int, evaluate_every: int) -> dict[str, float]:
+        """Means since the last reading; losses that are not finite belong to skipped steps, and do not count."""
+        losses = [loss for loss in self._losses if math.isfinite(loss)]
+        rows_per_second = len(self._seconds) * self.rows / sum(self._seconds)
+        evaluation = sum(self.evaluations) / max(1, len(self.evaluations))
+        self._losses, self._seconds = [], []
+        return {
+            "train_loss": sum(losses) / len(losses) if losses else math.nan,
+            "speed_tokens_per_second": rows_per_second * self.seq_len,
+            "speed_share_of_matmul_ceiling": rows_per_second * self.share_per_row,
+            "speed_seconds_left": steps_left * self.rows / rows_per_second + steps_left // evaluate_every * evaluation,
+        }
+
+    @staticmethod
+    def said(values: Mapping[str, float]) -> str:
+        """The speed as a part of a line."""
+        return (
+            f"{values['speed_tokens_per_second']:,.0f} tokens/s | "
+            f"{values['speed_share_of_matmul_ceiling']:.0%} of ceiling | "
+            f"{duration(values['speed_seconds_left'])} left"
+        )
+
+
+class RunLog:
+    """Writes the metrics of one run; only the first rank has one.
+
+    Args:
+        run_dir: of the run.
+        step: that it goes on from; what an earlier start logged of later steps goes, for they are done again. None:
+            it begins, and all goes.
+
+    Attributes:
+        problem: why something could not be written, once that has happened: for all ranks to agree on.
+    """
+
+    def __init__(self, run_dir: Path, step: int | None) -> None:
+        self.run_dir = run_dir
+        self.problem: str | None = None
+        self._open(step)
+
+    def _open(self, step: int | None) -> None:
+        path = self.run_dir / METRICS
+        with naming_full_disk(self.run_dir):
+            last = -1 if step is None else step
+            self.records = [record for record in records(path) if record["step"] <= last]
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=last + 1)
+
+    def go_back(self, step: int) -> None:
+        """Forget what was logged of steps after this one, for the run has gone back to it."""
+        self.close()
+        self._open(step)
+
+    def write(self, step: int, **values: float) -> None:
+        """Record named values at an optimizer step; "train_loss" becomes TensorBoard's "train/loss"."""
+        record = {"step": step, **values}
+        self.records.append(record)
+        with self.noting_problem():
+            self._file.write(json.dumps(record) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name.replace("_", "/", 1), value, step)
+
+    @contextlib.contextmanager
+    def noting_problem(self) -> Iterator[None]:
+        """Do some writing; a full disk or the like becomes the log's `problem`."""
+        try:
+            with naming_full_disk(self.run_dir):
+                yield
+        except (ScalerError, OSError) as error:
+            self.problem = in_a_line(error)
+
+    def fault(self, **facts: Any) -> None:
+        """Record a fault; records of faults stay when the run goes back."""
+        with self.noting_problem(), (self.run_dir / FAULTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Show text in TensorBoard."""
+        with self.noting_problem():
+            self._board.add_text(tag, markdown, step)
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one metric."""
+        found = [(record["step"], record[name]) for record in self.records if name in record]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def draw(self, unigram: float) -> Path:
+        """Draw the loss curves as a PNG and return its path."""
+        figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+        axes.plot(*self.series("train_loss"), color="0.6", linewidth=1, label="training")
+        steps, losses = self.series("heldout_loss")
+        axes.plot(steps, losses, color="tab:blue", marker="o", markersize=3, label=f"held-out: {losses[-1]:.2f} nats")
+        axes.axhline(unigram, color="tab:red", linestyle="--", label=f"unigram entropy: {unigram:.2f} nats")
+        axes.set(xlabel="optimizer step", ylabel="masked-LM loss (nats)", title=self.run_dir.name)
+        path = self.run_dir / "loss.png"
+        _save(figure, axes, path)
+        return path
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        self._board.close()

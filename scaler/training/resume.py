@@ -1,0 +1,218 @@
+"""From a running engine to a checkpoint and back, and the proof that what came back is what was saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from scaler.checkpoint import format as checkpoint_format
+from scaler.checkpoint.store import Checkpoints
+from scaler.config import deepspeed as ds_config
+from scaler.core.errors import ScalerError
+from scaler.data.batches import Batch
+from scaler.distributed import world
+from scaler.distributed.world import World
+from scaler.training import job
+from scaler.training.job import Job
+from scaler.training.progress import Progress
+
+Say = Callable[[str], None]
+PROBE_ROWS = 8
+# by which the probe loss may differ, relative to itself: other kernels sum in another order, bf16 keeps 8 bits
+TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
+
+
+def probe_loss(engine: Any, batch: Batch, here: World) -> float:
+    """The loss on a batch without dropout; every rank must call it, with the same batch."""
+    engine.train(False)
+    with torch.no_grad():
+        loss, _ = engine(batch.to(world.device(here)))
+    engine.train(True)
+    return float(loss)
+
+
+def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, here: World, asynchronous: bool) -> None:
+    """Begin a checkpoint of the engine's state; `Checkpoints.commit` ends it."""
+    reader = job.rows["heldout"]
+    rows = np.arange(min(PROBE_ROWS, len(reader.rows)))
+    probe = reader.read(np.zeros_like(rows), rows)
+    about = {
+        "step": progress.step,
+        "progress": asdict(progress),
+        "recipe": job.recipe.to_plain(),
+        "tokenizer_xxh3": job.data.manifest.tokenizer_xxh3,
+        "rows_xxh3": job.data.manifest.xxh3("train"),
+        "ranks": here.size,
+        "zero_stage": ds_config.zero_stage(job.resolved),
+        "precision": precision(job.resolved),
+        "probe_loss": probe_loss(engine, probe, here),
+    }
+    checkpoints.best_step = progress.best_step
+    checkpoints.begin(engine.held.pieces(progress.updates), about, vars(probe), asynchronous)
+
+
+def precision(resolved: dict[str, Any]) -> str:
+    """Of the forward pass: "bf16" or "fp32"."""
+    return "bf16" if resolved["bf16"].get("enabled") else "fp32"
+
+
+def restore(
+    engine: Any,
+    job: Job,
+    path: Path,
+    here: World,
+    say: Say,
+    allow_changes: bool,
+) -> Progress:
+    """Read a checkpoint into the engine, whatever world size, ZeRO stage and precision wrote it.
+
+    Afterwards the fingerprint of parameters and optimizer state must be the saved one, and so must the loss on the
+    stored probe batch. Every rank must call it.
+
+    Raises: ScalerError when it is another run's checkpoint, or what was read is not what was saved.
+    """
+    manifest = world.attempt(lambda: checkpoint_format.read_manifest(path), here)
+    for change in world.attempt(lambda: belongs(path, manifest, job, allow_changes), here):
+        say(f"changed, as asked for: {change}")
+    progress = Progress(**manifest["progress"])
+    progress.digest *= here.is_first  # each rank adds its own part to it, and saving sums them up
+    world.attempt(lambda: checkpoint_format.fill(engine.held.pieces(progress.updates), path, manifest), here)
+    engine.held.take_over(progress.updates)
+    saved, now = manifest["precision"], precision(job.resolved)
+    fingerprint = checkpoint_format.total_fingerprint(engine.held.pieces(progress.updates), here)
+    probe = world.attempt(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), here)
+    loss = probe_loss(engine, probe, here)
+
+    def prove() -> None:
+        for kind, expected in manifest["fingerprint"].items():
+            if kind == checkpoint_format.MOMENTUM and kind not in fingerprint:
+                continue  # switched off
+            # parameters that do not train are in the run's precision
+            if fingerprint.get(kind) != expected and (kind != checkpoint_format.FROZEN or saved == now):
+                raise ScalerError(
+                    f"{path}: {kind} has the fingerprint {fingerprint.get(kind)} once read, not {expected}"
+                )
+        bound = max(TOLERANCE[saved], TOLERANCE[now]) * max(1.0, abs(manifest["probe_loss"]))
+        if not abs(loss - manifest["probe_loss"]) <= bound:
+            raise ScalerError(
+                f"{path}: the loss on the probe batch was {manifest['probe_loss']:.5f} when it was saved, and is "
+                f"{loss:.5f}; this engine does not go on where that one stopped"
+            )
+
+    world.attempt(prove, here)
+    stage = ds_config.zero_stage(job.resolved)
+    say(
+        f"resumed from {path}, saved by {manifest['ranks']} ranks at ZeRO-{manifest['zero_stage']} in {saved}, on "
+        f"{here.size} ranks at ZeRO-{stage} in {now}: parameters and optimizer state equal (fingerprint "
+        f"{fingerprint[checkpoint_format.WEIGHT]}), probe loss {manifest['probe_loss']:.5f} then and {loss:.5f} now"
+    )
+    return progress
+
+
+class Saves:
+    """When a run saves, and what it does when it cannot. All methods are collectives.
+
+    Args:
+        saved_at: step of the checkpoint that the run went on from, if any.
+
+    Attributes:
+        on_saved: is told the step of each new checkpoint, and the seconds that training waited for it.
+    """
+
+    def __init__(
+        self, engine: Any, job: Job, checkpoints: Checkpoints, here: World, say: Say, saved_at: int | None
+    ) -> None:
+        self.engine, self.job, self.checkpoints, self.here, self.say = engine, job, checkpoints, here, say
+        self.saved_at = saved_at
+        self.failed = 0  # in a row
+        self._has_one = saved_at is not None
+        self.on_saved: Callable[[int, float], None] = lambda step, stall_seconds: None
+        self._stall_seconds = 0.0
+
+    def begin(self, progress: Progress, asynchronous: bool) -> None:
+        """Save the run where it stands; unless asynchronous, all is over when this returns."""
+        self.commit()
+        clock = time.perf_counter()
+        progress.digest = sum(world.gathered(progress.digest, self.here)) % (1 << 64)
+        save(self.engine, self.job, progress, self.checkpoints, self.here, asynchronous)
+        progress.digest *= self.here.is_first
+        self.saved_at = progress.step
+        self._stall_seconds = time.perf_counter() - clock
+        if not asynchronous:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make a checkpoint of what all ranks have written since `begin`, if anything.
+
+        Raises: ScalerError after too many failures in a row; at once where there is no checkpoint yet.
+        """
+        if not self.checkpoints.pending:
+            return
+        clock, step = time.perf_counter(), cast(int, self.saved_at)
+        problem = self.checkpoints.commit()
+        self._stall_seconds += time.perf_counter() - clock
+        if problem is None:
+            self.failed, self._has_one = 0, True
+            self.on_saved(step, self._stall_seconds)
+            return
+        self.failed, self.saved_at = self.failed + 1, None
+        said = f"the checkpoint of step {step} could not be saved: {problem}"
+        if not self._has_one or self.failed >= self.job.recipe.faults.failed_saves:
+            world.agree_or_raise(f"{said}; {self.failed} in a row; training stopped", self.here)
+        self.say(f"{said}; the one before stays, and the next try is after {self.job.recipe.checkpoint.every} steps")
+
+    def go_back(self, progress: Progress, skip: int) -> Progress:
+        """Return to the newest whole checkpoint but `skip`, and step over the rows since then."""
+        self.commit()
+        path = self.checkpoints.newest(skip)
+        if path is None:
+            problem = f"{self.checkpoints.kept.folder}: there is no checkpoint to go back to; training stopped"
+            world.agree_or_raise(problem, self.here)
+            raise AssertionError(problem)
+        before = restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
+        before.consumed_rows = progress.consumed_rows
+        self.checkpoints.best_step = before.best_step
+        self.checkpoints.forget_after(before.step)
+        self.saved_at = None  # that checkpoint does not know of the rows that were stepped over
+        return before
+
+    def best(self, progress: Progress) -> Progress:
+        """Return to the checkpoint of the lowest held-out loss, if it is there."""
+        if progress.best_step is None:
+            return progress
+        path = self.checkpoints.kept.path(progress.best_step)
+        problem = self.checkpoints.damage(path)
+        if problem is not None:
+            self.say(f"{problem}; the last weights are taken and not the best")
+            return progress
+        return restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
+
+
+def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> list[str]:
+    """What is no more as it was saved, where that was asked for and the job's recipe does not say it.
+
+    Raises: ScalerError when a checkpoint is of another recipe, model, tokenizer or data than the job.
+    """
+    origin = path / "manifest.json"
+    if manifest["tokenizer_xxh3"] != now.data.manifest.tokenizer_xxh3:
+        raise ScalerError(
+            f"{origin}: made with the tokenizer {manifest['tokenizer_xxh3'][:8]}, but {now.recipe.tokenizer_folder} is "
+            f"{now.data.manifest.tokenizer_xxh3[:8]}; bring that one back, or name another --run_dir"
+        )
+    job.compare(origin, manifest["recipe"], now.recipe.to_plain(), allow_changes)
+    rows = now.data.manifest.xxh3("train")
+    if manifest["rows_xxh3"] == rows:
+        return []
+    if not allow_changes:
+        raise ScalerError(
+            f"{origin}: trained on other rows than {now.recipe.rows_folder} holds; bring those back, name another "
+            "--run_dir, or say --allow_changes"
+        )
+    return [f"rows of {now.recipe.rows_folder}: {manifest['rows_xxh3'][:8]} -> {rows[:8]}"]

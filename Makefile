@@ -22,7 +22,7 @@ help:
 	@echo "make test-slurm   only those on a SLURM of virtual nodes (root, and Debian's slurmctld slurmd slurm-client munge)"
 	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
 	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (25 minutes)"
-	@echo "make lint         ruff and mypy"
+	@echo "make lint         ruff, mypy and import-linter"
 	@echo "make bench        measure the data path"
 	@echo "make bench-checkpoint  measure what training waits for at a checkpoint"
 	@echo "make tensorboard  show runs/ at http://localhost:6006"
@@ -78,6 +78,7 @@ lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 bench: data
 	@$(BIN)/python benchmarks/data_path.py --recipe $(RECIPE)

@@ -53,6 +53,7 @@ setup(
             *SWEEP,
             *WORD2VEC,
             "hypothesis>=6.100",
+            "import-linter>=2.1",
             "mypy>=1.15",
             "pytest>=8",
             "pytest-xdist>=3.6",

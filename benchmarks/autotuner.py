@@ -25,25 +25,24 @@ from typing import Any
 
 import torch
 
-from scaler import plan
 from scaler.config import deepspeed as ds_config
-from scaler.config.deepspeed import SolvedBatch
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Recipe, load
-from scaler.planning import hardware, workload
-from scaler.planning import step_time as forecast
+from scaler.distributed import devices
+from scaler.planning import hardware, plan, step_time, workload
 
 FIRST_STEP, LAST_STEP = 3, 8  # of an experiment, that are timed
 WALL = "wall.json"
-NATIVE_BF16 = ds_config.bf16_is_native(torch.device("cpu"))
+NATIVE_BF16 = devices.bf16_is_native(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def experiment(arguments: argparse.Namespace) -> None:
     """Train as the configuration says until DeepSpeed ends the process; note a step's seconds beside its figures."""
-    from scaler import calibrate
     from scaler.distributed import world
     from scaler.engine import engine
     from scaler.model import build as model
+    from scaler.planning import calibrate
 
     content = json.loads(base64.urlsafe_b64decode(arguments.deepspeed_config))
     recipe, here = load(arguments.recipe), world.detect()
@@ -163,7 +162,7 @@ def main() -> None:
     precision, width = ("bf16", 2) if NATIVE_BF16 else ("fp32", 4)
     work = workload.workload(recipe, width, on_cpu=True)
     settings = dataclasses.replace(workload.settings_of({}, precision), on_cpu=True)  # as the autotuner has it
-    mine = forecast.best(plan.choices(work, plan.other_ways(settings), 1, on))
+    mine = step_time.best(plan.choices(work, plan.other_ways(settings), 1, on))
     assert mine is not None
     print(f"plan: {time.perf_counter() - start:.0f} s, of which all but a few are the calibration", flush=True)
 
@@ -174,7 +173,7 @@ def main() -> None:
     print("\nZeRO  micro x acc.  rows/s told  measured  predicted")
     for tried in found:
         stage, batch = batch_of(tried["config"], ranks)
-        of_plan = forecast.step_of(work, dataclasses.replace(settings, stage=stage), batch, 1, on)
+        of_plan = step_time.step_of(work, dataclasses.replace(settings, stage=stage), batch, 1, on)
         wall = batch.rows / statistics.median(tried["wall"])
         print(
             f"{stage:>4} {batch.micro_rows:>6} x {batch.accumulation:<4} {tried['told']:>12.2f} {wall:>9.2f} "

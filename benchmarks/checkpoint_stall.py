@@ -18,13 +18,16 @@ from pathlib import Path
 
 import torch
 
-from scaler.checkpoint import store as checkpoint
+from scaler.checkpoint import store
+from scaler.config import batch
 from scaler.config import deepspeed as ds_config
 from scaler.config.recipe import load
-from scaler.data.batches import Batch, Vocabulary
-from scaler.distributed import world
-from scaler.engine import engine
-from scaler.model import build as model
+from scaler.data.batches import Batch
+from scaler.data.tokenizer import Vocabulary
+from scaler.distributed import collectives, devices, world
+from scaler.engine import engine, process_group
+from scaler.model import build, masked_lm
+from scaler.model import parameters as model
 
 
 def batch_of(rows: int, seq_len: int, vocabulary: int) -> Batch:
@@ -49,20 +52,20 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     here = world.detect()
-    engine.join(here)
+    process_group.join(here)
     recipe = load(arguments.recipe)
     recipe = replace(recipe, training=replace(recipe.training, rows=2 * here.size, max_micro_rows=2))
-    solved = ds_config.solve_batch(recipe.training.rows, here.size, 2)
-    device = world.device(here)
-    native = ds_config.bf16_is_native(device)
+    solved = batch.solve_batch(recipe.training.rows, here.size, 2)
+    device = devices.device(here)
+    native = devices.bf16_is_native(device)
     resolved = ds_config.resolve(ds_config.read(arguments.config), arguments.config, recipe, solved, native)
     size = recipe.tokenizer.vocab_size
     vocabulary = Vocabulary(size=size, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
-    config = model.configuration(recipe.model, vocabulary, size, recipe.data.seq_len)
-    running = engine.Engine(model.MaskedLM(model.build(config, 0)), recipe.optimizer, resolved)
+    config = build.configuration(recipe.model, vocabulary, size, recipe.data.seq_len)
+    running = engine.Engine(masked_lm.MaskedLM(build.build(config, 0)), recipe.optimizer, resolved)
     probe = batch_of(2, arguments.seq_len, size)
-    folder = Path(world.gathered(tempfile.mkdtemp() if here.is_first else None, here)[0])
-    kept = checkpoint.Checkpoints(folder / "ours", here, keep_last=1, keep_every=None)
+    folder = Path(collectives.gathered(tempfile.mkdtemp() if here.is_first else None, here)[0])
+    kept = store.Checkpoints(folder / "ours", here, keep_last=1, keep_every=None)
     steps = 0
 
     def step() -> float:
@@ -72,7 +75,7 @@ def main() -> None:
         running.backward(loss)
         running.step(1e-4)
         steps += 1
-        world.gathered(None, here)
+        collectives.gathered(None, here)
         return time.perf_counter() - start
 
     def ours(asynchronous: bool) -> tuple[float, float]:
@@ -81,7 +84,7 @@ def main() -> None:
         kept.begin(running.held.pieces(steps), {"step": steps}, vars(probe), asynchronous)
         stall = time.perf_counter() - start
         if asynchronous:
-            while sum(world.gathered(kept.done, here)) < here.size:
+            while sum(collectives.gathered(kept.done, here)) < here.size:
                 during.append(step())
         clock = time.perf_counter()
         assert kept.commit() is None
@@ -104,7 +107,7 @@ def main() -> None:
     for turn in range(arguments.turns + 1):
         for name, way in ways.items():
             alone.append(step())
-            world.gathered(None, here)
+            collectives.gathered(None, here)
             taken = way()
             if turn:  # the first makes buffers and fills caches
                 seconds[name].append(taken)
@@ -119,7 +122,7 @@ def main() -> None:
         shutil.rmtree(folder)
     kept.close()
     running.close()
-    engine.leave()
+    process_group.leave()
 
 
 if __name__ == "__main__":

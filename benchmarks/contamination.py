@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from data_prep import dedup
+from data_prep.cleaning import dedup
 from data_prep.formats import texts
 from scaler.config.recipe import Dedup, load
 from scaler.data import masking, order

@@ -31,9 +31,8 @@ import measurements
 import torch
 from torch.nn import functional
 
-from scaler.config import deepspeed as ds_config
-from scaler.model import head
-from scaler.training import metrics
+from scaler.distributed import devices
+from scaler.model.kernels import cross_entropy
 
 WIDTH, WEIGHT_SCALE, BIAS_SCALE = 768, 0.04, 0.1
 SIDES = ("ours", "dense fp32", "dense", "torch", "cut-cross-entropy")
@@ -56,7 +55,9 @@ def dense(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels
 
 def ours(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The project's."""
-    found = head.WideCrossEntropy.apply(hidden, weight, bias, labels, head.entries_at_once(len(hidden)))
+    found = cross_entropy.WideCrossEntropy.apply(
+        hidden, weight, bias, labels, cross_entropy.entries_at_once(len(hidden))
+    )
     assert isinstance(found, torch.Tensor)
     return found
 
@@ -77,20 +78,20 @@ def loss_of(side: str) -> Callable[..., torch.Tensor]:
 def one(side: str, positions: int, entries: int, turns: int) -> dict[str, object]:
     """Seconds of each turn but the first, most bytes of any, the loss, and the gradients' errors."""
     cpu = torch.device("cpu")
-    native = ds_config.bf16_is_native(cpu)
+    native = devices.bf16_is_native(cpu)
     given = problem(positions, entries, torch.bfloat16 if native and side != "dense fp32" else torch.float32)
     leaves, call, seconds, extra = given[:3], loss_of(side), [], 0
     for _ in range(turns + 1):
         for leaf in leaves:
             leaf.grad = None
         gc.collect()
-        metrics.forget_peak(cpu)
-        before, start = metrics.memory_bytes(cpu), time.perf_counter()
+        devices.forget_peak(cpu)
+        before, start = devices.memory_bytes(cpu), time.perf_counter()
         loss = call(*given)
         loss.backward()
         seconds.append(time.perf_counter() - start)
         gradients = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
-        extra = max(extra, metrics.peak_bytes(cpu) - before - gradients)
+        extra = max(extra, devices.peak_bytes(cpu) - before - gradients)
     found = {"seconds": seconds[1:], "extra": extra, "loss": float(loss)}
     if side in ("ours", "dense"):
         exact = problem(positions, entries, torch.float32)

@@ -26,7 +26,7 @@ from transformers import DataCollatorForLanguageModeling
 from scaler.config.recipe import load
 from scaler.data import prepared
 from scaler.engine.patches import allocator
-from scaler.model import build as model
+from scaler.model import build
 
 TOKENS_A_BATCH = 64 * 512
 SHARD_BYTES = 64 << 20  # streaming's default
@@ -108,8 +108,8 @@ def main() -> None:
         ],
     )
     data = prepared.open_prepared(recipe)
-    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
-    reader = data.rows("train", recipe, model.first_position(config))
+    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    reader = data.rows("train", recipe, build.first_position(config))
     count = TOKENS_A_BATCH // arguments.seq_len
     rows = [row.tolist() for row in reader.assemble(np.arange(count))[0]]
     collator = DataCollatorForLanguageModeling(data.tokenizer, mlm_probability=0.15)

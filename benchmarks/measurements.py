@@ -10,8 +10,8 @@ from pathlib import Path
 import cpuinfo
 import torch
 
-from scaler.config import deepspeed as ds_config
-from scaler.training import run_folder
+from scaler.core import provenance
+from scaler.distributed import devices
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -42,7 +42,7 @@ def machine() -> str:
     """Of what these are."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    bf16 = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "no bf16"
+    bf16 = "bf16" if devices.bf16_is_native(torch.device("cpu")) else "no bf16"
     abilities = "AMX" if torch.cpu.get_capabilities().get("amx_bf16") else bf16
     name = cpuinfo.get_cpu_info().get("brand_raw", "CPU")
     return f"{name}, {os.cpu_count()} cores, {abilities}, torch {torch.__version__}"
@@ -51,7 +51,7 @@ def machine() -> str:
 def write(name: str, found: list[Measurement]) -> Path:
     """Keep the figures, in place of earlier ones of the same measures; the file."""
     RESULTS.mkdir(exist_ok=True)
-    common = {"machine": machine(), "commit": run_folder.commit()}
+    common = {"machine": machine(), "commit": provenance.commit()}
     lines = [{**asdict(line), "ratio": line.ratio, **common} for line in found]
     path = RESULTS / f"{name}.json"
     new = {line.measure for line in found}

@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 
-from scaler.config.deepspeed import SolvedBatch
+from scaler.config import deepspeed as footprint
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Optimizer
-from scaler.data.batches import Batch, Vocabulary
-from scaler.distributed import world
-from scaler.engine import engine
-from scaler.model import build as model
-from scaler.planning import activations, workload
-from scaler.planning import memory as footprint
+from scaler.data.batches import Batch
+from scaler.data.tokenizer import Vocabulary
+from scaler.distributed import collectives, world
+from scaler.engine import engine, process_group
+from scaler.model import build, masked_lm, parameters
+from scaler.planning import activations, memory, workload
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from ranks import ended, forked_calls
@@ -53,7 +54,7 @@ def configuration(size: tuple[int, int, int]) -> Any:
         **{"num_attention_heads": width // 64, "intermediate_size": 4 * width, "max_position_embeddings": SEQ_LEN + 8},
         **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     }
-    return model.configuration(asked, special, entries, SEQ_LEN)
+    return build.configuration(asked, special, entries, SEQ_LEN)
 
 
 def ds_config(stage: int, offload: str, ranks: int) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def ds_config(stage: int, offload: str, ranks: int) -> dict[str, Any]:
 def peak(size: tuple[int, int, int], asked: dict[str, Any]) -> int:
     """Resident bytes at the peak of the last of three steps."""
     config = configuration(size)
-    running = engine.Engine(model.MaskedLM(model.build(config, 0)), Optimizer(learning_rate=1e-4), asked)
+    running = engine.Engine(masked_lm.MaskedLM(build.build(config, 0)), Optimizer(learning_rate=1e-4), asked)
     running.train(True)
     for _ in range(3):
         Path("/proc/self/clear_refs").write_text("5")
@@ -98,28 +99,28 @@ def _status(key: str) -> int:
 def one(size: tuple[int, int, int], stage: int, offload: str, file: Path) -> None:
     """On one rank: the tiny model, then the one that is measured; the first rank writes the most that any took."""
     here = world.detect()
-    engine.join(here)
+    process_group.join(here)
     asked = ds_config(stage, offload, here.size)
     peak(TINY, asked)
     gc.collect()
     before = _status("VmRSS")
-    taken = max(world.gathered(peak(size, asked) - before, here))
+    taken = max(collectives.gathered(peak(size, asked) - before, here))
     if here.is_first:
         file.write_text(json.dumps(taken))
-    engine.leave()
+    process_group.leave()
 
 
-def predicted(size: tuple[int, int, int], stage: int, offload: str, ranks: int) -> footprint.Footprint:
+def predicted(size: tuple[int, int, int], stage: int, offload: str, ranks: int) -> memory.Footprint:
     """What the plan says."""
     config = configuration(size)
     with torch.device("meta"):
-        empty = model.build(config, 0)
-    groups = model.parameter_groups(empty, 0.01)
-    layout = footprint.Layout(tuple(tuple(p.numel() for p in group["params"]) for group in groups))
+        empty = build.build(config, 0)
+    groups = parameters.parameter_groups(empty, 0.01)
+    layout = memory.Layout(tuple(tuple(p.numel() for p in group["params"]) for group in groups))
     settings = workload.settings_of(ds_config(stage, offload, ranks), "fp32")
     batch = SolvedBatch(ROWS * ACCUMULATION * ranks, ROWS, ACCUMULATION, ranks)
     how = dataclasses.replace(settings, on_cpu=True).sharding(batch, footprint.STATES["adamw"])
-    return footprint.of_step(layout, activations.of_model(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True), how)
+    return memory.of_step(layout, activations.of_model(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True), how)
 
 
 def main() -> None:

@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 import yaml
 
+from scaler.config import batch
 from scaler.config import deepspeed as ds_config
-from scaler.config.deepspeed import SolvedBatch
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import load
-from scaler.planning import hardware, workload
-from scaler.planning import step_time as forecast
+from scaler.distributed import devices
+from scaler.planning import hardware, step_time, workload
 from scaler.planning.step_time import Point
 from scaler.studies import folder as study_folder
 
@@ -38,7 +39,7 @@ TICK = 4  # milliseconds of a kernel with 250 Hz
 PERIOD = 5_000  # microseconds, over which a node has its share of a core
 PAYLOAD = 1448 / 1514 - 0.5 * 66 / 1514  # of the bytes that tc counts: TCP's, less an answer to every second segment
 BUCKET = 500_000_000
-NATIVE_BF16 = ds_config.bf16_is_native(torch.device("cpu"))
+NATIVE_BF16 = devices.bf16_is_native(torch.device("cpu"))
 
 
 class Nodes:
@@ -86,17 +87,17 @@ def points(rows: int, most: int, stages: list[int], ranks: list[int]) -> list[st
     found = []
     for stage in stages:
         for size in ranks:
-            solved = ds_config.solve_batch(rows, size, most)
+            solved = batch.solve_batch(rows, size, most)
             found.append(study_folder.Point("strong", size, 1, stage, False, BUCKET, rows, solved.micro_rows))
     return found
 
 
-def predicted(work: forecast.Workload, content: dict, point: study_folder.Point, on: hardware.Hardware) -> Point:
+def predicted(work: step_time.Workload, content: dict, point: study_folder.Point, on: hardware.Hardware) -> Point:
     """What the plan says of a point."""
-    precision = workload.precision_of(content, NATIVE_BF16)
+    precision = ds_config.precision_of(content, NATIVE_BF16)
     asked = dataclasses.replace(workload.settings_of(content, precision), on_cpu=True, bucket=point.bucket)
     batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
-    return forecast.point(work, asked, batch, point.nodes, on)
+    return step_time.point(work, asked, batch, point.nodes, on)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from scaler.config.deepspeed import SolvedBatch
+from scaler.config.batch import SolvedBatch
 from scaler.planning.hardware import Hardware, load
 from scaler.planning.memory import Activations, Layout
 from scaler.planning.step_time import Settings, Workload, step_of

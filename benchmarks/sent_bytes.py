@@ -19,10 +19,10 @@ from typing import Any
 
 import measurements
 
-from scaler.distributed import world
-from scaler.engine import engine
-from scaler.engine.patches import direct_collectives as exchange
-from scaler.model.build import MaskedLM
+from scaler.distributed import collectives, world
+from scaler.engine import engine, process_group
+from scaler.engine.patches import direct_collectives
+from scaler.model.masked_lm import MaskedLM
 from scaler.training import job, loop
 from scaler.training.progress import Progress
 
@@ -40,9 +40,9 @@ def loopback() -> int:
 def one(own: bool, stage: int, recipe: str, overrides: list[str], steps: int, out: Path) -> None:
     """On one rank: train, and count between the steps; the first rank writes."""
     if not own:
-        exchange.give_to = exchange.reduce_by = lambda *_: None
+        direct_collectives.give_to = direct_collectives.reduce_by = lambda *_: None
     here = world.detect()
-    engine.join(here)
+    process_group.join(here)
     config = CONFIGS / f"zero{stage}.json"
     asked = {"recipe": recipe, "overrides": overrides, "deepspeed_config": config}
     this = job.resolve(argparse.Namespace(**asked, run_dir=None, ranks=None, allow_changes=False), here)
@@ -53,15 +53,15 @@ def one(own: bool, stage: int, recipe: str, overrides: list[str], steps: int, ou
     progress, counts, losses = Progress(), [], []
     for _ in range(steps + 1):
         summed, _ = loop.train_batch(running, this, progress, here)
-        losses.append(sum(world.gathered(float(summed), here)) / this.batch.accumulation / here.size)
+        losses.append(sum(collectives.gathered(float(summed), here)) / this.batch.accumulation / here.size)
         progress.step += 1
         progress.consumed_rows += this.batch.rows
         counts.append(loopback())
-        world.gathered(None, here)  # nobody goes on before all have counted
+        collectives.gathered(None, here)  # nobody goes on before all have counted
     sent = (counts[-1] - counts[0]) / steps / here.size
     if here.is_first:
         out.write_text(json.dumps({"sent": sent * here.size / (here.size - 1), "weights": weights, "losses": losses}))
-    engine.leave()
+    process_group.leave()
 
 
 def counted(own: bool, stage: int, accumulation: int, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -27,9 +27,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from scaler.distributed import world
-from scaler.engine import engine
-from scaler.model import build as model
+from scaler.config import deepspeed as ds_config
+from scaler.distributed import collectives, world
+from scaler.engine import engine, process_group
+from scaler.model import masked_lm, parameters
 from scaler.training import job, loop
 from scaler.training.job import Job
 from scaler.training.progress import Progress
@@ -106,7 +107,7 @@ def page_faults() -> int:
 def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, Any]:
     """Alternate steps with measurements of the ceiling, then profile as many steps."""
     network = job.starting_point(this, this.data.manifest.unigram_counts())
-    running = engine.Engine(model.MaskedLM(network), this.recipe.optimizer, this.resolved)
+    running = engine.Engine(masked_lm.MaskedLM(network), this.recipe.optimizer, this.resolved)
     running.train(True)
     recipe, batch, progress = this.recipe, this.batch, Progress()
     masked = recipe.masked_per_row(0.0)
@@ -137,7 +138,7 @@ def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, 
     waits.clear()
     for _ in range(steps):
         seconds.append(step())
-        world.total(torch.zeros(1))
+        collectives.total(torch.zeros(1))
         ceilings.append(matmul_flops(shapes, torch.bfloat16 if running.bf16 else torch.float32))
     waiting = statistics.median(waits) * batch.accumulation
     profiled = []
@@ -155,7 +156,7 @@ def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, 
     for name, spent in operators.items():
         parts[part_of(name)] += spent
     whole = sum(parts.values())
-    operations = model.flops_per_row(network, recipe.data.seq_len, masked) * batch.rows / batch.ranks
+    operations = parameters.flops_per_row(network, recipe.data.seq_len, masked) * batch.rows / batch.ranks
     ceiling, took = statistics.median(ceilings), statistics.median(seconds)
     return {
         "step_seconds": took,
@@ -175,7 +176,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="aws_roberta")
-    parser.add_argument("--deepspeed_config", type=Path, default=job.DEFAULT_DS_CONFIG)
+    parser.add_argument("--deepspeed_config", type=Path, default=ds_config.DEFAULT_DS_CONFIG)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=6)
@@ -183,10 +184,10 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     arguments.overrides = arguments.overrides or ["training.rows=16", "training.max_micro_rows=4"]
     here = world.detect()
-    engine.join(here)
+    process_group.join(here)
     asked = argparse.Namespace(**vars(arguments), run_dir=None, ranks=None, allow_changes=False)
     found = measure(job.resolve(asked, here), here, arguments.steps, arguments.warmup)
-    engine.leave()
+    process_group.leave()
     if not here.is_first:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -32,14 +32,12 @@ import measurements
 import numpy as np
 import torch
 
-from scaler.config import deepspeed as ds_config
 from scaler.config.recipe import load
 from scaler.data import prepared
 from scaler.data.batches import Batch
-from scaler.distributed import world
+from scaler.distributed import devices, world
 from scaler.evaluation import heldout
-from scaler.model import build as model
-from scaler.model import head
+from scaler.model import build, head
 
 SHOWN = re.compile(r"held-out loss (\d+\.\d+)")
 EVALUATE_EVERY = 200  # steps
@@ -55,10 +53,10 @@ def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
     data = prepared.open_prepared(recipe)
     dropout = 0.1 if rate is None else 0.0
     settings = {**recipe.model, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config = model.configuration(settings, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
-    network = model.build(config, recipe.seed)
-    reader = data.rows("train", recipe, model.first_position(config))
-    held_out = data.rows("heldout", recipe, model.first_position(config))
+    config = build.configuration(settings, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    network = build.build(config, recipe.seed)
+    reader = data.rows("train", recipe, build.first_position(config))
+    held_out = data.rows("heldout", recipe, build.first_position(config))
     ids = reader.assemble(np.arange(len(reader.rows)))[0]
     special = np.isin(ids, data.tokenizer.all_special_ids)
     given = Dataset.from_dict({"input_ids": ids, "special_tokens_mask": special.astype(np.int8)})
@@ -85,7 +83,7 @@ def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
             "learning_rate": rate,
             "warmup_steps": round(recipe.schedule.warmup_share * recipe.training.steps),
             "adam_beta2": recipe.optimizer.betas[1],
-            "bf16": ds_config.bf16_is_native(torch.device("cpu")),
+            "bf16": devices.bf16_is_native(torch.device("cpu")),
         }
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

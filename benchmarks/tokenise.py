@@ -21,11 +21,11 @@ from pathlib import Path
 import psutil
 from tokenizers import Tokenizer
 
-from data_prep import corpus
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
 from data_prep.pipeline.workers import Team
-from data_prep.shards import DOCUMENTS_AT_ONCE
+from data_prep.sources import corpus
+from data_prep.tokens.shards import DOCUMENTS_AT_ONCE
 from scaler.config.recipe import Corpus, Source, load
 from scaler.core.files import read_manifest
 

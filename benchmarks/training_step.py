@@ -47,15 +47,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from scaler.config import deepspeed as ds_config
-from scaler.config.deepspeed import solve_batch
+from scaler.config.batch import solve_batch
 from scaler.config.recipe import Recipe, load
 from scaler.data import prepared
-from scaler.distributed import world
+from scaler.data import tokenizer as data_tokenizer
+from scaler.distributed import collectives, devices, world
 from scaler.engine.patches import allocator
-from scaler.model import build as model
+from scaler.model import build
+from scaler.model import masked_lm as model
 from scaler.studies import folder as study_folder
-from scaler.training import metrics
 
 CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 ROWS_OF_PEERS = 256  # packed rows that the peers' text is cut from
@@ -130,11 +130,11 @@ def trained_by_the_trainer(side: Side, recipe: Recipe, steps: int, warmup: int) 
     from datasets import Dataset
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
-    tokenizer = prepared.load_tokenizer(recipe.tokenizer_folder)
+    tokenizer = data_tokenizer.load_tokenizer(recipe.tokenizer_folder)
     rows = packed_rows(recipe)
     texts = documents(rows, tokenizer.bos_token_id or tokenizer.cls_token_id) if side.documents else rows
     special = np.isin(np.arange(len(tokenizer)), tokenizer.all_special_ids)
-    base = metrics.memory_bytes(torch.device("cpu"))
+    base = devices.memory_bytes(torch.device("cpu"))
     network = network_of(recipe)
     given = Dataset.from_dict(
         {
@@ -157,7 +157,7 @@ def trained_by_the_trainer(side: Side, recipe: Recipe, steps: int, warmup: int) 
             if not times:
                 times.append(time.perf_counter())
             if len(times) == warmup + 1:
-                metrics.forget_peak(torch.device("cpu"))
+                devices.forget_peak(torch.device("cpu"))
                 counted[1:] = [counted[0]]
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -179,20 +179,20 @@ def trained_by_the_trainer(side: Side, recipe: Recipe, steps: int, warmup: int) 
         )
         Counting(network, asked, data_collator=collate, train_dataset=given, callbacks=[Clock()]).train()
     tokens = (counted[0] - counted[1]) / steps * batch.ranks
-    peak = metrics.peak_bytes(torch.device("cpu")) - base
+    peak = devices.peak_bytes(torch.device("cpu")) - base
     return {"seconds": np.diff(times)[warmup:].tolist(), "tokens": tokens, "peak": peak}
 
 
 def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
     """Take steps of a plain loop: what one would write by hand, with all that torch and Transformers offer."""
-    base = metrics.memory_bytes(torch.device("cpu"))
+    base = devices.memory_bytes(torch.device("cpu"))
     network = network_of(recipe)
     encoder: Callable[..., Any] = torch.compile(network.base_model) if side.compiled else network.base_model
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
     batch = solve_batch(recipe.training.rows, 1, recipe.training.max_micro_rows)
     head = HEADS[network.config.model_type]
     rows, masked = packed_rows(recipe), recipe.masked_per_row(0.0)
-    mask_id = prepared.load_tokenizer(recipe.tokenizer_folder).mask_token_id
+    mask_id = data_tokenizer.load_tokenizer(recipe.tokenizer_folder).mask_token_id
 
     def micro_batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         draws = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
     given, seconds = micro_batches(), []
     for number in range(warmup + steps):
         if number == warmup:
-            metrics.forget_peak(torch.device("cpu"))
+            devices.forget_peak(torch.device("cpu"))
         start = time.perf_counter()
         for _ in range(batch.accumulation):
             ids, places, labels = next(given)
@@ -218,7 +218,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    peak = metrics.peak_bytes(torch.device("cpu")) - base
+    peak = devices.peak_bytes(torch.device("cpu")) - base
     return {"seconds": seconds[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
 
 
@@ -227,9 +227,9 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
     here, cpu = world.detect(), torch.device("cpu")
     torch.distributed.init_process_group("gloo")
     allocator.keep_freed_memory()
-    base = metrics.memory_bytes(cpu)
+    base = devices.memory_bytes(cpu)
     network = network_of(recipe)
-    reader = prepared.open_prepared(recipe).rows("train", recipe, model.first_position(network.config))
+    reader = prepared.open_prepared(recipe).rows("train", recipe, build.first_position(network.config))
     masked_lm = model.MaskedLM(network).to(torch.bfloat16 if side.bf16 and native() else torch.float32)
     network.get_input_embeddings().sparse = False  # DDP would take the whole gradient for a sparse one
     wrapped = nn.parallel.DistributedDataParallel(masked_lm, gradient_as_bucket_view=True)
@@ -240,7 +240,7 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
     times = []
     for number in range(warmup + steps):
         if number == warmup:
-            metrics.forget_peak(cpu)
+            devices.forget_peak(cpu)
         start = time.perf_counter()
         first = number * batch.rows + here.rank * batch.micro_rows * batch.accumulation
         for micro in range(batch.accumulation):
@@ -258,8 +258,8 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
                 weight.copy_(master)
         wrapped.zero_grad()
         times.append(time.perf_counter() - start)
-    peak = max(world.gathered(metrics.peak_bytes(cpu) - base, here))
-    slowest = [max(step) for step in zip(*world.gathered(times, here), strict=True)]
+    peak = max(collectives.gathered(devices.peak_bytes(cpu) - base, here))
+    slowest = [max(step) for step in zip(*collectives.gathered(times, here), strict=True)]
     del wrapped  # where its reducer is the last to hold the process group, torch 2.13 may hang as it lets go
     torch.distributed.destroy_process_group()
     return {"seconds": slowest[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
@@ -292,13 +292,13 @@ def recipe_of(side: Side, arguments: argparse.Namespace) -> Recipe:
 def network_of(recipe: Recipe) -> Any:
     """The recipe's model, as all sides have it."""
     data = prepared.open_prepared(recipe)
-    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
-    return model.build(config, recipe.seed).train()
+    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    return build.build(config, recipe.seed).train()
 
 
 def native() -> bool:
     """The hardware multiplies bf16."""
-    return ds_config.bf16_is_native(torch.device("cpu"))
+    return devices.bf16_is_native(torch.device("cpu"))
 
 
 # ---- taking turns

@@ -22,13 +22,14 @@ from pathlib import Path
 
 import torch
 
-from scaler.config import deepspeed as ds_config
+from scaler.config import batch as ds_config
+from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import load
-from scaler.data.batches import Batch, Vocabulary
-from scaler.distributed import world
-from scaler.engine import engine
-from scaler.model import build as model
-from scaler.model import embeddings, head
+from scaler.data.batches import Batch
+from scaler.data.tokenizer import Vocabulary
+from scaler.distributed import devices, world
+from scaler.engine import engine, process_group
+from scaler.model import build, embeddings, head, masked_lm
 
 SEQ_LEN, MASKED = 512, 77
 SIDES = {"ours": "zero0", "ours, ZeRO-2": "zero2", "stock": None}
@@ -50,10 +51,10 @@ def batch_of(rows: int, entries: int) -> Batch:
 def one(side: str, recipe_name: str, rows: int, steps: int) -> dict[str, float]:
     """Take some steps, the first not timed; bytes at the peak, and seconds a step."""
     recipe, here = load(recipe_name), world.detect()
-    device, entries = world.device(here), recipe.tokenizer.vocab_size
-    native = ds_config.bf16_is_native(device)
+    device, entries = devices.device(here), recipe.tokenizer.vocab_size
+    native = devices.bf16_is_native(device)
     vocabulary = Vocabulary(size=entries, begin_id=2, end_id=3, pad_id=0, mask_id=4, special_ids=(0, 1, 2, 3, 4))
-    network = model.build(model.configuration(recipe.model, vocabulary, entries, SEQ_LEN), 0)
+    network = build.build(build.configuration(recipe.model, vocabulary, entries, SEQ_LEN), 0)
     if recipe.optimizer.frozen_embeddings:
         embeddings.freeze(network)
     batch = batch_of(rows, entries).to(device)
@@ -70,12 +71,12 @@ def one(side: str, recipe_name: str, rows: int, steps: int) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad()
     else:
-        engine.join(here)
+        process_group.join(here)
         recipe = replace(recipe, training=replace(recipe.training, rows=rows, max_micro_rows=rows))
         path = CONFIGS / f"{config}.json"
         solved = ds_config.solve_batch(rows, 1, rows)
-        resolved = ds_config.resolve(ds_config.read(path), path, recipe, solved, native)
-        running = engine.Engine(model.MaskedLM(network.train()), recipe.optimizer, resolved)
+        resolved = config_deepspeed.resolve(config_deepspeed.read(path), path, recipe, solved, native)
+        running = engine.Engine(masked_lm.MaskedLM(network.train()), recipe.optimizer, resolved)
 
         def step() -> None:
             loss, _ = running(batch)
@@ -91,7 +92,7 @@ def one(side: str, recipe_name: str, rows: int, steps: int) -> dict[str, float]:
         seconds.append(time.perf_counter() - clock)
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    engine.leave()
+    process_group.leave()
     return {"peak": peak, "seconds": statistics.median(seconds[1:] or seconds)}
 
 

@@ -31,7 +31,7 @@ OURS = """
 import sys
 from pathlib import Path
 import numpy as np
-from data_prep import word2vec
+from data_prep.vocabulary import word2vec
 from scaler.config.recipe import Word2Vec
 folder, entries, width, architecture, threads = sys.argv[1:]
 texts = word2vec.Documents(Path(folder), {"splits": {"train": [{"name": "shard"}]}, "strip_ids": []}, 0)

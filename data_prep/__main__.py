@@ -6,73 +6,11 @@ Started by `mpiexec -n 8` or `srun --mpi=pmi2`, the same command shares the work
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-from data_prep import clean, corpus, dedup, rows, shards, tokenizer, word2vec
-from data_prep.formats import texts
-from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team, gathered
-from scaler.config.recipe import DEFAULT_RECIPE, Cleaning, Recipe, load
-from scaler.core.errors import command
-from scaler.core.files import read_manifest
-from scaler.data import masking
-
-
-def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:
-    """Make corpus, clean text, tokenizer, shards, word vectors and rows in the recipe's data folder; say what was done.
-
-    The vectors are trained by `threads` of this machine (one a core).
-    """
-    folder, tokenizer_folder = recipe.text_folder, recipe.tokenizer_folder
-    corpus_folder, shards_folder = folder / "corpus", Path(recipe.data.folder) / "shards"
-    if folders.is_current(shards_folder, "shards", folders.ADOPTED):
-        print(f"{shards_folder}: adopted, used as it is; {_counts(shards_folder, 'shards')}", flush=True)
-    else:
-        text = corpus_folder
-        _stage(text, "corpus", lambda: corpus.make(recipe.corpus, corpus_folder, team))
-        if recipe.cleaning != Cleaning():
-            before, text = text, folder / "clean"
-            _stage(text, "clean", lambda: clean.make(before, text, recipe.cleaning, team))
-        if recipe.dedup.exact or recipe.dedup.near:
-            before_dedup, text = text, folder / "dedup"
-            _stage(text, "dedup", lambda: dedup.make(before_dedup, text, recipe.dedup, team))
-        _stage(tokenizer_folder, "tokenizer", lambda: tokenizer.make(text, tokenizer_folder, recipe.tokenizer))
-        _stage(shards_folder, "shards", lambda: shards.make(text, tokenizer_folder, shards_folder, team))
-    vectors = recipe.word2vec
-    if vectors is not None:
-        made = (shards_folder, tokenizer_folder, recipe.word2vec_folder, vectors, recipe.seed, threads)
-        _stage(recipe.word2vec_folder, "word2vec", lambda: word2vec.make(*made))
-    seq_len = recipe.data.seq_len
-    masked = dict.fromkeys(texts.SPLITS, masking.masked_per_row(seq_len, recipe.objective.heldout_mask_probability))
-    masked["train"] = recipe.most_masked_per_row
-    _stage(
-        recipe.rows_folder,
-        "rows",
-        lambda: rows.make(shards_folder, tokenizer_folder, recipe.rows_folder, seq_len, masked, recipe.corpus, team),
-    )
-
-
-def _stage(folder: Path, kind: str, make: Callable[[], bool]) -> None:
-    start = time.perf_counter()
-    print(f"{folder}: ...", flush=True)
-    how = f"written in {time.perf_counter() - start:.1f} s" if make() else "up to date"
-    print(f"{folder}: {how}; {_counts(folder, kind)}", flush=True)
-
-
-def _counts(folder: Path, kind: str) -> str:
-    if kind == "word2vec":
-        return word2vec.describe(folder)
-    manifest = read_manifest(folder, kind)
-    if "splits" not in manifest:
-        return f"{manifest['vocab_size']:,} entries"
-    whats = {"shards": ("documents", "tokens"), "rows": ("rows", "tokens")}.get(kind, ("documents", "characters"))
-    counts = ", ".join(
-        split + " " + ", ".join(f"{sum(entry[what] for entry in entries):,} {what}" for what in whats)
-        for split, entries in manifest["splits"].items()
-    )
-    return f"{counts}; {clean.summary(manifest['counts'])}" if "counts" in manifest else counts
+from data_prep.pipeline.workers import gathered
+from data_prep.prepared.prepare import prepare
+from scaler.config.recipe import DEFAULT_RECIPE, load
+from scaler.core.cli import command
 
 
 @command

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from scaler.core.errors import ScalerError, command
-from scaler.distributed.world import World, attempt, detect
-from scaler.finetuning import encoder
+from scaler.core.cli import command
+from scaler.core.errors import ScalerError
+from scaler.distributed.collectives import attempt
+from scaler.distributed.world import World, detect
 from scaler.finetuning import sweep as finetune_sweep
 from scaler.finetuning import trial as finetune_trial
 from scaler.finetuning.examples import READERS, TASKS, Reading
 from scaler.finetuning.splits import TEST, VALIDATION, Sources, Splits, load
+from scaler.model import exported
 
 
 def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
@@ -96,7 +98,7 @@ def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.S
     given = {
         name: value for name, value in vars(arguments).items() if name in finetune_trial.Settings.__dataclass_fields__
     }
-    settings = finetune_trial.Settings(source=encoder.find(arguments.model), **given)
+    settings = finetune_trial.Settings(source=exported.find_encoder(arguments.model), **given)
     finetune_trial.check(settings, world)
     return settings
 
@@ -111,9 +113,9 @@ def main() -> None:
             raise ScalerError(f"fine-tuning needs {package}; install it with `pip install '.[finetune]'`")
     ranks = world.size > 1 or arguments.deepspeed_config is not None
     if ranks:
-        from scaler.engine import engine  # seconds for DeepSpeed, through which ranks meet
+        from scaler.engine import process_group  # seconds for DeepSpeed, through which ranks meet
 
-        engine.join(world)
+        process_group.join(world)
     elif torch.cuda.device_count() > 1:
         raise ScalerError("this machine has several GPUs: start a rank for each, or set CUDA_VISIBLE_DEVICES to one")
     try:
@@ -121,7 +123,7 @@ def main() -> None:
         finetune_sweep.run(arguments, settings, attempt(lambda: splits_of(arguments), world), world)
     finally:
         if ranks:
-            engine.leave()
+            process_group.leave()
 
 
 if __name__ == "__main__":

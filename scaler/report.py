@@ -8,148 +8,12 @@ is predicted as well, and the errors are told.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import shutil
 from pathlib import Path
-from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-from scaler.core.errors import ScalerError, command, naming_full_disk
-from scaler.core.files import write_json, write_whole
+from scaler.core.cli import command
 from scaler.planning import hardware
-from scaler.studies import bottlenecks
-from scaler.studies import curves as scaling
-from scaler.studies import page as report_page
-from scaler.studies import pictures as report_pictures
-from scaler.studies import words as scaling_words
-from scaler.studies.curves import Curve, Row, Study
-
-BOARD, PAGE, JSON, MARKDOWN = "tensorboard", "index.html", "report.json", "report.md"
-OURS = {BOARD, PAGE, JSON, MARKDOWN, *report_pictures.PICTURES}
-
-
-def described(study: Study, curve: Curve, row: Row) -> dict[str, Any]:
-    """A point as JSON."""
-    figures, predicted, measured = row.figures, row.predicted, row.measured
-    content: dict[str, Any] = {
-        **dataclasses.asdict(row.point),
-        "ranks": row.point.ranks,
-        "accumulation": row.point.accumulation,
-        "state": row.state,
-        "failures": list(row.failures),
-    }
-    if figures is not None and measured is not None:
-        content["measured"] = {
-            **dataclasses.asdict(figures),
-            "parts": figures.parts,
-            "communication_share": figures.communication_share,
-            "slowest_to_median": figures.slowest_to_median,
-            "speedup": curve.speedup(row),
-            "efficiency": curve.efficiency(row),
-            "hours": study.hours(row),
-            "node_hours": study.hours(row) * row.point.nodes,
-            "precision": measured.precision,
-            "commit": measured.commit,
-            "versions": measured.versions,
-            "hosts": list(measured.hosts),
-            "started": measured.started,
-        }
-    if predicted is not None:
-        content["predicted"] = {
-            "seconds": predicted.step.seconds,
-            "parts": dataclasses.asdict(predicted.step),
-            "peak_bytes": predicted.memory.peak,
-            "fits": predicted.fits,
-            "error": row.error,
-            "memory_error": row.memory_error,
-        }
-    return content
-
-
-def content_of(study: Study) -> dict[str, Any]:
-    """The whole report as JSON."""
-    curves = []
-    for curve in study.curves:
-        content: dict[str, Any] = dict(zip(("series", "stage", "offload", "bucket"), curve.setting, strict=True))
-        content["points"] = [described(study, curve, row) for row in curve.rows]
-        if curve.best:
-            limits = bottlenecks.limits(curve)
-            content |= {
-                "best": [row.point.name for row in curve.best],
-                "knee_ranks": curve.knee.point.ranks if curve.knee else None,
-                "predicted_knee_ranks": curve.foretold_knee.point.ranks if curve.foretold_knee else None,
-                "judged_ranks": curve.judged.point.ranks,
-                "limits": [{"part": lim.part, "share": lim.share, "predicted": lim.predicted} for lim in limits],
-                "remedies": [scaling_words.said(remedy, curve) for remedy in bottlenecks.remedies(study, curve)],
-            }
-        curves.append(content)
-    errors = scaling.errors(study)
-    return {
-        "recipe": study.recipe.name,
-        "tokens_per_row": study.tokens_per_row,
-        "curves": curves,
-        "hardware": dataclasses.asdict(study.prediction.hardware) if study.prediction else None,
-        "prediction": None
-        if errors is None
-        else {"median_error": errors[0], "worst_error": errors[1].error, "worst_point": errors[1].point.name},
-        "remarks": list(study.remarks),
-    }
-
-
-def write_scalars(study: Study, folder: Path) -> None:
-    """TensorBoard's scalars, a run for each curve, ranks in place of steps."""
-    for curve in study.curves:
-        series, stage, offload, bucket = curve.setting
-        with SummaryWriter(str(folder / f"{series}-zero{stage}{'-offload' * offload}-bucket{bucket}")) as board:
-            for row in curve.best:
-                figures = row.known
-                values = {
-                    "tokens_per_second": figures.tokens_per_second.median,
-                    "step_seconds": figures.seconds.median,
-                    "speedup": curve.speedup(row),
-                    "efficiency": curve.efficiency(row),
-                    "communication_share": figures.communication_share,
-                    "slowest_rank_to_median": figures.slowest_to_median,
-                    "peak_gigabytes": figures.peak_bytes / 1e9,
-                    "node_hours": study.hours(row) * row.point.nodes,
-                }
-                for name, value in values.items():
-                    board.add_scalar(f"scaling/{name}", value, row.point.ranks)
-            for row in curve.foretold:
-                assert row.predicted is not None
-                tokens = study.tokens_per_row * row.predicted.rows_per_second
-                board.add_scalar("predicted/tokens_per_second", tokens, row.point.ranks)
-                board.add_scalar("predicted/step_seconds", row.predicted.step.seconds, row.point.ranks)
-                board.add_scalar("predicted/efficiency", curve.foretold_efficiency(row), row.point.ranks)
-
-
-def write(study: Study, out: Path) -> None:
-    """Write the whole report; an older one goes once the new one is there.
-
-    Raises: ScalerError where the folder has something else in it.
-    """
-    out = out.resolve()  # for a name, where it is given as "."
-    if out.is_dir():
-        foreign = sorted({path.name for path in out.iterdir()} - OURS)
-        if foreign:
-            raise ScalerError(f"--out {out}: has {foreign[0]} in it, which is no report's; choose another folder")
-    beside = out.with_name(out.name + ".partial")
-    with naming_full_disk(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        pictures = report_pictures.draw(study, beside)
-        ranks = sorted({row.point.ranks for row in study.rows})
-        span = f"{ranks[0]:,} to {ranks[-1]:,}" if len(ranks) > 1 else f"{ranks[0]:,}"
-        title = f"Scaling of {study.recipe.name} on {span} rank{'s' * (ranks[-1] > 1)}"
-        write_whole(beside / PAGE, report_page.page(study, title, pictures, beside))
-        write_whole(beside / MARKDOWN, scaling_words.markdown(study) + "\n")
-        write_json(beside / JSON, content_of(study))
-        write_scalars(study, beside / BOARD)
-        if out.is_dir():
-            shutil.rmtree(out)
-        beside.replace(out)
+from scaler.studies import curves, words
+from scaler.studies.report import BOARD, PAGE, write
 
 
 @command
@@ -162,10 +26,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report (STUDY/report)")
     arguments = parser.parse_args()
     given = None if arguments.hardware is None else hardware.load(arguments.hardware)
-    study = scaling.analyse(arguments.study, given)
+    study = curves.analyse(arguments.study, given)
     out = arguments.out or arguments.study / "report"
     write(study, out)
-    print(scaling_words.markdown(study))
+    print(words.markdown(study))
     print(f"\n{out / PAGE}\ntensorboard --logdir {out / BOARD}")
 
 

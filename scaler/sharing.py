@@ -5,25 +5,9 @@ The rest is train.py's command line. Prints a number of nodes, the largest that 
 
 from __future__ import annotations
 
+from scaler.config.batch import nodes_that_share
 from scaler.config.command_line import chosen_recipe, parser
-from scaler.core.errors import ScalerError, command
-
-
-def nodes_that_share(rows: int, nodes: int, ranks_per_node: int) -> int:
-    """The most nodes, up to `nodes`, whose ranks take equally many of a batch's rows.
-
-    >>> nodes_that_share(rows=64, nodes=7, ranks_per_node=8)
-    4
-
-    Raises: ScalerError where not even one node can.
-    """
-    for number in range(nodes, 0, -1):
-        if rows % (number * ranks_per_node) == 0:
-            return number
-    raise ScalerError(
-        f"training.rows={rows} cannot be shared equally by the {ranks_per_node} ranks of a node; lower RANKS_PER_NODE "
-        f"in slurm/env.sh, or take a multiple of {ranks_per_node} rows"
-    )
+from scaler.core.cli import command
 
 
 @command

@@ -3,103 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import time
 from pathlib import Path
-from typing import Any
 
-from scaler.checkpoint.folder import found as checkpoints
-from scaler.checkpoint.folder import step_of
-from scaler.config import recipe
-from scaler.core.errors import ScalerError, command
+from scaler.core.cli import command
 from scaler.finetuning import folder as finetune_folder
-from scaler.training import run_folder, watchdog
-from scaler.training.metrics import FAULTS, METRICS, duration, records
-
-SILENT_SECONDS = 900  # after which a run that says it is running may be dead
-
-
-def status(folder: Path) -> dict[str, Any]:
-    """What the files of a run say.
-
-    Returns: state, step and steps; the newest loss, held-out loss and speed; seconds left, and since the last word;
-    starts, the ranks and hosts of the last one; faults, the last of them, and reports of a hung rank; None where
-    nothing is known.
-
-    Raises: ScalerError where there is no run, or its files cannot be read.
-    """
-    if not run_folder.is_run(folder):
-        raise ScalerError(f"{folder}: no run (no {run_folder.RECIPE}); name a folder such as runs/quickstart")
-    said = run_folder.state(folder)
-    saved = next((step_of(path) for path in checkpoints(folder / "checkpoints")), None)
-    measured: dict[str, Any] = {}
-    for record in records(folder / METRICS):
-        measured |= record
-    starts = run_folder.attempts(folder)
-    faults = records(folder / FAULTS)
-    words = [path.stat().st_mtime for name in (METRICS, run_folder.STATE) if (path := folder / name).is_file()]
-    reached = max(saved or 0, int(measured.get("step", 0)))
-    last = starts[-1] if starts else {}
-    return {
-        "run": str(folder),
-        "state": said.get("state"),
-        "why": said.get("why") or said.get("by"),
-        "step": reached,
-        "steps": _steps(folder),
-        "saved_step": saved,
-        "train_loss": measured.get("train_loss"),
-        "heldout_loss": measured.get("heldout_loss"),
-        "tokens_per_second": measured.get("speed_tokens_per_second"),
-        "seconds_left": measured.get("speed_seconds_left") if said.get("state") == "running" else None,
-        "slowest_rank": measured.get("speed_slowest_rank"),
-        "slowest_rank_to_median": measured.get("speed_slowest_rank_to_median"),
-        "seconds_since_last_word": time.time() - max(words) if words else None,
-        "starts": len(starts),
-        "ranks": last.get("ranks"),
-        "hosts": last.get("hosts"),
-        "slurm": last.get("slurm"),
-        "faults": len(faults),
-        "last_fault": faults[-1] if faults else None,
-        "hung": sorted(path.name for path in (folder / watchdog.FOLDER).glob("rank_?????.txt")),
-    }
-
-
-def _steps(folder: Path) -> int | None:
-    with contextlib.suppress(ScalerError):  # a recipe of another version, which is no reason to say nothing
-        return recipe.load(str(folder / run_folder.RECIPE)).training.steps
-    return None
-
-
-def render(found: dict[str, Any]) -> str:
-    """The status as lines for people."""
-    state = str(found["state"])
-    silent = found["seconds_since_last_word"]
-    if found["why"]:
-        state += f" ({found['why']})"
-    if found["state"] == "running" and silent is not None and silent > SILENT_SECONDS:
-        state += f"; its last word is {duration(silent)} old: look whether it still is"
-    saved = "nothing saved" if found["saved_step"] is None else f"saved at {found['saved_step']:,}"
-    steps = "?" if found["steps"] is None else f"{found['steps']:,}"
-    lines = [("state", state), ("step", f"{found['step']:,} of {steps}, {saved}")]
-    losses = {"training": found["train_loss"], "held-out": found["heldout_loss"]}
-    lines.append(("loss", ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None) or "-"))
-    if found["tokens_per_second"] is not None:
-        speed = f"{found['tokens_per_second']:,.0f} tokens/s"
-        left = found["seconds_left"]
-        lines.append(("speed", speed if left is None else f"{speed}, {duration(left)} left"))
-    if found["slowest_rank"] is not None:
-        slower = f"{found['slowest_rank_to_median']:.2f} times the median's time for its own work"
-        lines.append(("slowest", f"rank {found['slowest_rank']}, {slower}"))
-    hosts = ", ".join(f"{host} ({count})" for host, count in (found["hosts"] or {}).items())
-    job = f", SLURM job {found['slurm']['id']}" if found["slurm"] else ""
-    lines.append(("starts", f"{found['starts']}; the last one: {found['ranks']} ranks on {hosts}{job}"))
-    if found["last_fault"]:
-        fault = found["last_fault"]
-        lines.append(("faults", f"{found['faults']}; the last at step {fault['step']:,}: {fault['verdict']}"))
-    if found["hung"]:
-        lines.append(("hung", f"reports in {watchdog.FOLDER}/: {', '.join(found['hung'])}"))
-    return "\n".join([found["run"], *(f"  {name:<8} {value}" for name, value in lines)])
+from scaler.training.status import render, status
 
 
 @command

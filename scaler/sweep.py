@@ -8,37 +8,13 @@ other machines, too. Ranges: key=low:high, key=log:low:high, 'key=[a, b, c]'. do
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import importlib.util
-import json
-import os
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from scaler.config import recipe
-from scaler.config.typed import differences
-from scaler.core.errors import ScalerError, command, naming_full_disk
-from scaler.core.files import read_json, write_json, write_whole
-from scaler.distributed import world
-from scaler.sweeps import report as sweep_report
-from scaler.sweeps import space as sweep_space
-from scaler.sweeps import trial as sweep_trial
-from scaler.sweeps.report import SETTINGS
-from scaler.sweeps.trial import Trial
-from scaler.training import job, run_folder, stop
-
-POLL_SECONDS = 1.0
-TRAIN = Path(__file__).with_name("train.py")
-BASE = "base.yaml"  # the recipe of trial 0
-# of every trial: halving is its patience, and it keeps no more checkpoints than it needs to go on
-OF_A_TRIAL = ["training.patience=null", "checkpoint.keep_last=1", "checkpoint.keep_every=null"]
+from scaler.core.cli import command
+from scaler.core.errors import ScalerError
+from scaler.sweeps.sweep import run
 
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
@@ -63,153 +39,13 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def resolved(arguments: argparse.Namespace, more: list[str]) -> job.Job:
-    """A trial's job, checked against data and engine before anything starts."""
-    given = {**vars(arguments), "run_dir": None, "allow_changes": False, "overrides": [*arguments.overrides, *more]}
-    return job.resolve(argparse.Namespace(**given), world.World(size=arguments.ranks, local_size=arguments.ranks))
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No other process of the sweep is in such a block; on a disk without locks it may be."""
-    with (folder / run_folder.LOCK).open("a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def begin(arguments: argparse.Namespace, this: job.Job, space: tuple[sweep_space.Parameter, ...]) -> None:
-    """Make the folder, or go on in it. Raises ScalerError where it is another sweep's, or something else's."""
-    folder, training = arguments.folder, this.recipe.training
-    if training.steps % training.evaluate_every:
-        raise ScalerError(
-            f"training.steps={training.steps} is no multiple of training.evaluate_every={training.evaluate_every}, and "
-            "trials are compared at evaluations; set training.evaluate_every to a part of it"
-        )
-    begun = {run_folder.LOCK, f"{SETTINGS}.partial"}
-    new = not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= begun)
-    if not new and not (folder / SETTINGS).is_file():
-        raise ScalerError(f"{folder}: is neither new nor a sweep's (no {SETTINGS}); name another folder")
-    content = {
-        "kind": "sweep",
-        "recipe": this.recipe.to_plain(),
-        "ds_config": this.asked,
-        "rows_xxh3": this.data.manifest.xxh3("train"),
-        "space": [asdict(one) for one in space],
-    }
-    with naming_full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
-            if not (folder / SETTINGS).is_file():
-                write_json(folder / SETTINGS, content)
-            different = differences(read_json(folder / SETTINGS), json.loads(json.dumps(content)))
-            for name, (old, now) in different.items():
-                raise ScalerError(f"{folder}: was begun with {name}={old!r}, and not {now!r}; name another folder")
-            # its own, for a sweep is long, and files are edited meanwhile
-            write_whole(folder / BASE, this.recipe.to_yaml())
-            write_json(folder / run_folder.DS_CONFIG, this.asked)
-
-
-def take(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, slot: int) -> Trial | None:
-    """The first trial that is not over and that nobody is at work on, new or left by somebody; None: there is none."""
-    folder = arguments.folder
-    for number in range(arguments.trials):
-        if sweep_trial.is_over(folder, number):
-            continue
-        with naming_full_disk(folder):
-            logs = sweep_trial.run_dir(folder, number) / run_folder.LOGS
-            logs.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = run_folder.lock(logs)
-        except ScalerError:
-            continue
-        if sweep_trial.is_over(folder, number):
-            lock.close()
-            continue
-        path = sweep_trial.record_file(folder, number)
-        again = path.is_file()
-        record = read_json(path) if again else _begun(arguments, base, space, number)
-        trial = Trial(folder, lock, record, _command(arguments, record), _environ(arguments, slot))
-        trial.write()
-        what = " ".join(record["overrides"]) or "the recipe as it is"
-        print(f"trial {number} {'goes on' if again else 'begins'}: {what}", flush=True)
-        return trial
-    return None
-
-
-def _begun(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, number: int) -> dict[str, Any]:
-    """The record of a new trial."""
-    if number == 0:
-        parameters, overrides = {one.key: sweep_space.value_of(base, one.key) for one in space}, []
-    else:
-        parameters = sweep_space.propose(space, sweep_trial.records(arguments.folder), base.seed, number)
-        overrides = sweep_space.overrides(parameters, base)
-    training = recipe.load(str(arguments.folder / BASE), overrides).training
-    return {
-        **{"trial": number, "state": "running", "parameters": parameters, "overrides": overrides},
-        **{"rows": training.rows, "of_steps": training.steps, "evaluate_every": training.evaluate_every},
-        **{"steps": 0, "seconds": 0.0, "losses": {}},
-    }
-
-
-def _command(arguments: argparse.Namespace, record: dict[str, Any]) -> list[str]:
-    """The training of a trial, as one would start it by hand."""
-    folder, ranks = arguments.folder, str(arguments.ranks)
-    # the deepspeed launcher would take the first GPUs, whichever are shown to it
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
-    start = [sys.executable, *(launcher if arguments.ranks > 1 else []), str(TRAIN)]
-    run = ["--run_dir", str(sweep_trial.run_dir(folder, record["trial"])), "--ranks", ranks]
-    run += ["--recipe", str(folder / BASE), "--deepspeed_config", str(folder / run_folder.DS_CONFIG)]
-    return [*start, *run, *record["overrides"], *OF_A_TRIAL]
-
-
-def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
-    """The share of cores and GPUs of a trial that is the slot-th of those at work in this process."""
-    cores, asked = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, cores // (arguments.workers * arguments.ranks))
-    found = {**os.environ, "OMP_NUM_THREADS": str(min(share, int(asked)) if asked.isdigit() else share)}
-    if count := torch.cuda.device_count():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        mine = [visible.split(",")[(slot * arguments.ranks + rank) % count] for rank in range(arguments.ranks)]
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
-    return found
-
-
 @command
 def main() -> None:
     """Run the command line."""
     arguments = parse()
     if importlib.util.find_spec("optuna") is None:
         raise ScalerError("a sweep needs optuna; install it with `pip install '.[sweep]'`")
-    this = resolved(arguments, [])
-    space = sweep_space.parse(arguments.space, lambda more: resolved(arguments, more).recipe)
-    begin(arguments, this, space)
-    slots: list[Trial | None] = [None] * arguments.workers
-    more = True
-    with stop.StopRequests(arguments.folder) as requests:
-        while True:
-            asked = stop.reason(requests.flags())
-            for slot, trial in enumerate(slots):
-                if trial is None and more and not asked:
-                    slots[slot] = take(arguments, this.recipe, space, slot)
-                    more = slots[slot] is not None
-                elif trial is not None and trial.follow(asked is not None):
-                    slots[slot], more = None, True
-                    print(f"trial {trial.record['trial']}: {told(trial.record)}", flush=True)
-            if not any(slots) and (asked or not more):
-                break
-            time.sleep(POLL_SECONDS)
-        requests.honoured()
-    with alone(arguments.folder):
-        print(sweep_report.write(arguments.folder))
-    if asked:
-        print(f"stopped by {asked}; the same command goes on")
-
-
-def told(record: dict[str, Any]) -> str:
-    """How a trial stands, for people."""
-    where = f"{record['state']} after {record['steps']:,} of {record['of_steps']:,} steps"
-    return f"{where}, {record.get('error') or f'held-out loss {sweep_trial.last_loss(record):.3f}'}"
+    run(arguments)
 
 
 if __name__ == "__main__":

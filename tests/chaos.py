@@ -167,7 +167,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
 
 def outcome(run: Path, steps: int) -> dict[str, object]:
     """What a finished run came to."""
-    manifest = checkpoint_format.read_manifest(run / "checkpoints" / f"step_{steps:08d}")
+    manifest = checkpoint_folder.read_manifest(run / "checkpoints" / f"step_{steps:08d}")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {record["step"]: record["train_loss"] for record in records if "train_loss" in record}
     return {

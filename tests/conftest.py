@@ -16,12 +16,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from data_prep.__main__ import prepare
 from data_prep.pipeline.workers import Team
+from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import Recipe, load
 from scaler.data import prepared
 from scaler.data.batches import RowReader
-from scaler.model import build as model
+from scaler.model import build, masked_lm
 
 # a shell that runs the tests in the background has them ignore Ctrl-C, and all that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -169,12 +169,12 @@ def recipe_beside(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> st
 def network_of(recipe: Recipe) -> PreTrainedModel:
     """The recipe's model, untrained."""
     data = prepared.open_prepared(recipe)
-    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
-    return model.build(config, seed=0).eval()
+    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    return build.build(config, seed=0).eval()
 
 
-def opened(recipe: Recipe, split: str = "heldout") -> tuple[model.MaskedLM, RowReader]:
+def opened(recipe: Recipe, split: str = "heldout") -> tuple[masked_lm.MaskedLM, RowReader]:
     """The recipe's untrained model and the reader of a split."""
     network = network_of(recipe)
-    reader = prepared.open_prepared(recipe).rows(split, recipe, model.first_position(network.config))
-    return model.MaskedLM(network), reader
+    reader = prepared.open_prepared(recipe).rows(split, recipe, build.first_position(network.config))
+    return masked_lm.MaskedLM(network), reader

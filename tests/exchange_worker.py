@@ -11,15 +11,14 @@ import torch
 import torch.distributed as dist
 from ranks import ROOT, ended, forked_calls
 
-from scaler.config.deepspeed import SolvedBatch
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
-from scaler.distributed import world
-from scaler.engine import engine
-from scaler.engine.patches import direct_collectives as exchange
-from scaler.model import build as model
-from scaler.planning import communication as traffic
-from scaler.planning import workload
+from scaler.distributed import collectives, world
+from scaler.engine import engine, process_group
+from scaler.engine.patches import direct_collectives
+from scaler.model import build, masked_lm
+from scaler.planning import communication, workload
 
 RANKS = 3
 LENGTHS = [(5, 1, 7), (0, 4, 0), (1000,), (3, 3, 3, 3, 3)]
@@ -37,7 +36,7 @@ def compared(group: object, ranks: list[int]) -> list[float]:
             expected = [part.float() for part in parts]
             for part in expected:
                 dist.all_reduce(part, group=group)
-            exchange.reduce_to_owners(parts, owners, group)
+            direct_collectives.reduce_to_owners(parts, owners, group)
             for part, owner, right in zip(parts, owners, expected, strict=True):
                 if owner == here and len(part):
                     differences.append(float((part.float() - right).abs().max() / right.abs().max()))
@@ -45,22 +44,24 @@ def compared(group: object, ranks: list[int]) -> list[float]:
         output, expected = torch.empty(50, dtype=dtype), given.float()
         dist.all_reduce(expected, group=group)
         before = given.clone()
-        exchange.reduce_scatter(output, given, dist.ReduceOp.SUM, group)
+        direct_collectives.reduce_scatter(output, given, dist.ReduceOp.SUM, group)
         assert torch.equal(before, given)
-        exchange.reduce_scatter(given[here], given, dist.ReduceOp.SUM, group)  # into its own part, as DeepSpeed does
+        direct_collectives.reduce_scatter(
+            given[here], given, dist.ReduceOp.SUM, group
+        )  # into its own part, as DeepSpeed does
         assert torch.equal(given[here], output)
         differences.append(float((output.float() - expected[here]).abs().max() / expected[here].abs().max()))
         mine, whole, right = torch.randn(33).to(dtype), *(torch.empty(33 * len(ranks), dtype=dtype) for _ in range(2))
         dist.all_gather_into_tensor(right, mine, group=group)
         under_way = [(torch.empty_like(right), mine + number) for number in range(3)]
-        handles = [exchange.all_gather(*each, group=group, async_op=True) for each in under_way]
-        assert exchange.all_gather(whole, mine, group) is None and torch.equal(whole, right)
+        handles = [direct_collectives.all_gather(*each, group=group, async_op=True) for each in under_way]
+        assert direct_collectives.all_gather(whole, mine, group) is None and torch.equal(whole, right)
         for number, (handle, (other, _)) in enumerate(zip(handles, under_way, strict=True)):
             handle.wait()
             handle.wait()  # as where each collective is timed
             assert torch.equal(other, torch.cat([part + number for part in right.split(33)]))
         right[33 * here : 33 * (here + 1)] = 7
-        exchange.all_gather(right, right[33 * here : 33 * (here + 1)], group)  # from its own place
+        direct_collectives.all_gather(right, right[33 * here : 33 * (here + 1)], group)  # from its own place
         assert (right == 7).all()
     return differences
 
@@ -79,7 +80,7 @@ def counted_reduces(log: list[int]) -> None:
 def told(recipe: object, content: dict[str, object], batch: SolvedBatch) -> dict[str, int]:
     """Bytes of a step's gradients by the kind of their collective, as the plan has them."""
     settings = dataclasses.replace(workload.settings_of(content, "fp32"), on_cpu=True)
-    step = traffic.of_step(workload.workload(recipe, 4).layout, settings.sharding(batch, 2))
+    step = communication.of_step(workload.workload(recipe, 4).layout, settings.sharding(batch, 2))
     return {each.kind: each.sent for each in step if each.what == "gradients"}
 
 
@@ -102,7 +103,7 @@ def trained(
         "gradient_accumulation_steps": accumulation,
     }
     torch.manual_seed(0)
-    network = model.MaskedLM(model.build(workload.configuration(recipe), 0))
+    network = masked_lm.MaskedLM(build.build(workload.configuration(recipe), 0))
     running = engine.Engine(network, recipe.optimizer, content)
     running.train(False)  # without dropout
     backend, straight = engine.deepspeed.comm.comm.cdb, []
@@ -142,12 +143,12 @@ def work(recipe_file: str, file: Path) -> None:
     """On one rank; the first writes."""
     log: list[int] = []
     counted_reduces(log)  # before DeepSpeed takes its own reference
-    engine.join(world.detect())
+    process_group.join(world.detect())
     here = dist.get_rank()
     torch.manual_seed(here)
     groups = [(None, [0, 1, 2]), (dist.new_group([1, 2]), [1, 2]), (dist.new_group([0]), [0])]
     found: dict[str, object] = {"differences": [compared(*each) for each in groups if here in each[1]]}
-    found["differences"] = world.gathered(found["differences"], world.detect())
+    found["differences"] = collectives.gathered(found["differences"], world.detect())
     for stage in (1, 2):
         for accumulation in (1, 2):
             kinds = {
@@ -172,7 +173,7 @@ def work(recipe_file: str, file: Path) -> None:
         found[f"fp32 sums of bf16, {name}"] = kind["norms"], kind["straight"] / kind["size"]
     if here == 0:
         file.write_text(json.dumps(found))
-    engine.leave()
+    process_group.leave()
 
 
 def main() -> None:

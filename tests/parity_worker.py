@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 
-from scaler.config import deepspeed as ds_config
+from scaler.config import batch as ds_config
+from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import load
-from scaler.data.batches import Batch, Vocabulary
+from scaler.data.batches import Batch
+from scaler.data.tokenizer import Vocabulary
 from scaler.distributed import world
-from scaler.engine import engine
+from scaler.engine import engine, process_group
 from scaler.model import build as model
-from scaler.model import head
+from scaler.model import masked_lm
+from scaler.model.kernels import cross_entropy
 
 ROWS, MICRO_ROWS, SEQ_LEN, MASKED = 12, 2, 16, 4
 STEPS = 3
@@ -47,7 +50,7 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 def build(recipe, rounded: bool):
     """The model, its weights rounded to bf16 where DeepSpeed will do so before it makes its fp32 masters."""
     config = model.configuration(recipe.model, VOCABULARY, VOCABULARY.size, SEQ_LEN)
-    network = model.MaskedLM(model.build(config, seed=0))
+    network = masked_lm.MaskedLM(model.build(config, seed=0))
     return network.bfloat16().float() if rounded else network
 
 
@@ -74,9 +77,9 @@ def plain(recipe, clipping: float, rounded: bool) -> tuple[dict[str, torch.Tenso
 def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
     batch = ds_config.solve_batch(ROWS, here.size, MICRO_ROWS)
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=MICRO_ROWS))
-    resolved = ds_config.resolve(content, path, recipe, batch, native_bf16=bf16)
+    resolved = config_deepspeed.resolve(content, path, recipe, batch, native_bf16=bf16)
     running = engine.Engine(build(recipe, bf16), recipe.optimizer, resolved)
-    head.SCORES_AT_ONCE = 700  # the engine's loss comes in pieces, the plain one's at once
+    cross_entropy.SCORES_AT_ONCE = 700  # the engine's loss comes in pieces, the plain one's at once
     norms = []
     for step in range(STEPS):
         first = here.rank * batch.micro_rows * batch.accumulation
@@ -88,14 +91,14 @@ def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
         norms.append(norm)
     state = running.full_state()
     running.deepspeed.destroy()
-    head.SCORES_AT_ONCE = 1 << 22
+    cross_entropy.SCORES_AT_ONCE = 1 << 22
     return state, norms
 
 
 def main() -> None:
     recipe_file, *configs, folder = sys.argv[1:]
     here = world.detect()
-    engine.join(here)
+    process_group.join(here)
     figures = {}
     for optimizer, overrides in {"adamw": {"optimizer.learning_rate": 1e-3}, "sgd": SGD}.items():
         recipe = load(recipe_file, [f"{name}={value}" for name, value in overrides.items()])
@@ -103,7 +106,7 @@ def main() -> None:
             before = dict(build(recipe, bf16).model.named_parameters())
             for name in configs:
                 path = Path(name)
-                content = ds_config.read(path)
+                content = config_deepspeed.read(path)
                 expected, expected_norms = plain(recipe, content["gradient_clipping"], bf16)
                 state, norms = through_engine(recipe, content, path, bf16, here)
                 assert set(state) == set(expected)

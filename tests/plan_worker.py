@@ -10,17 +10,16 @@ from pathlib import Path
 import torch
 from ranks import ROOT, ended, forked_calls
 
-from scaler.config import deepspeed as ds_config
+from scaler.config import batch as ds_config
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.distributed import world
-from scaler.engine import engine
-from scaler.engine.patches import direct_collectives as exchange
-from scaler.model import build as model
-from scaler.planning import communication as traffic
-from scaler.planning import workload
+from scaler.engine import engine, process_group
+from scaler.engine.patches import direct_collectives, timed_collectives
+from scaler.model import build, masked_lm
+from scaler.planning import communication, workload
 
-TORCH, OURS = torch.distributed, exchange
+TORCH, OURS = torch.distributed, direct_collectives
 COLLECTIVES = {
     (TORCH, "all_reduce"): "all_reduce",
     (TORCH, "reduce_scatter_tensor"): "torch's reduce_scatter",
@@ -57,7 +56,7 @@ def compare(recipe_file: str, file: Path) -> None:
     recipe, here = load(recipe_file), world.detect()
     log: dict[str, list[int]] = {}
     counted(log)  # before DeepSpeed takes its own references
-    engine.join(here)
+    process_group.join(here)
     figures = []
     for stage, accumulation, bf16, changes in CASES:
         work = workload.workload(recipe, 2 if bf16 else 4, on_cpu=True)
@@ -71,12 +70,12 @@ def compare(recipe_file: str, file: Path) -> None:
             "train_micro_batch_size_per_gpu": MICRO_ROWS,
             "gradient_accumulation_steps": accumulation,
         }
-        network = model.MaskedLM(model.build(workload.configuration(recipe), 0))
+        network = masked_lm.MaskedLM(build.build(workload.configuration(recipe), 0))
         running = engine.Engine(network, recipe.optimizer, content)
         running.train(True)
         for _ in range(3):  # ZeRO-3 learns in the first two steps what to gather when
             log.clear()
-            with engine.timed_collectives(torch.device("cpu")) as timed:
+            with timed_collectives.timed_collectives(torch.device("cpu")) as timed:
                 for _ in range(accumulation):
                     ids = torch.randint(5, recipe.tokenizer.vocab_size, (MICRO_ROWS, recipe.data.seq_len))
                     hidden = torch.arange(8).expand(MICRO_ROWS, -1).contiguous()
@@ -84,7 +83,7 @@ def compare(recipe_file: str, file: Path) -> None:
                     loss, _ = running(Batch(ids, positions, ids * 0, hidden, hidden))
                     running.backward(loss)
                     running.step(1e-3)
-        told = traffic.of_step(work.layout, settings.sharding(batch, 2))
+        told = communication.of_step(work.layout, settings.sharding(batch, 2))
         figures.append(
             {
                 "case": [stage, accumulation, bf16, changes],
@@ -97,7 +96,7 @@ def compare(recipe_file: str, file: Path) -> None:
         running.close()
     if here.is_first:
         file.write_text(json.dumps(figures))
-    engine.leave()
+    process_group.leave()
 
 
 def main() -> None:

@@ -14,12 +14,14 @@ import torch
 from parity_worker import build, make_batch, part, rate_of
 from ranks import ended, forked_calls
 
+from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
-from scaler.checkpoint import store as checkpoint
-from scaler.config import deepspeed as ds_config
+from scaler.checkpoint import store
+from scaler.config import batch as ds_config
+from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import load
-from scaler.distributed import world
-from scaler.engine import engine
+from scaler.distributed import collectives, world
+from scaler.engine import engine, process_group
 
 ROWS, STEPS = 12, 3
 PROBE = part(make_batch(99), 0, 2)
@@ -45,7 +47,9 @@ def start(recipe, config: str, here: world.World, fresh: bool):
     path = CONFIGS / f"{name}.json"
     batch = ds_config.solve_batch(ROWS, here.size, 2)
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=2))
-    resolved = ds_config.resolve(ds_config.read(path), path, recipe, batch, native_bf16=precision == "bf16")
+    resolved = config_deepspeed.resolve(
+        config_deepspeed.read(path), path, recipe, batch, native_bf16=precision == "bf16"
+    )
     network = build(recipe, precision == "bf16")
     if fresh:  # what is right afterwards must come from the checkpoint
         with torch.no_grad():
@@ -68,7 +72,7 @@ def train(running, recipe, batch, here: world.World, steps, spoilt: int | None =
             running.backward(loss * float("nan") if bad else loss)
             running.step(rate_of(recipe, step))
             total += loss.detach()
-        losses.append(float(world.total(total)) / (batch.accumulation * here.size))
+        losses.append(float(collectives.total(total)) / (batch.accumulation * here.size))
     return losses
 
 
@@ -84,7 +88,7 @@ def save(recipe, folder: Path, config: str, here: world.World, asynchronous: boo
     """Save after three steps, and train on; between them a step whose gradient is not a number changes nothing."""
     running, recipe, batch = start(recipe, config, here, fresh=False)
     train(running, recipe, batch, here, range(STEPS))
-    kept = checkpoint.Checkpoints(folder / f"{here.size}-{config}", here, keep_last=1, keep_every=None)
+    kept = store.Checkpoints(folder / f"{here.size}-{config}", here, keep_last=1, keep_every=None)
     before = probe(running)
     kept.begin(running.held.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
     fingerprint = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here)
@@ -100,9 +104,9 @@ def save(recipe, folder: Path, config: str, here: world.World, asynchronous: boo
 def read(recipe, folder: Path, source: str, config: str, here: world.World):
     """Read a checkpoint into another engine, and train on."""
     running, recipe, batch = start(recipe, config, here, fresh=True)
-    kept = checkpoint.Checkpoints(folder / source, here, keep_last=1, keep_every=None)
+    kept = store.Checkpoints(folder / source, here, keep_last=1, keep_every=None)
     path = kept.newest()
-    manifest = checkpoint_format.read_manifest(path)
+    manifest = checkpoint_folder.read_manifest(path)
     checkpoint_format.fill(running.held.pieces(STEPS), path, manifest)
     running.held.take_over(STEPS)
     found = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here)
@@ -116,7 +120,7 @@ def read(recipe, folder: Path, source: str, config: str, here: world.World):
 
 def work(recipe_file: str, folder: Path, names, sources) -> None:
     here = world.detect()
-    engine.join(here)
+    process_group.join(here)
     recipe = load(recipe_file, ["optimizer.learning_rate=1e-3"])
     figures = {}
     for number, config in enumerate(names):
@@ -127,7 +131,7 @@ def work(recipe_file: str, folder: Path, names, sources) -> None:
                 figures[f"{source} {here.size}-{config}"] = read(recipe, folder, source, config, here)
     if here.is_first:
         (folder / f"{'save' if sources is None else 'read'}-{here.size}.json").write_text(json.dumps(figures))
-    engine.leave()
+    process_group.leave()
 
 
 def main() -> None:

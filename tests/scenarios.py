@@ -30,7 +30,7 @@ from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
 from scaler.distributed import world
 from scaler.evaluation import heldout
-from scaler.model import build as model
+from scaler.model import masked_lm
 from scaler.training import loop, metrics
 
 STEPS = 24
@@ -66,7 +66,7 @@ class Scene:
         if found["checkpoints"]:
             newest = folder / "checkpoints" / f"step_{found['checkpoints'][0]:08d}"
             try:
-                found["manifest"] = checkpoint_format.read_manifest(newest)
+                found["manifest"] = checkpoint_folder.read_manifest(newest)
             except ScalerError:
                 found["manifest"] = None
         exported = folder / "export" / "model.safetensors"
@@ -197,7 +197,7 @@ def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("na
     """A patch: on one rank the loss is multiplied while it trains on the batches that first came with these steps."""
 
     def patch() -> None:
-        forward, train_batch, rows = model.MaskedLM.forward, loop.train_batch, []
+        forward, train_batch, rows = masked_lm.MaskedLM.forward, loop.train_batch, []
 
         def told(engine, this, progress, here):
             rows[:] = [progress.consumed_rows // this.recipe.training.rows]
@@ -208,7 +208,7 @@ def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("na
             bad = torch.is_grad_enabled() and rows and rows[0] in steps and world.detect().rank == rank
             return (loss * factor if bad else loss), scores
 
-        model.MaskedLM.forward, loop.train_batch = spoilt, told
+        masked_lm.MaskedLM.forward, loop.train_batch = spoilt, told
 
     return patch
 
@@ -506,9 +506,9 @@ def spoil(edit: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     """A damage: the manifest says something else."""
 
     def how(path: Path) -> None:
-        manifest = checkpoint_format.read_manifest(path)
+        manifest = checkpoint_folder.read_manifest(path)
         edit(manifest)
-        checkpoint_format.write_manifest(path, manifest)
+        checkpoint_folder.write_manifest(path, manifest)
 
     return how
 

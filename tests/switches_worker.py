@@ -13,11 +13,9 @@ from pathlib import Path
 import ranks
 from configs import configuration
 
-from scaler.engine.patches import allocator, gradient_norm
-from scaler.engine.patches import direct_collectives as exchange
-from scaler.model import build as model
-from scaler.model import head
-from scaler.model.kernels import attention
+from scaler.engine.patches import allocator, direct_collectives, gradient_norm
+from scaler.model import masked_lm
+from scaler.model.kernels import attention, cross_entropy
 
 
 def nothing(*_: object) -> None:
@@ -29,11 +27,11 @@ def without_documents() -> None:
 
 
 def without_blocks() -> None:
-    head.SCORES_AT_ONCE = 1 << 40
+    cross_entropy.SCORES_AT_ONCE = 1 << 40
 
 
 def without_sparse_lookups() -> None:
-    model._look_up_sparsely = nothing
+    masked_lm._look_up_sparsely = nothing
 
 
 def without_one_pass() -> None:
@@ -41,7 +39,7 @@ def without_one_pass() -> None:
 
 
 def without_direct_exchange() -> None:
-    exchange.give_to = exchange.reduce_by = nothing
+    direct_collectives.give_to = direct_collectives.reduce_by = nothing
 
 
 def without_kept_memory() -> None:
@@ -64,7 +62,7 @@ def all_off() -> None:
 
 
 def all_on() -> None:
-    head.SCORES_AT_ONCE = 1000  # of 400 entries: several blocks
+    cross_entropy.SCORES_AT_ONCE = 1000  # of 400 entries: several blocks
 
 
 def one_off(name: str) -> Callable[[], None]:

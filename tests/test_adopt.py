@@ -11,12 +11,12 @@ import pytest
 from conftest import ROOT, make_documents
 from transformers import AutoTokenizer
 
-from data_prep import rows
-from data_prep.__main__ import prepare
-from data_prep.adopt import adopt
 from data_prep.formats.token_shards import Shard, write_shard
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Team
+from data_prep.prepared.adopt import adopt
+from data_prep.prepared.prepare import prepare
+from data_prep.tokens import rows
 from scaler.config.recipe import Corpus, Source, load
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, checksum, read_manifest
@@ -175,7 +175,7 @@ def test_others_can_be_adopted_in_their_place(tmp_path, tokenizer, documents, sh
 KILLED = """
 import os, sys
 from pathlib import Path
-from data_prep import adopt
+from data_prep.prepared import adopt
 adopt.write_manifest = lambda *arguments: os.kill(os.getpid(), 9)
 tokenizer, first, second, third, out = map(Path, sys.argv[1:])
 adopt.adopt(tokenizer, [first, second], [third], out)

@@ -8,7 +8,7 @@ from test_batches import VOCABULARY, make_documents, make_reader
 from test_isolation import FAMILIES, SEQ_LEN, SMALL
 from torch import nn
 
-from scaler.model import build as model
+from scaler.model import build, masked_lm
 from scaler.model.kernels import attention, dropout
 
 ROWS, HEADS, SIZE = 3, 4, 8
@@ -18,7 +18,7 @@ ROWS_OF_DOCUMENTS = {64: ([64], [1, 30, 33], [5, 5, 5, 49]), 50: ([50], [49, 1],
 
 def masks(seq_len: int) -> torch.Tensor:
     rows = [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in ROWS_OF_DOCUMENTS[seq_len]]
-    return model.document_mask(torch.stack(rows))
+    return masked_lm.document_mask(torch.stack(rows))
 
 
 def states(seq_len: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -123,12 +123,12 @@ def test_other_masks_and_no_gradients_are_torchs():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_learns_the_same_with_and_without_it(family, tmp_path):
     settings = {"model_type": family, **SMALL, **FAMILIES[family]}
-    config = model.configuration(settings, VOCABULARY, 400, SEQ_LEN)
-    reader = make_reader(tmp_path, make_documents([9, 14, 12, 3, 30]), SEQ_LEN, 4, first=model.first_position(config))
+    config = build.configuration(settings, VOCABULARY, 400, SEQ_LEN)
+    reader = make_reader(tmp_path, make_documents([9, 14, 12, 3, 30]), SEQ_LEN, 4, first=build.first_position(config))
     # without dropout
-    networks = [model.MaskedLM(model.build(config, 0)).eval() for _ in range(2)]
+    networks = [masked_lm.MaskedLM(build.build(config, 0)).eval() for _ in range(2)]
     assert networks[0].model.config._attn_implementation == attention.NAME
-    networks[1].model.set_attn_implementation(model.ATTENTION)
+    networks[1].model.set_attn_implementation(build.ATTENTION)
     for network in networks:
         network(reader.at(0, len(reader.rows)))[0].backward()
     for (name, found), right in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):

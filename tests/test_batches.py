@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.rows import lay_out
 from data_prep.tokens.packing import RowTable, pack
+from data_prep.tokens.rows import lay_out
 from scaler.core.errors import ScalerError
 from scaler.data import masking, order, prepared
-from scaler.data.batches import RowReader, Vocabulary, digest
+from scaler.data.batches import RowReader, digest
 from scaler.data.token_rows import Manifest, TokenRows, dtype_for, write_rows
+from scaler.data.tokenizer import Vocabulary
 
 BEGIN, PAD, END, UNKNOWN, MASK = SPECIAL = (0, 1, 2, 3, 4)
 VOCABULARY = Vocabulary(400, BEGIN, END, PAD, MASK, SPECIAL)

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from scaler import calibrate, plan
-from scaler.calibrate import Alone
 from scaler.core.errors import ScalerError
+from scaler.planning import calibrate as planning_calibrate
 from scaler.planning import hardware
+from scaler.planning.calibrate import Alone
 
 FLOPS_PER_ROW = 3e9
 
@@ -18,28 +19,30 @@ def test_a_line_is_found_whatever_single_steps_are_late():
         times = {rows: [floor + rows * row + late for late in (0.0, 0.0, 0.0, 0.0, 1.0)] for rows in (2, 8)}
         return Alone(times, [update, update, 9.0], 1e9)
 
-    found = calibrate.fitted([rank(0.1, 0.02, 0.5), rank(0.1, 0.02, 0.5), rank(0.3, 0.5, 2.0)], FLOPS_PER_ROW)
+    found = planning_calibrate.fitted([rank(0.1, 0.02, 0.5), rank(0.1, 0.02, 0.5), rank(0.3, 0.5, 2.0)], FLOPS_PER_ROW)
     assert found["flops"] == pytest.approx(FLOPS_PER_ROW / 0.1)
     assert found["micro_seconds"] == pytest.approx(0.02) and found["update"] == 0.5 and found["spread"] == 0
 
 
 def test_spread_is_a_standard_deviation_as_a_share():
     times = [1.0 + 0.01 * deviation for deviation in (-3, -2, -1, 0, 1, 2, 3)]
-    found = calibrate.fitted([Alone({1: [0.5], 2: times}, [0.1], 1e9)], FLOPS_PER_ROW)
+    found = planning_calibrate.fitted([Alone({1: [0.5], 2: times}, [0.1], 1e9)], FLOPS_PER_ROW)
     assert found["spread"] == pytest.approx(1.4826 * 0.02)
 
 
 def test_a_micro_batch_that_is_slower_with_fewer_rows_is_no_measurement():
     with pytest.raises(ScalerError, match="a micro-batch of 8 rows took 1 s, and one of 2 took 2 s"):
-        calibrate.fitted([Alone({2: [2.0], 8: [1.0]}, [0.1], 1e9)], FLOPS_PER_ROW)
+        planning_calibrate.fitted([Alone({2: [2.0], 8: [1.0]}, [0.1], 1e9)], FLOPS_PER_ROW)
 
 
 def test_a_network_is_told_from_the_cores_that_fill_it():
     network, cores = 1e8, 4e8
-    on = calibrate.without_cores({"inside": cores, "between": 1 / (1 / network + 1 / cores)})
+    on = planning_calibrate.without_cores({"inside": cores, "between": 1 / (1 / network + 1 / cores)})
     assert on["between"] == pytest.approx(network) and on["inside"] == cores
-    assert calibrate.without_cores({"inside": 4e8, "between": 4.1e8})["between"] == calibrate.UNLIMITED
-    assert calibrate.without_cores({"inside": cores}) == {"inside": cores}
+    assert (
+        planning_calibrate.without_cores({"inside": 4e8, "between": 4.1e8})["between"] == planning_calibrate.UNLIMITED
+    )
+    assert planning_calibrate.without_cores({"inside": cores}) == {"inside": cores}
 
 
 def test_one_process_measures_what_the_plan_needs(run_command, call, tiny_recipe_file, tmp_path):
@@ -50,7 +53,7 @@ def test_one_process_measures_what_the_plan_needs(run_command, call, tiny_recipe
     assert (
         found.on_cpu
         and found.devices == 1
-        and found.between == calibrate.UNLIMITED > found.inside
+        and found.between == planning_calibrate.UNLIMITED > found.inside
         and found.price is None
     )
     assert {"flops", "memory_bandwidth", "inside", "latency", "spread"} <= set(found.measured)

@@ -79,7 +79,7 @@ def test_what_was_saved_is_read_into_stretches_cut_in_another_way(tmp_path, cuts
     target = [
         Piece(piece.name, piece.start, piece.size, {WEIGHT: piece.tensors[WEIGHT]}) for piece in pieces(found, cuts)
     ]
-    checkpoint_format.fill(target, path, checkpoint_format.read_manifest(path))
+    checkpoint_format.fill(target, path, checkpoint_folder.read_manifest(path))
     assert all(torch.equal(found[name], tensor) for name, tensor in parameters().items())
 
 
@@ -87,14 +87,14 @@ def test_a_parameter_of_another_size_is_refused_with_its_name(tmp_path):
     path = saved(tmp_path, parameters())
     tensors = {**parameters(), "a": torch.zeros(11)}
     with pytest.raises(ScalerError, match="a has 10 elements there and 11 in this model; it is another model's"):
-        checkpoint_format.fill(pieces(tensors), path, checkpoint_format.read_manifest(path))
+        checkpoint_format.fill(pieces(tensors), path, checkpoint_folder.read_manifest(path))
 
 
 def test_a_kind_of_state_that_is_in_no_file_is_refused(tmp_path):
     path = saved(tmp_path, parameters())
     target = [Piece("a", 0, 10, {"exp_avg_sq": torch.zeros(10)})]
     with pytest.raises(ScalerError, match="10 elements of exp_avg_sq of a are in none of its files"):
-        checkpoint_format.fill(target, path, checkpoint_format.read_manifest(path))
+        checkpoint_format.fill(target, path, checkpoint_folder.read_manifest(path))
 
 
 def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
@@ -107,7 +107,7 @@ def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
     kept.close()
     found = parameters(seed=1)
     checkpoint_format.fill(
-        pieces(found), tmp_path / "step_00000002", checkpoint_format.read_manifest(tmp_path / "step_00000002")
+        pieces(found), tmp_path / "step_00000002", checkpoint_folder.read_manifest(tmp_path / "step_00000002")
     )
     assert torch.equal(found["a"], parameters()["a"])
 
@@ -173,7 +173,7 @@ def test_a_manifest_with_another_digit_is_damaged(tmp_path):
     text = (path / "manifest.json").read_text()
     (path / "manifest.json").write_text(text.replace("120", "180"))
     with pytest.raises(ScalerError, match="its checksum is another"):
-        checkpoint_format.read_manifest(path)
+        checkpoint_folder.read_manifest(path)
 
 
 def test_half_written_ones_are_no_checkpoints_and_go(tmp_path):
@@ -202,7 +202,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ScalerError, match="no checkpoint of format 2"):
-        checkpoint_format.read_manifest(path)
+        checkpoint_folder.read_manifest(path)
 
 
 def test_a_file_that_its_rank_wrote_elsewhere_is_named(tmp_path, monkeypatch):

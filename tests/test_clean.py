@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import data_prep
-from data_prep import clean, corpus
+from data_prep import clean
+from data_prep.cleaning import clean as cleaning_clean
 from data_prep.formats import texts
 from data_prep.pipeline.workers import Team, gathered
+from data_prep.sources import corpus
 from scaler.config.recipe import Cleaning, Corpus, Source
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_manifest
@@ -39,7 +40,7 @@ WORDS = [f"{first}{second}" for first in ("ka", "lo", "mi", "ru", "te") for seco
 
 @functools.cache
 def steps(**settings):
-    return clean.steps(Cleaning(**settings))
+    return cleaning_clean.steps(Cleaning(**settings))
 
 
 def cleaned(text, **settings):
@@ -216,7 +217,7 @@ def test_no_text_is_too_odd_for_a_step(settings, text):
 def test_personal_data_is_masked_as_datatrove_masks_it(text):
     from data_prep.cleaning.quality import PIIFormatter
 
-    datatroves = PIIFormatter(email_replacement=clean.EMAIL, ip_replacement=clean.IP_ADDRESS)
+    datatroves = PIIFormatter(email_replacement=cleaning_clean.EMAIL, ip_replacement=cleaning_clean.IP_ADDRESS)
     assert cleaned(text, mask_personal_data=True) == (datatroves.format(text), "")
 
 
@@ -272,7 +273,7 @@ def documents(folder):
 
 
 def test_what_is_left_keeps_id_split_and_order(text, tmp_path):
-    assert clean.make(text, tmp_path / "clean", SETTINGS, Team())
+    assert cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
     before, after = documents(text), documents(tmp_path / "clean")
     expected = {name: (split, cleaned(doc, **vars(SETTINGS))[0]) for name, (split, doc) in before.items()}
     assert list(after.items()) == [(name, kept) for name, kept in expected.items() if kept[1] is not None]
@@ -280,7 +281,7 @@ def test_what_is_left_keeps_id_split_and_order(text, tmp_path):
 
 
 def test_the_manifest_counts_what_was_done_and_examples_show_it(text, tmp_path):
-    clean.make(text, tmp_path / "clean", SETTINGS, Team())
+    cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
     manifest = read_manifest(tmp_path / "clean", "clean")
     assert manifest["counts"] == {
         "changed.markup": 60,
@@ -296,40 +297,40 @@ def test_the_manifest_counts_what_was_done_and_examples_show_it(text, tmp_path):
         assert sum(entry["documents"] for entry in found) == len(mine)
         assert sum(entry["characters"] for entry in found) == sum(map(len, mine))
         assert sum(entry["bytes"] for entry in found) == sum(len(text.encode()) for text in mine)
-    examples = json.loads((tmp_path / "clean" / clean.EXAMPLES).read_text(encoding="utf-8"))
+    examples = json.loads((tmp_path / "clean" / cleaning_clean.EXAMPLES).read_text(encoding="utf-8"))
     before = documents(text)
     for reason in manifest["counts"]:
         mine = [example for example in examples if example["reason"] == reason]
-        assert len(mine) == clean.EXAMPLES_KEPT
+        assert len(mine) == cleaning_clean.EXAMPLES_KEPT
         for example in mine:
-            assert example["text"] == before[example["id"]][1][: clean.EXAMPLE_CHARACTERS]
+            assert example["text"] == before[example["id"]][1][: cleaning_clean.EXAMPLE_CHARACTERS]
             became = left.get(example["id"], (None, None))[1]
-            assert example.get("became") == (became and became[: clean.EXAMPLE_CHARACTERS])
+            assert example.get("became") == (became and became[: cleaning_clean.EXAMPLE_CHARACTERS])
 
 
 def test_each_file_gives_no_more_examples_than_are_kept(text, tmp_path):
     entry = texts.entries(texts.manifest(text), "train")[0]
-    record = clean.clean_file(text, entry, SETTINGS, tmp_path)
+    record = cleaning_clean.clean_file(text, entry, SETTINGS, tmp_path)
     found = [example["reason"] for example in record["examples"]]
     assert {reason: found.count(reason) for reason in found} == {
-        reason: min(count, clean.EXAMPLES_KEPT) for reason, count in record["counts"].items()
+        reason: min(count, cleaning_clean.EXAMPLES_KEPT) for reason, count in record["counts"].items()
     }
-    assert found.count("changed.markup") == clean.EXAMPLES_KEPT < record["counts"]["changed.markup"]
+    assert found.count("changed.markup") == cleaning_clean.EXAMPLES_KEPT < record["counts"]["changed.markup"]
 
 
 def test_two_processes_make_the_bytes_that_one_makes(text, tmp_path):
-    clean.make(text, tmp_path / "one", SETTINGS, Team())
+    cleaning_clean.make(text, tmp_path / "one", SETTINGS, Team())
     with gathered(2) as team:
-        clean.make(text, tmp_path / "two", SETTINGS, team)
+        cleaning_clean.make(text, tmp_path / "two", SETTINGS, team)
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert len([name for name in one if name.endswith(texts.EXTENSION)]) == 6
 
 
 def test_made_twice_it_is_up_to_date_and_other_settings_make_it_anew(text, tmp_path):
-    assert clean.make(text, tmp_path / "clean", SETTINGS, Team())
-    assert not clean.make(text, tmp_path / "clean", SETTINGS, Team())
-    assert clean.make(text, tmp_path / "clean", Cleaning(min_characters=7), Team())
+    assert cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
+    assert not cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
+    assert cleaning_clean.make(text, tmp_path / "clean", Cleaning(min_characters=7), Team())
     assert read_manifest(tmp_path / "clean", "clean")["counts"] == {}
 
 
@@ -349,7 +350,7 @@ def long_and_short(tmp_path):
 
 
 def test_a_file_of_which_nothing_is_left_is_no_file(long_and_short, tmp_path):
-    clean.make(long_and_short(*texts.SPLITS), tmp_path / "clean", Cleaning(min_characters=50), Team())
+    cleaning_clean.make(long_and_short(*texts.SPLITS), tmp_path / "clean", Cleaning(min_characters=50), Team())
     left = [entry["source"] for entry in texts.entries(texts.manifest(tmp_path / "clean"))]
     assert left == ["long", "long", "long"]
     assert len(list((tmp_path / "clean").glob(f"*{texts.EXTENSION}"))) == 3
@@ -361,13 +362,13 @@ def test_a_split_of_which_nothing_is_left_is_named(long_and_short, tmp_path, emp
     said = rf"the {emptied} split would be empty; .*dropped\.length\.too_short 40\); switch steps off"
     without = ", or set corpus.test_percent=0 to have no test split" if emptied == "test" else ""
     with pytest.raises(ScalerError, match=f"{said}{without}$"):
-        clean.make(long_and_short(*kept), tmp_path / "clean", Cleaning(min_characters=50), Team())
+        cleaning_clean.make(long_and_short(*kept), tmp_path / "clean", Cleaning(min_characters=50), Team())
     assert not (tmp_path / "clean").exists()
 
 
 def test_dropping_all_text_is_one_clear_error(text, tmp_path):
     with pytest.raises(ScalerError) as raised:
-        clean.make(text, tmp_path / "clean", Cleaning(min_characters=10_000), Team())
+        cleaning_clean.make(text, tmp_path / "clean", Cleaning(min_characters=10_000), Team())
     assert str(raised.value) == (
         "the train split would be empty; cleaning dropped all of it (dropped.length.too_short 238); switch steps off"
     )
@@ -385,9 +386,9 @@ def test_dropping_all_text_is_one_clear_error(text, tmp_path):
 def test_a_missing_package_is_one_line_that_says_how_to_get_it(text, tmp_path, monkeypatch, settings, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "data_prep.cleaning.quality", raising=False)
-    monkeypatch.delattr(data_prep, "quality", raising=False)
+    monkeypatch.delattr("data_prep.cleaning.quality", raising=False)
     with pytest.raises(ScalerError, match=rf"needs {package} .*install it with `pip install '\.\[clean\]'`") as raised:
-        clean.make(text, tmp_path / "clean", Cleaning(**settings), Team())
+        cleaning_clean.make(text, tmp_path / "clean", Cleaning(**settings), Team())
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -76,9 +76,9 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
 
 
 def test_every_command_is_among_these():
-    modules = [path for package in ("scaler", "data_prep") for path in (ROOT / package).glob("*.py")]
-    commands = [path for path in modules if "\ndef main(" in path.read_text(encoding="utf-8")]
-    assert {f"{path.parent.name}.{path.stem}" for path in commands} == set(COMMANDS)
+    modules = [path for package in ("scaler", "data_prep") for path in (ROOT / package).rglob("*.py")]
+    commands = [path for path in modules if "\n@command\ndef main(" in path.read_text(encoding="utf-8")]
+    assert {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in commands} == set(COMMANDS)
 
 
 def test_the_options_of_training_are_these_and_no_others():

@@ -11,12 +11,13 @@ from conftest import make_sentences
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
 
-from data_prep import corpus as corpus_stage
-from data_prep import tokenizer as tokenizer_stage
-from data_prep.formats import texts as text_folders
+from data_prep.formats import texts
 from data_prep.pipeline.workers import Team
+from data_prep.sources import corpus as corpus_stage
+from data_prep.vocabulary import tokenizer
 from scaler import compare
-from scaler.config import recipe as recipes
+from scaler.config import recipe
+from scaler.evaluation import compare as evaluation_compare
 from scaler.evaluation import masked_words
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -29,14 +30,14 @@ def corpus(tmp_path_factory):
     sentences = make_sentences(1500)
     documents = [" ".join(sentences[start : start + 20]) for start in range(0, 1500, 20)]
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    sources = (recipes.Source(str(folder / "text.txt")),)
-    corpus_stage.make(recipes.Corpus(sources=sources, heldout_percent=5, test_percent=20), folder / "corpus", Team())
+    sources = (recipe.Source(str(folder / "text.txt")),)
+    corpus_stage.make(recipe.Corpus(sources=sources, heldout_percent=5, test_percent=20), folder / "corpus", Team())
     return folder / "corpus"
 
 
 @pytest.fixture(scope="module")
 def test_file(corpus):
-    (entry,) = text_folders.entries(text_folders.manifest(corpus), "test")
+    (entry,) = texts.entries(texts.manifest(corpus), "test")
     return corpus / f"{entry['name']}.jsonl.zst"
 
 
@@ -54,7 +55,7 @@ def exported(folder, tokenizer, positions=256):
 def model_folder(request, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     settings = {"kind": request.param, "lowercase": request.param != "byte_bpe", "pieces": 350}
-    tokenizer_stage.make(corpus, folder / "tokenizer", recipes.Tokenizer(600, **settings))
+    tokenizer.make(corpus, folder / "tokenizer", recipe.Tokenizer(600, **settings))
     return exported(folder / "model", PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"))
 
 
@@ -87,7 +88,7 @@ def test_a_model_that_knows_nothing_pays_a_uniform_price(model_folder, corpus, t
     torch.nn.init.zeros_(network.vocab_projector.weight)
     torch.nn.init.zeros_(network.vocab_projector.bias)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    stretches = list(masked_words.stretches(compare.read_texts([test_file], 1000)))
+    stretches = list(masked_words.stretches(evaluation_compare.read_texts([test_file], 1000)))
     found = masked_words.measure(network, tokenizer, stretches)
     characters = sum(end - begin for stretch in stretches for begin, end in stretch.hidden)
     tokens = found.words * found.tokens_per_word
@@ -137,7 +138,7 @@ def test_what_is_too_long_for_one_model_is_left_out_for_all(model_folder, test_f
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
     lengths = [
         len(masked_words.encoded(some, tokenizer)[0])
-        for some in masked_words.stretches(compare.read_texts([test_file], 1000))
+        for some in masked_words.stretches(evaluation_compare.read_texts([test_file], 1000))
     ]
     small = exported(tmp_path / "small", tokenizer, positions=sorted(lengths)[len(lengths) // 2])
     out = tmp_path / "compared.json"

@@ -18,11 +18,10 @@ import pytest
 import xxhash
 from conftest import ROOT, make_documents
 
-from data_prep import corpus
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Team, gathered
-from data_prep.sources import readers as sources
+from data_prep.sources import corpus, readers
 from scaler.config.recipe import Corpus, Source
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, checksum, read_manifest, write_json
@@ -241,7 +240,7 @@ def test_of_a_source_no_more_is_read_than_its_cap(make, tmp_path, max_mib, name)
     documents = [f"{number} " + "x" * 1000 for number in range(4000)]
     make(documents, name, max_mib=max_mib, part_mib=1)
     manifest = read_manifest(tmp_path / "corpus", "corpus")
-    pieces = len(sources.pieces(Source(str(tmp_path / name)), MIB))
+    pieces = len(readers.pieces(Source(str(tmp_path / name)), MIB))
     (source,) = manifest["sources"]
     # each piece ends with the document that reaches its share of the cap
     assert max_mib * MIB <= source["bytes"] < max_mib * MIB + pieces * 1010
@@ -327,7 +326,7 @@ def large(tmp_path_factory):
         long = (f"{chance.getrandbits(400)} " * chance.choice((1, 5, 20)) for _ in range(4500))
         (folder / "a" / name).write_bytes(json_lines(long))
     settings = corpus_of(folder / "a", part_mib=1)
-    assert len(sources.pieces(settings.sources[0], MIB)) >= 8
+    assert len(readers.pieces(settings.sources[0], MIB)) >= 8
     corpus.make(settings, folder / "whole", Team())
     return settings, content(folder / "whole")
 
@@ -359,8 +358,8 @@ class Reader:
     """Stands for `sources.read`: knows which pieces were begun, and fails at one of them, half-way."""
 
     def __init__(self, monkeypatch):
-        self.began, self.fails_at, self.read = [], None, sources.read
-        monkeypatch.setattr(sources, "read", self)
+        self.began, self.fails_at, self.read = [], None, readers.read
+        monkeypatch.setattr(readers, "read", self)
 
     def __call__(self, piece, max_bytes):
         self.began.append(piece)
@@ -379,7 +378,7 @@ def reader(monkeypatch):
 @pytest.mark.parametrize("there_before", [False, True])
 def test_after_an_error_the_next_run_goes_on_and_makes_the_same_bytes(large, reader, tmp_path, fails_at, there_before):
     settings, whole = large
-    pieces = sources.pieces(settings.sources[0], MIB)
+    pieces = readers.pieces(settings.sources[0], MIB)
     if there_before:
         corpus.make(dataclasses.replace(settings, heldout_percent=20), tmp_path / "corpus", Team())
     before = state(tmp_path / "corpus") if there_before else None
@@ -406,7 +405,7 @@ def test_after_an_error_a_run_of_other_settings_starts_anew(large, reader, tmp_p
         corpus.make(large[0], tmp_path / "corpus", Team())
     reader.began, reader.fails_at = [], None
     assert corpus.make(settings, tmp_path / "corpus", Team())
-    assert reader.began == sources.pieces(settings.sources[0], settings.part_mib * MIB)
+    assert reader.began == readers.pieces(settings.sources[0], settings.part_mib * MIB)
     corpus.make(settings, tmp_path / "whole", Team())
     assert content(tmp_path / "corpus") == content(tmp_path / "whole")
 
@@ -421,7 +420,7 @@ def test_a_source_that_is_repaired_is_read_anew(tmp_path, reader):
     path.write_bytes(json_lines(lines[5:]))
     reader.began = []
     assert corpus.make(corpus_of(path, part_mib=1), tmp_path / "corpus", Team())
-    assert len(reader.began) == len(sources.pieces(Source(str(path)), MIB))
+    assert len(reader.began) == len(readers.pieces(Source(str(path)), MIB))
     assert sorted(split_of_each(tmp_path / "corpus")) == sorted(lines[5:])
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from data_prep import dedup
-from data_prep.clean import EXAMPLES, EXAMPLES_KEPT
-from data_prep.cleaning import repeats
+from data_prep import dedup as data_prep_dedup
+from data_prep.cleaning import dedup, repeats
+from data_prep.cleaning.clean import EXAMPLES, EXAMPLES_KEPT
 from data_prep.formats import texts
 from data_prep.formats.texts import Document
 from data_prep.pipeline import folders
@@ -403,12 +403,12 @@ def test_the_command_says_what_it_dropped_and_a_wrong_setting_is_one_line(tmp_pa
     arguments = ["dedup", tmp_path / "text", "--out", tmp_path / "out", "--processes", 1, "exact=false"]
     for how in ("written", "is up to date"):
         monkeypatch.setattr("sys.argv", list(map(str, [*arguments, "bands=10"])))
-        dedup.main()
+        data_prep_dedup.main()
         *splits, counts, last = capsys.readouterr().out.splitlines()
         assert [line.split()[:2] for line in splits] == [["train", "141"], ["heldout", "31"]]
         assert counts == "dropped.near.of_heldout 6, dropped.near.within_split 22"
         assert last == f"{tmp_path / 'out'} {how}"
     monkeypatch.setattr("sys.argv", list(map(str, [*arguments, "band=10"])))
     with pytest.raises(SystemExit):
-        dedup.main()
+        data_prep_dedup.main()
     assert capsys.readouterr().err == "error: recipe: unknown key dedup.band; did you mean 'bands'?\n"

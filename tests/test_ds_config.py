@@ -9,9 +9,11 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaler.config import deepspeed as ds_config
+from scaler.config import batch as ds_config
+from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
+from scaler.distributed import devices
 
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 HERE = Path("mine.json")
@@ -24,11 +26,11 @@ AUTO = {
 
 def resolve(content: dict, native_bf16: bool = False, ranks: int = 2, rows: int = 48) -> dict:
     recipe = load("quickstart", [f"training.rows={rows}", "training.max_micro_rows=16"])
-    return ds_config.resolve(content, HERE, recipe, ds_config.solve_batch(rows, ranks, 16), native_bf16)
+    return config_deepspeed.resolve(content, HERE, recipe, ds_config.solve_batch(rows, ranks, 16), native_bf16)
 
 
 def test_the_shipped_files_differ_in_zero_alone():
-    contents = [ds_config.read(path) for path in SHIPPED]
+    contents = [config_deepspeed.read(path) for path in SHIPPED]
     assert [path.stem for path in SHIPPED] == [
         "zero0",
         "zero1",
@@ -37,16 +39,16 @@ def test_the_shipped_files_differ_in_zero_alone():
         "zero2_offload",
         "zero3",
     ]
-    assert [ds_config.zero_stage(content) for content in contents] == [0, 1, 1, 2, 2, 3]
+    assert [config_deepspeed.zero_stage(content) for content in contents] == [0, 1, 1, 2, 2, 3]
     rest = [{name: value for name, value in content.items() if name != "zero_optimization"} for content in contents]
     assert all(content == rest[0] for content in rest)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_file_resolves_to_plain_values(path):
-    resolved = resolve(ds_config.read(path))
+    resolved = resolve(config_deepspeed.read(path))
     assert "auto" not in json.dumps(resolved)
-    assert resolved["zero_optimization"] == ds_config.read(path)["zero_optimization"]
+    assert resolved["zero_optimization"] == config_deepspeed.read(path)["zero_optimization"]
 
 
 @settings(deadline=None)
@@ -150,14 +152,14 @@ def test_fp16_switched_off_is_as_good_as_absent():
 def test_a_file_that_is_no_configuration_is_refused(text, said, tmp_path):
     (tmp_path / "mine.json").write_text(text, encoding="utf-8")
     with pytest.raises(ScalerError) as refused:
-        ds_config.read(tmp_path / "mine.json")
+        config_deepspeed.read(tmp_path / "mine.json")
     assert f"{tmp_path / 'mine.json'}: {said}" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_refused():
     with pytest.raises(ScalerError, match=r"nowhere\.json: no such file"):
-        ds_config.read(Path("nowhere.json"))
+        config_deepspeed.read(Path("nowhere.json"))
 
 
 def test_a_cpu_without_bf16_instructions_is_not_native():
@@ -165,4 +167,4 @@ def test_a_cpu_without_bf16_instructions_is_not_native():
     if not flags.exists():
         pytest.skip("the processor's abilities are read from Linux")
     expected = any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
-    assert ds_config.bf16_is_native(torch.device("cpu")) is expected
+    assert devices.bf16_is_native(torch.device("cpu")) is expected

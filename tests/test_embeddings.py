@@ -10,16 +10,17 @@ import torch
 from conftest import ROOT, make_sentences
 from transformers import AutoModelForMaskedLM
 
-from data_prep.__main__ import prepare
 from data_prep.pipeline.workers import Team
+from data_prep.prepared.prepare import prepare
 from scaler import embedding_report, train
 from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
-from scaler.data import prepared, word_vectors
-from scaler.data.batches import Vocabulary
-from scaler.model import build as model
-from scaler.model import embeddings, head, initialisation
-from scaler.training import job
+from scaler.data import prepared, tokenizer, word_vectors
+from scaler.data.tokenizer import Vocabulary
+from scaler.evaluation import word_vectors as word_vector_report
+from scaler.model import build, embeddings, initialisation, masked_lm, parameters
+from scaler.model.kernels import cross_entropy
+from scaler.training import job, run
 
 ENTRIES, WIDTH = 700, 32
 RECIPE = f"""
@@ -64,14 +65,14 @@ def outcomes(recipe_file, worker_figures):
 def network_for(recipe_file, *overrides):
     recipe = load(str(recipe_file), overrides)
     data = prepared.open_prepared(recipe)
-    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
-    return model.build(config, recipe.seed)
+    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    return build.build(config, recipe.seed)
 
 
 def started(recipe_file, *overrides):
     """The model that training begins with."""
     arguments = train.parse(["--recipe", str(recipe_file), *overrides])
-    this = job.resolve(arguments, train.world.World())
+    this = job.resolve(arguments, run.world.World())
     return job.starting_point(this, this.data.manifest.unigram_counts())
 
 
@@ -127,31 +128,31 @@ def test_the_published_sizes_are_met_and_freezing_leaves_43_million():
         entries = recipe.tokenizer.vocab_size
         vocabulary = Vocabulary(entries, 2, 3, 0, 4, (0, 1, 2, 3, 4))
         with torch.device("meta"):
-            return recipe, model.build(model.configuration(recipe.model, vocabulary, entries, recipe.data.seq_len), 0)
+            return recipe, build.build(build.configuration(recipe.model, vocabulary, entries, recipe.data.seq_len), 0)
 
     recipe, network = built("distilbert_256k_frozen")
-    assert model.count_parameters(network) == (240_378_112, 240_378_112)
+    assert parameters.count_parameters(network) == (240_378_112, 240_378_112)
     assert recipe.optimizer.frozen_embeddings and not load("distilbert_256k_updated").optimizer.frozen_embeddings
     embeddings.freeze(network)
-    assert model.count_parameters(network) == (240_378_112, 43_770_112)
-    rows = model.what_trains(network, 0.01)
+    assert parameters.count_parameters(network) == (240_378_112, 43_770_112)
+    rows = parameters.what_trains(network, 0.01)
     assert rows[0] == ("token embeddings", 256_000 * 768, "frozen")
     assert sum(count for _, count, _ in rows) == 240_378_112
-    assert model.count_parameters(built("distilbert_mix")[1])[0] == 66_985_530
+    assert parameters.count_parameters(built("distilbert_mix")[1])[0] == 66_985_530
 
 
 def test_a_frozen_matrix_has_no_gradient_and_needs_fewer_operations(recipe_file):
     data = prepared.open_prepared(load(str(recipe_file)))
     network = network_for(recipe_file)
-    updated = model.flops_per_row(network, 32, 8)
+    updated = parameters.flops_per_row(network, 32, 8)
     embeddings.freeze(network)
-    assert updated - model.flops_per_row(network, 32, 8) == 8 * 2 * ENTRIES * WIDTH
+    assert updated - parameters.flops_per_row(network, 32, 8) == 8 * 2 * ENTRIES * WIDTH
     rows = data.rows("train", load(str(recipe_file)), 0).at(0, 4)
-    for at_once in (head.SCORES_AT_ONCE, ENTRIES * 3):
+    for at_once in (cross_entropy.SCORES_AT_ONCE, ENTRIES * 3):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(head, "SCORES_AT_ONCE", at_once)
+            patch.setattr(cross_entropy, "SCORES_AT_ONCE", at_once)
             network.zero_grad()
-            model.MaskedLM(network.train())(rows)[0].backward()
+            masked_lm.MaskedLM(network.train())(rows)[0].backward()
         without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
         assert without == [NAME]
 
@@ -236,8 +237,8 @@ def test_a_run_stays_frozen_or_updated(outcomes, call):
 
 def test_the_report_has_coverage_norms_neighbours_and_the_runs_losses(outcomes, recipe_file, vectors, call, tmp_path):
     runs = [outcomes[name]["run"] for name in ("updated", "frozen")]
-    for name, run in zip(("updated", "frozen"), runs, strict=True):
-        (tmp_path / name).symlink_to(run)
+    for name, folder in zip(("updated", "frozen"), runs, strict=True):
+        (tmp_path / name).symlink_to(folder)
     out = tmp_path / "report"
     options = ("--recipe", recipe_file, "--out", out, "--until", 6, tmp_path / "updated", tmp_path / "frozen")
     status, said, error = call(embedding_report.main, *options)
@@ -259,14 +260,14 @@ def test_the_report_has_coverage_norms_neighbours_and_the_runs_losses(outcomes, 
     names, rows = labels.read_text().splitlines(), tensors.read_text().splitlines()
     assert len(names) == len(rows) and word in names
     shown = np.array(rows[names.index(word)].split("\t"), dtype=float)
-    entry = prepared.load_tokenizer(load(str(recipe_file)).tokenizer_folder).convert_tokens_to_ids(word)
+    entry = tokenizer.load_tokenizer(load(str(recipe_file)).tokenizer_folder).convert_tokens_to_ids(word)
     assert np.allclose(shown, vectors[entry], atol=1e-4)
 
 
 def test_neighbours_are_those_of_the_smallest_angle():
     matrix = np.array([[1, 0], [2, 0.1], [0, 3], [-1, 0], [0.1, 1]], dtype=np.float32)
-    assert [entry for entry, _ in embedding_report.neighbours(matrix, 0, np.arange(5))] == [1, 4, 2, 3]
-    assert [entry for entry, _ in embedding_report.neighbours(matrix, 2, np.array([0, 3, 4]))] == [4, 0, 3]
+    assert [entry for entry, _ in word_vector_report.neighbours(matrix, 0, np.arange(5))] == [1, 4, 2, 3]
+    assert [entry for entry, _ in word_vector_report.neighbours(matrix, 2, np.array([0, 3, 4]))] == [4, 0, 3]
 
 
 @pytest.mark.parametrize(

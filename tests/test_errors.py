@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from scaler.core.errors import ScalerError, command, naming_full_disk, nearest
+from scaler.core.cli import command
+from scaler.core.errors import ScalerError, naming_full_disk, nearest
 
 
 def run(failure: BaseException) -> None:

@@ -14,15 +14,16 @@ from configs import configuration
 from conftest import ROOT, network_of, opened, recipe_beside
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from data_prep.__main__ import prepare
-from data_prep.adopt import adopt
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Team
+from data_prep.prepared.adopt import adopt
+from data_prep.prepared.prepare import prepare
 from scaler import evaluate
 from scaler.config.recipe import load
 from scaler.core.files import read_manifest
-from scaler.data import prepared, token_rows
+from scaler.data import token_rows, tokenizer
 from scaler.distributed.world import World
+from scaler.evaluation import evaluate as evaluation_evaluate
 from scaler.evaluation import heldout
 
 
@@ -33,7 +34,7 @@ def run(two_sources, tmp_path):
     folder.mkdir()
     (folder / "recipe.yaml").write_text(two_sources.to_yaml(), encoding="utf-8")
     network_of(two_sources).save_pretrained(folder / "export")
-    prepared.load_tokenizer(two_sources.tokenizer_folder).save_pretrained(folder / "export")
+    tokenizer.load_tokenizer(two_sources.tokenizer_folder).save_pretrained(folder / "export")
     return folder
 
 
@@ -226,7 +227,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, command, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluate, "write_json", full)
+    monkeypatch.setattr("scaler.evaluate.write_json", full)
     assert "the disk is full" in refusal(command(run))
 
 
@@ -241,7 +242,7 @@ def test_no_other_module_of_training_names_the_test_split():
     assert len(used) > 30
     users = {
         path.name
-        for path in used | {Path(evaluate.__file__)}
+        for path in used | {Path(evaluation_evaluate.__file__)}
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value == "test"
     }

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from scaler.planning import memory as footprint
+from scaler.config import deepspeed as ds_config
 
 
 @pytest.fixture(scope="module")
@@ -59,4 +59,4 @@ def test_the_plan_tells_how_three_ranks_sum_gradients(figures, stage, accumulati
     [(1, 9, True), (2, 1, True), (2, 100, True), (3, 1, True), (64, 2, True), (3, 3, False), (64, 3, False)],
 )
 def test_gradients_go_straight_to_owners_where_a_ring_is_no_faster(ranks, buckets, pays):
-    assert footprint.straight_to_owners(ranks, 1_000_000, -(-1_000_000 // buckets)) is pays
+    assert ds_config.straight_to_owners(ranks, 1_000_000, -(-1_000_000 // buckets)) is pays

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from scaler import finetune
-from scaler.data import prepared
+from scaler.data import tokenizer
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, features, scores
 from scaler.finetuning import folder as finetune_folder
@@ -35,7 +35,7 @@ def pretrained(tiny_recipe, tmp_path_factory):
         for weight in network.parameters():
             weight.add_(0.01)
     network.save_pretrained(folder)
-    prepared.load_tokenizer(tiny_recipe.tokenizer_folder).save_pretrained(folder)
+    tokenizer.load_tokenizer(tiny_recipe.tokenizer_folder).save_pretrained(folder)
     return folder
 
 

@@ -5,8 +5,8 @@ import json
 import datasets
 import pytest
 
-from data_prep.__main__ import prepare
 from data_prep.pipeline.workers import Team
+from data_prep.prepared.prepare import prepare
 from data_prep.sources import aws_docs
 from scaler.config.recipe import load
 from scaler.core.files import read_manifest

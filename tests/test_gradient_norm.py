@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scaler.engine.patches import gradient_norm
+from scaler.model import parameters
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -13,8 +13,8 @@ def test_it_is_right_to_a_millionth(shape, scale, dtype):
     torch.manual_seed(0)
     numbers = (torch.randn(shape) * scale).to(dtype)
     exact = numbers.double().square().sum()
-    assert gradient_norm.square(numbers).dtype == torch.float64
-    torch.testing.assert_close(gradient_norm.square(numbers), exact, rtol=1e-6, atol=0)
+    assert parameters.square(numbers).dtype == torch.float64
+    torch.testing.assert_close(parameters.square(numbers), exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("place", [0, 255, 256, 5000, -1])
@@ -22,4 +22,4 @@ def test_it_is_right_to_a_millionth(shape, scale, dtype):
 def test_a_number_that_is_not_finite_shows(place, bad):
     numbers = torch.ones(5001)
     numbers[place] = bad
-    assert not gradient_norm.square(numbers).isfinite()
+    assert not parameters.square(numbers).isfinite()

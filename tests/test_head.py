@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaler.model import head
+from scaler.model.kernels import cross_entropy
 
 POSITIONS, WIDTH, ENTRIES = 23, 16, 300
 
@@ -35,7 +36,7 @@ def relative(found, expected):
 def test_loss_and_gradients_are_those_of_all_scores_at_once(problem, dtype, of_loss, of_gradients, step):
     rounded = [found.to(dtype) for found in problem[:3]]
     leaves = [found.clone().requires_grad_() for found in rounded]
-    loss = head.WideCrossEntropy.apply(*leaves, problem[3], step)
+    loss = cross_entropy.WideCrossEntropy.apply(*leaves, problem[3], step)
     (loss * 3).backward()
     expected = reference(*rounded, problem[3])
     assert loss.dtype == torch.float32  # also of a bf16 model
@@ -47,7 +48,7 @@ def test_loss_and_gradients_are_those_of_all_scores_at_once(problem, dtype, of_l
 def test_scores_that_differ_by_thousands_overflow_nothing(problem):
     hidden, weight, bias, labels = problem
     leaves = [(hidden * 1e3).requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
-    loss = head.WideCrossEntropy.apply(*leaves, labels, 5)
+    loss = cross_entropy.WideCrossEntropy.apply(*leaves, labels, 5)
     loss.backward()
     expected = reference(*(leaf.detach() for leaf in leaves), labels)
     assert relative(loss.detach(), expected[0]) < 1e-6
@@ -60,7 +61,7 @@ def test_a_frozen_weight_costs_no_second_pass_and_no_bias_is_needed(problem):
 
     def products():
         with FlopCounterMode(display=False) as counted:
-            head.WideCrossEntropy.apply(hidden, weight, None, labels, 70).backward()
+            cross_entropy.WideCrossEntropy.apply(hidden, weight, None, labels, 70).backward()
         return counted.get_total_flops() / (2 * POSITIONS * WIDTH * ENTRIES)
 
     assert products() == 2 and weight.grad is None
@@ -73,7 +74,7 @@ def test_a_frozen_weight_costs_no_second_pass_and_no_bias_is_needed(problem):
 def test_a_second_backward_pass_gives_the_same(problem):
     hidden, weight, bias, labels = problem
     leaves = [hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
-    loss = head.WideCrossEntropy.apply(*leaves, labels, 5)
+    loss = cross_entropy.WideCrossEntropy.apply(*leaves, labels, 5)
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     assert all(torch.equal(*pair) for pair in zip(first, torch.autograd.grad(loss, leaves), strict=True))
 
@@ -99,7 +100,10 @@ def test_wide_vocabularies_are_scored_a_few_positions_at_a_time():
         < (head.positions_at_once(256_000) + 1) * 256_000
     )
     assert head.positions_at_once(1 << 40) == 1
-    some = head.entries_at_once(1000)
-    assert some % head.ALIGNED == 0 and some * 1000 <= head.SCORES_AT_ONCE < (some + head.ALIGNED) * 1000
-    assert head.entries_at_once(head.SCORES_AT_ONCE // 3) == 3
-    assert head.entries_at_once(1 << 40) == 1
+    some = cross_entropy.entries_at_once(1000)
+    assert (
+        some % cross_entropy.ALIGNED == 0
+        and some * 1000 <= cross_entropy.SCORES_AT_ONCE < (some + cross_entropy.ALIGNED) * 1000
+    )
+    assert cross_entropy.entries_at_once(cross_entropy.SCORES_AT_ONCE // 3) == 3
+    assert cross_entropy.entries_at_once(1 << 40) == 1

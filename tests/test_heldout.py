@@ -11,7 +11,7 @@ from conftest import opened, recipe_beside
 
 from scaler.config.recipe import load
 from scaler.core.files import read_manifest, write_json
-from scaler.distributed import world as world_facts
+from scaler.distributed import collectives
 from scaler.distributed.world import World
 from scaler.evaluation import heldout
 from scaler.training.metrics import RunLog
@@ -72,10 +72,10 @@ def test_the_figures_are_the_same_at_every_world_size(two_sources, monkeypatch, 
 
     for rank in range(ranks):  # what each rank brings to the sum, one after the other
         passes.append(0)
-        monkeypatch.setattr(world_facts, "total", lambda value: sums.append(value) or value + 1)
+        monkeypatch.setattr(collectives, "total", lambda value: sums.append(value) or value + 1)
         heldout.evaluate(counted, reader, 8, World(rank=rank, size=ranks))
     assert len(set(passes)) == 1
-    monkeypatch.setattr(world_facts, "total", lambda value: sum(sums))
+    monkeypatch.setattr(collectives, "total", lambda value: sum(sums))
     together = heldout.evaluate(engine, reader, 8, World(rank=0, size=ranks))
     assert together.tokens == alone.tokens
     for name in alone.records("heldout"):

@@ -7,6 +7,7 @@ import pytest
 from matplotlib import pyplot
 
 from data_prep import inspect
+from data_prep.prepared import inspect as prepared_inspect
 from scaler.core.files import read_manifest
 
 
@@ -46,7 +47,7 @@ def test_the_lengths_are_a_picture_too(shown, tiny_recipe):
 
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 2, 3, 4, 7, 8], [0, 5]])
 def test_a_document_falls_into_the_bin_of_its_length(lengths):
-    counts, least = inspect.histogram(np.array(lengths))
+    counts, least = prepared_inspect.histogram(np.array(lengths))
     assert counts.sum() == len(lengths)
     edges = least.tolist()
     expected = [sum(low <= max(1, n) < 2 * low for n in lengths) for low in edges]

@@ -8,7 +8,7 @@ import torch
 from test_batches import VOCABULARY, make_documents, make_reader
 
 from scaler.data.batches import RowReader
-from scaler.model import build as model
+from scaler.model import build, masked_lm
 
 SEQ_LEN = 48
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -31,12 +31,12 @@ FAMILIES = {
 @pytest.fixture(scope="module", params=FAMILIES)
 def network(request):
     settings = {"model_type": request.param, **SMALL, **FAMILIES[request.param]}
-    return model.build(model.configuration(settings, VOCABULARY, 400, SEQ_LEN), seed=0).double().eval()
+    return build.build(build.configuration(settings, VOCABULARY, 400, SEQ_LEN), seed=0).double().eval()
 
 
 def packed(network, folder: Path) -> RowReader:
     documents = make_documents([9, 14, 12, 3, 30])
-    return make_reader(folder, documents, SEQ_LEN, 1, first=model.first_position(network.config))
+    return make_reader(folder, documents, SEQ_LEN, 1, first=build.first_position(network.config))
 
 
 def logits(network, ids, positions, mask) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_packed_documents_score_as_they_do_alone(network, tmp_path):
     reader = packed(network, tmp_path)
     arrays = reader.assemble(np.arange(len(reader.rows)))
     ids, positions, segments = map(torch.from_numpy, arrays)
-    together = logits(network, ids, positions, model.attention_mask(network.config, segments))
+    together = logits(network, ids, positions, masked_lm.attention_mask(network.config, segments))
     seen = 0
     for row in range(len(ids)):
         for segment in range(1, int(segments[row].max()) + 1):
@@ -63,7 +63,7 @@ def test_packed_documents_score_as_they_do_alone(network, tmp_path):
 
 def test_changing_one_document_moves_no_other(network, tmp_path):
     ids, positions, segments = row_of_several(packed(network, tmp_path))
-    mask = model.attention_mask(network.config, segments)
+    mask = masked_lm.attention_mask(network.config, segments)
     change = moved(network, ids, positions, segments, mask)
     assert change[segments == 2].min() > 0
     assert change[segments != 2].max() == 0

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from scaler import sharing
+from scaler.config import batch
 from scaler.core.errors import ScalerError
 
 SCRIPTS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in ("env.sh", "job.sh")]
@@ -37,12 +38,12 @@ def test_one_that_is_submitted_from_elsewhere_names_what_it_lacks(tmp_path):
     ("rows", "nodes", "ranks", "shared"), [(64, 8, 8, 8), (64, 7, 8, 4), (64, 3, 8, 2), (9, 2, 1, 1), (12, 5, 2, 3)]
 )
 def test_the_most_nodes_that_share_a_batch(rows, nodes, ranks, shared):
-    assert sharing.nodes_that_share(rows, nodes, ranks) == shared
+    assert batch.nodes_that_share(rows, nodes, ranks) == shared
 
 
 def test_a_batch_that_not_even_one_node_shares_is_refused():
     with pytest.raises(ScalerError, match=r"training.rows=12 cannot be shared equally by the 8 ranks of a node"):
-        sharing.nodes_that_share(12, 4, 8)
+        batch.nodes_that_share(12, 4, 8)
 
 
 def test_the_rows_are_those_of_the_run_and_of_the_command_line(tiny_recipe_file, tmp_path, call):

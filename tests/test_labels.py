@@ -7,10 +7,10 @@ import re
 import pytest
 
 from data_prep import labels
-from data_prep.labelling import aws_labels
-from data_prep.labels import Text
+from data_prep.labelling import aws_labels, tasks
+from data_prep.labelling.tasks import Text
 from data_prep.sources import aws_docs
-from scaler.finetuning import examples as labelled
+from scaler.finetuning import examples
 from scaler.finetuning.examples import Reading
 
 API = {
@@ -55,7 +55,7 @@ def test_a_service_has_the_names_of_its_model():
     ],
 )
 def test_names_are_taken_out_of_texts(text, left):
-    names = labels.name_pattern({"sqs": API})
+    names = tasks.name_pattern({"sqs": API})
     assert aws_labels.without(names, text) == left
 
 
@@ -89,9 +89,9 @@ def test_near_copies_are_left_out_and_texts_of_two_services_belong_to_none():
         Text("a", "Something that nobody else says about queues of messages and their order", ("a",)),
         Text("b", base, ("b",)),
     ]
-    kept, left_out = labels.without_repeats(texts, shared_too=True)
+    kept, left_out = tasks.without_repeats(texts, shared_too=True)
     assert ([text.text for text in kept], left_out) == ([texts[2].text], 3)
-    kept, left_out = labels.without_repeats(texts, shared_too=False)
+    kept, left_out = tasks.without_repeats(texts, shared_too=False)
     assert ([text.text for text in kept], left_out) == ([texts[0].text, texts[2].text], 2)
 
 
@@ -109,8 +109,8 @@ def test_the_command_writes_what_fine_tuning_reads(services, tmp_path, command):
     manifest = json.loads((out / "manifest.json").read_text())
     texts, sentences = {}, {}
     for split in ("train", "validation", "test"):
-        texts[split], _ = labelled.read(out / "service" / f"{split}.jsonl", Reading("classification"))
-        sentences[split], _ = labelled.read(out / "names" / f"{split}.conll", Reading("tokens"))
+        texts[split], _ = examples.read(out / "service" / f"{split}.jsonl", Reading("classification"))
+        sentences[split], _ = examples.read(out / "names" / f"{split}.conll", Reading("tokens"))
         assert len(texts[split]) == manifest["tasks"]["service"][split]["examples"]
         assert len(sentences[split]) == manifest["tasks"]["names"][split]["examples"]
     assert {example.labels[0] for example in texts["train"]} <= set(services)
@@ -136,8 +136,8 @@ def test_the_command_writes_what_fine_tuning_reads(services, tmp_path, command):
 def test_names_are_of_other_services_in_each_split(services):
     models = dict(aws_docs.models())
     of = {}
-    for text in labels.name_sentences(models):
-        of.setdefault(labels.split_of(text.service), set()).add(text.service)
+    for text in tasks.name_sentences(models):
+        of.setdefault(tasks.split_of(text.service), set()).add(text.service)
     assert sum(map(len, of.values())) == len(set().union(*of.values()))
 
 

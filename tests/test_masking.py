@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scaler.config.recipe import masked_per_row
 from scaler.core.errors import ScalerError
-from scaler.data.masking import choose_positions, mask_rows, masked_per_row
+from scaler.data.masking import choose_positions, mask_rows
 from scaler.data.order import key
 
 MASK, ORDINARY = 4, np.arange(5, 1005)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from scaler.core import text
 from scaler.core.errors import ScalerError
 from scaler.data import prepared
-from scaler.model import build as model
-from scaler.training import metrics
+from scaler.distributed import devices
+from scaler.model import build
 from scaler.training.export import export
 
 
@@ -15,18 +16,18 @@ from scaler.training.export import export
     ("seconds", "said"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3599.7, "1h00m"), (90000, "25h00m")]
 )
 def test_durations_read_as_people_say_them(seconds, said):
-    assert metrics.duration(seconds) == said
+    assert text.duration(seconds) == said
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
 def test_the_ceiling_is_measured_at_least_once(seconds):
-    assert 0 < metrics.measure_matmul_flops(torch.device("cpu"), torch.float32, seconds) < float("inf")
+    assert 0 < devices.measure_matmul_flops(torch.device("cpu"), torch.float32, seconds) < float("inf")
 
 
 @pytest.fixture
 def network(tiny_recipe):
     data = prepared.open_prepared(tiny_recipe)
-    return model.build(model.configuration(tiny_recipe.model, data.vocabulary, 400, 32), seed=1)
+    return build.build(build.configuration(tiny_recipe.model, data.vocabulary, 400, 32), seed=1)
 
 
 def test_an_export_with_a_missing_parameter_is_refused(network, tiny_recipe, tmp_path):

@@ -9,11 +9,11 @@ from conftest import TINY_RECIPE, make_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.__main__ import prepare
 from data_prep.formats.token_shards import Shard
 from data_prep.pipeline.workers import Team
-from data_prep.tokenizer import special_ids
+from data_prep.prepared.prepare import prepare
 from data_prep.tokens import mix
+from data_prep.vocabulary.tokenizer import special_ids
 from scaler.config.recipe import Corpus, Source, load
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_manifest

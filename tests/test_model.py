@@ -8,9 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
-from scaler.data.batches import Batch, Vocabulary
+from scaler.data.batches import Batch
+from scaler.data.tokenizer import Vocabulary
 from scaler.model import build as model
-from scaler.model import head, initialisation
+from scaler.model import head, initialisation, parameters
+from scaler.model import masked_lm as model_masked_lm
+from scaler.model.kernels import cross_entropy
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 ROBERTA = {"model_type": "roberta", "max_position_embeddings": 40, **SMALL}
@@ -31,15 +34,15 @@ def test_aws_roberta_has_the_published_number_of_parameters():
     vocabulary = Vocabulary(recipe.tokenizer.vocab_size, 0, 2, 1, 4, (0, 1, 2, 3, 4))
     config = model.configuration(recipe.model, vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
     with torch.device("meta"):
-        assert model.count_parameters(model.build(config, 0)) == (82_170_201, 82_170_201)
+        assert parameters.count_parameters(model.build(config, 0)) == (82_170_201, 82_170_201)
 
 
 def test_frozen_parameters_are_counted_but_not_trained():
     network = build()
     network.base_model.embeddings.requires_grad_(False)
-    every, trained = model.count_parameters(network)
+    every, trained = parameters.count_parameters(network)
     assert every - trained == sum(p.numel() for p in network.base_model.embeddings.parameters())
-    groups = model.parameter_groups(network, 0.1)
+    groups = parameters.parameter_groups(network, 0.1)
     assert sum(p.numel() for group in groups for p in group["params"]) == trained
 
 
@@ -52,7 +55,7 @@ def test_the_decoder_is_tied_to_the_embeddings():
 @pytest.mark.parametrize("family", ["roberta", "bert", "distilbert", "modernbert", "shifted", "doubled"])
 def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, at_once, batch, monkeypatch):
     if at_once is not None:
-        monkeypatch.setattr(head, "SCORES_AT_ONCE", at_once)
+        monkeypatch.setattr(cross_entropy, "SCORES_AT_ONCE", at_once)
         monkeypatch.setattr(head, "SCORES_TO_RANK", at_once)
     settings = {key: value for key, value in ROBERTA.items() if family != "distilbert" or key != "intermediate_size"}
     later = {"shifted": lambda scores: scores + torch.arange(400) / 100, "doubled": lambda scores: scores * 2}.get(
@@ -62,12 +65,12 @@ def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, at_once,
     if later is not None:  # a model that does not leave its last layer's scores as they are
         network.lm_head.register_forward_hook(lambda module, arguments, scores: later(scores))
     with torch.no_grad():
-        masked_lm = model.MaskedLM(network)
+        masked_lm = model_masked_lm.MaskedLM(network)
         loss, scores = masked_lm(batch)
         everywhere = network(  # the hook lets a plain call through
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=model.attention_mask(network.config, batch.segment_ids),
+            attention_mask=model_masked_lm.attention_mask(network.config, batch.segment_ids),
         ).logits
     there = everywhere.gather(1, batch.masked_positions.unsqueeze(-1).expand(-1, -1, 400))
     naive = -there.double().log_softmax(-1).gather(2, batch.labels.unsqueeze(-1)).flatten()
@@ -80,21 +83,21 @@ def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, at_once,
     assert float(masked_lm(batch)[0].detach()) == pytest.approx(float(naive.mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [head.SCORES_AT_ONCE, 700])
+@pytest.mark.parametrize("at_once", [cross_entropy.SCORES_AT_ONCE, 700])
 def test_every_parameter_takes_part_in_the_loss(batch, at_once, monkeypatch):
-    monkeypatch.setattr(head, "SCORES_AT_ONCE", at_once)
-    masked_lm = model.MaskedLM(build())
+    monkeypatch.setattr(cross_entropy, "SCORES_AT_ONCE", at_once)
+    masked_lm = model_masked_lm.MaskedLM(build())
     masked_lm(batch)[0].backward()
     assert [name for name, parameter in masked_lm.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("at_once", [head.SCORES_AT_ONCE, 700])
+@pytest.mark.parametrize("at_once", [cross_entropy.SCORES_AT_ONCE, 700])
 def test_a_lookup_gives_the_gradient_of_its_rows_to_that_of_the_head(batch, at_once, tied, monkeypatch):
-    monkeypatch.setattr(head, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(cross_entropy, "SCORES_AT_ONCE", at_once)
     found = []
     for dense in (False, True):
-        masked_lm = model.MaskedLM(build(tie_word_embeddings=tied).eval())
+        masked_lm = model_masked_lm.MaskedLM(build(tie_word_embeddings=tied).eval())
         lookup = masked_lm.model.get_input_embeddings()
         assert lookup.sparse is tied  # by itself it would be the gradient, which DeepSpeed needs dense
         if dense:
@@ -110,7 +113,7 @@ def test_a_lookup_gives_the_gradient_of_its_rows_to_that_of_the_head(batch, at_o
 def test_a_model_keeps_its_mode_and_its_own_head(batch):
     for training in (True, False):
         network = build().train(training)
-        masked_lm = model.MaskedLM(network)
+        masked_lm = model_masked_lm.MaskedLM(network)
         assert masked_lm.training is network.training is training
         masked_lm(batch)
         assert "forward" not in vars(network.get_output_embeddings())
@@ -118,7 +121,7 @@ def test_a_model_keeps_its_mode_and_its_own_head(batch):
 
 def test_decay_spares_biases_and_norms_and_every_parameter_is_in_one_group():
     network = build()
-    groups = {group["name"]: group for group in model.parameter_groups(network, 0.1)}
+    groups = {group["name"]: group for group in parameters.parameter_groups(network, 0.1)}
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     members = {group: {names[id(p)] for p in groups[group]["params"]} for group in groups}
     assert {group: groups[group]["weight_decay"] for group in groups} == {
@@ -148,12 +151,12 @@ def test_the_seed_decides_the_weights_and_no_other_randomness_is_touched():
 def test_operations_are_those_that_torch_counts(family):
     # on the meta device attention is two matrix products, which the counter sees; it does nothing else of weight
     with torch.device("meta"):
-        network = model.MaskedLM(build({**ROBERTA, "model_type": family}))
+        network = model_masked_lm.MaskedLM(build({**ROBERTA, "model_type": family}))
         ids = torch.zeros(3, SEQ_LEN, dtype=torch.long)
         masked = torch.zeros(3, 5, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             network(Batch(ids, ids, ids, masked, masked))[0].backward()
-    assert model.flops_per_row(network.model, SEQ_LEN, 5) == pytest.approx(counter.get_total_flops() / 3, rel=0.02)
+    assert parameters.flops_per_row(network.model, SEQ_LEN, 5) == pytest.approx(counter.get_total_flops() / 3, rel=0.02)
 
 
 def test_a_unigram_start_has_the_unigram_cross_entropy(tmp_path):
@@ -166,9 +169,9 @@ def test_a_unigram_start_has_the_unigram_cross_entropy(tmp_path):
     entropy = -np.log(share[batch.labels]).mean()
     network = build().eval()
     with torch.no_grad():
-        before = float(model.MaskedLM(network)(batch)[0])
+        before = float(model_masked_lm.MaskedLM(network)(batch)[0])
         initialisation.start_from_unigram(network, counts)
-        after = float(model.MaskedLM(network)(batch)[0])
+        after = float(model_masked_lm.MaskedLM(network)(batch)[0])
     assert before - entropy > 0.5
     assert after == pytest.approx(entropy, abs=0.05)
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from conftest import ROOT, TINY_RECIPE, make_documents
 
-from data_prep.__main__ import prepare
 from data_prep.pipeline.workers import Team, gathered
+from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import load
 from scaler.distributed import mpi
 

@@ -14,11 +14,12 @@ import torch
 from conftest import ROOT
 
 from scaler import noise_scale, plan
-from scaler.checkpoint import format as checkpoint_format
+from scaler.checkpoint import folder as checkpoint_folder
 from scaler.config import recipe as recipes
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import World
 from scaler.planning import activations, critical_batch
+from scaler.planning import noise_scale as planning_noise_scale
 from scaler.planning.critical_batch import Estimate, Record
 from scaler.planning.memory import Activations
 
@@ -56,7 +57,7 @@ class Regression:
 
 def test_the_noise_of_a_known_problem_is_found_within_its_error():
     known = Regression(width=20, delta=0.5, sigma=2.0, rows=4, seed=0)
-    found = noise_scale.measure(known.gradient, known.parameters, batches=400, rows=4, here=World())
+    found = planning_noise_scale.measure(known.gradient, known.parameters, batches=400, rows=4, here=World())
     assert abs(found.gradient - known.square) < 3 * found.gradient_error < 0.5 * known.square
     assert abs(found.noise - known.noise) < 3 * found.noise_error < 0.5 * known.noise
     assert abs(found.rows - known.noise / known.square) < 3 * found.rows_error < 0.5 * found.rows
@@ -64,7 +65,7 @@ def test_the_noise_of_a_known_problem_is_found_within_its_error():
 
 def test_standard_errors_are_those_of_many_measurements():
     runs = [
-        noise_scale.measure(known.gradient, known.parameters, batches=24, rows=4, here=World())
+        planning_noise_scale.measure(known.gradient, known.parameters, batches=24, rows=4, here=World())
         for known in (Regression(width=10, delta=0.5, sigma=1.0, rows=4, seed=seed) for seed in range(1, 81))
     ]
     known = Regression(10, 0.5, 1.0, 4, 0)
@@ -100,7 +101,9 @@ def test_the_jackknife_leaves_out_one_batch_after_the_other():
 def test_a_gradient_that_is_not_finite_is_no_noise():
     parts = [torch.ones(3)]
     with pytest.raises(ScalerError, match="not finite"):
-        noise_scale.measure(lambda number: [part / number for part in parts], parts, batches=3, rows=1, here=World())
+        planning_noise_scale.measure(
+            lambda number: [part / number for part in parts], parts, batches=3, rows=1, here=World()
+        )
 
 
 def test_where_noise_drowns_the_gradient_no_number_is_given():
@@ -168,7 +171,7 @@ def test_two_ranks_find_what_one_finds(measured, figures, call):
 
 
 def test_the_gradient_is_that_of_the_rows_that_come_next_with_their_dropout(run_dir):
-    run = noise_scale.Run(run_dir, torch.device("cpu"))
+    run = planning_noise_scale.Run(run_dir, torch.device("cpu"))
     run.load(run.checkpoints[-1])
 
     def flat(first, rows):
@@ -189,7 +192,7 @@ def test_the_gradient_is_that_of_the_rows_that_come_next_with_their_dropout(run_
 
 
 def test_the_masks_are_as_many_as_at_the_checkpoint(run_dir):
-    run = noise_scale.Run(run_dir, torch.device("cpu"))
+    run = planning_noise_scale.Run(run_dir, torch.device("cpu"))
     objective = dataclasses.replace(run.recipe.objective, mask_probability=0.25, final_mask_probability=0.125)
     run.recipe = dataclasses.replace(run.recipe, objective=objective)
     for path, masked in zip(run.checkpoints, (8, 6, 4), strict=True):  # after 0, 6 and 12 of 12 steps
@@ -198,18 +201,18 @@ def test_the_masks_are_as_many_as_at_the_checkpoint(run_dir):
 
 
 def test_a_checkpoint_that_the_run_removes_meanwhile_is_left_out(measured, call, monkeypatch):
-    opened = noise_scale.Run.load
+    opened = planning_noise_scale.Run.load
 
     def load(self, path):
         if path.name == "step_00000006":
             shutil.rmtree(path)
         return opened(self, path)
 
-    monkeypatch.setattr(noise_scale.Run, "load", load)
+    monkeypatch.setattr(planning_noise_scale.Run, "load", load)
     status, said, error = call(noise_scale.main, measured, "--batches", "3", "--json")
     assert status == 0 and [record["step"] for record in json.loads(said)] == [0, 12]
     assert "step_00000006: removed by the run" in error
-    monkeypatch.setattr(noise_scale.Run, "load", lambda self, path: None)
+    monkeypatch.setattr(planning_noise_scale.Run, "load", lambda self, path: None)
     status, _, error = call(noise_scale.main, measured, "--batches", "3")
     assert status == 2 and "were removed while they were read" in error.splitlines()[-1]
 
@@ -226,8 +229,8 @@ def test_a_damaged_checkpoint_is_named(measured, call):
 @pytest.mark.parametrize("key", ["rows_xxh3", "tokenizer_xxh3"])
 def test_rows_or_a_tokenizer_that_the_run_did_not_have_are_refused(measured, call, key):
     path = measured / "checkpoints" / "step_00000006"
-    manifest = checkpoint_format.read_manifest(path)
-    checkpoint_format.write_manifest(path, {**manifest, key: "0" * 32})
+    manifest = checkpoint_folder.read_manifest(path)
+    checkpoint_folder.write_manifest(path, {**manifest, key: "0" * 32})
     status, _, error = call(noise_scale.main, measured, "--batches", "3")
     assert status == 2 and "trained on other rows" in error and error.count("\n") == 1
 
@@ -263,7 +266,7 @@ def test_folders_without_run_or_checkpoint_are_refused(measured, tmp_path, call)
 
 
 def test_an_earlier_result_that_is_damaged_is_found_before_the_work(measured, call, monkeypatch):
-    monkeypatch.setattr(noise_scale, "measure", None)
+    monkeypatch.setattr(planning_noise_scale, "measure", None)
     for content, said in (("{", "not readable"), ('{"step": 3}\n', "is missing")):
         (measured / "noise_scale.jsonl").write_text(content)
         status, _, error = call(noise_scale.main, measured)

@@ -10,14 +10,13 @@ import torch
 from conftest import ROOT
 
 from scaler import plan
-from scaler.config.deepspeed import SolvedBatch
+from scaler.config import batch
+from scaler.config.batch import SolvedBatch
 from scaler.core.errors import ScalerError
-from scaler.data.batches import Batch, Vocabulary
-from scaler.model import build as model
-from scaler.planning import activations, hardware, workload
-from scaler.planning import communication as traffic
-from scaler.planning import memory as footprint
-from scaler.planning import step_time as forecast
+from scaler.data.batches import Batch
+from scaler.data.tokenizer import Vocabulary
+from scaler.model import build, masked_lm
+from scaler.planning import activations, communication, hardware, memory, step_time, workload
 from scaler.planning.memory import Activations, Layout, Sharding
 from scaler.planning.step_time import Settings, Workload
 
@@ -72,22 +71,24 @@ def test_half_of_the_parts_go_to_the_other_rank_and_no_more(figures, number):
 
 def test_stage_2_sends_with_every_micro_batch_and_stage_1_once():
     def gradients(stage, accumulation):
-        return traffic.of_step(LAYOUT, Sharding(stage, 8, accumulation, 2, 500_000))[0].sent
+        return communication.of_step(LAYOUT, Sharding(stage, 8, accumulation, 2, 500_000))[0].sent
 
     assert gradients(2, 4) == 4 * gradients(1, 4) == 4 * gradients(0, 1) == 8 * LAYOUT.trained
 
 
 @pytest.mark.parametrize("kind, passes", [("all_reduce", 2), ("all_gather", 1), ("reduce_scatter", 1), ("reduce", 1)])
 def test_a_ring_sends_its_share_and_hops_add_up(kind, passes):
-    some = traffic.Collective(kind, "data", 1_000_000, calls=3)
-    assert traffic.bytes_on_the_wire(some, 4) == passes * 0.75e6
-    assert traffic.seconds(some, 4, 1e6, 0.0) == pytest.approx(passes * 0.75)
-    assert traffic.seconds(some, 8, 1e30, 0.5) == pytest.approx(3 * passes * log2(8) * 0.5)
+    some = communication.Collective(kind, "data", 1_000_000, calls=3)
+    assert communication.bytes_on_the_wire(some, 4) == passes * 0.75e6
+    assert communication.seconds(some, 4, 1e6, 0.0) == pytest.approx(passes * 0.75)
+    assert communication.seconds(some, 8, 1e30, 0.5) == pytest.approx(3 * passes * log2(8) * 0.5)
 
 
 def test_reduces_by_gloo_gain_nothing_on_two_ranks():
     sent = {
-        (kind, ranks): traffic.bytes_on_the_wire(traffic.Collective(kind, "gradients", 1_000_000, 1), ranks, gloo=True)
+        (kind, ranks): communication.bytes_on_the_wire(
+            communication.Collective(kind, "gradients", 1_000_000, 1), ranks, gloo=True
+        )
         for kind in ("all_reduce", "reduce")
         for ranks in (2, 4)
     }
@@ -95,7 +96,7 @@ def test_reduces_by_gloo_gain_nothing_on_two_ranks():
 
 
 def test_one_rank_sends_nothing():
-    assert traffic.of_step(LAYOUT, Sharding(2, 1, 4, 2, 500_000)) == ()
+    assert communication.of_step(LAYOUT, Sharding(2, 1, 4, 2, 500_000)) == ()
 
 
 # ---- memory
@@ -110,7 +111,7 @@ def test_a_rank_at_stage_2_holds_the_gradients_of_whole_parameters():
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_more_ranks_never_take_more_memory(stage):
-    peaks = [footprint.of_step(LAYOUT, NOTHING, Sharding(stage, ranks, 2, 4, 100_000)).peak for ranks in (1, 2, 4, 64)]
+    peaks = [memory.of_step(LAYOUT, NOTHING, Sharding(stage, ranks, 2, 4, 100_000)).peak for ranks in (1, 2, 4, 64)]
     assert peaks == sorted(peaks, reverse=True)
     assert (peaks[0] == peaks[-1]) == (stage == 0)
 
@@ -118,32 +119,32 @@ def test_more_ranks_never_take_more_memory(stage):
 def test_what_is_kept_is_that_of_the_zero_paper():
     # bf16 and AdamW: 2 bytes of weight, 4 of an fp32 copy, 8 of moments, shared from stage 1 on
     layout, ranks = Layout(((8_000_000,),)), 8
-    assert footprint.of_step(layout, NOTHING, Sharding(0, ranks, 1, 2, 1)).kept == {
+    assert memory.of_step(layout, NOTHING, Sharding(0, ranks, 1, 2, 1)).kept == {
         "weights": 16_000_000, "optimizer": 64_000_000, "fp32 weights": 32_000_000
     }  # fmt: skip
-    assert footprint.of_step(layout, NOTHING, Sharding(2, ranks, 1, 2, 1)).kept == {
+    assert memory.of_step(layout, NOTHING, Sharding(2, ranks, 1, 2, 1)).kept == {
         "weights": 16_000_000, "fp32 weights": 4_000_000, "optimizer": 8_000_000
     }  # fmt: skip
-    kept = footprint.of_step(layout, NOTHING, Sharding(3, ranks, 1, 2, 1)).kept
+    kept = memory.of_step(layout, NOTHING, Sharding(3, ranks, 1, 2, 1)).kept
     assert (kept["weights"], kept["gradients"]) == (2_000_000, 2_000_000)
 
 
 def test_frozen_parameters_take_their_weights_and_no_more():
     trained, frozen = Layout(((1000, 1000),)), Layout(((1000, 1000),), frozen=1_000_000)
     for stage in (0, 1, 2):
-        plain, more = (footprint.of_step(some, NOTHING, Sharding(stage, 2, 2, 2, 100)) for some in (trained, frozen))
+        plain, more = (memory.of_step(some, NOTHING, Sharding(stage, 2, 2, 2, 100)) for some in (trained, frozen))
         assert more.peak - plain.peak == 2_000_000
 
 
 def test_offload_moves_the_optimizer_to_the_host():
-    found = footprint.of_step(LAYOUT, NOTHING, Sharding(2, 2, 1, 2, 100_000, offload=True))
+    found = memory.of_step(LAYOUT, NOTHING, Sharding(2, 2, 1, 2, 100_000, offload=True))
     assert set(found.kept) == {"weights", "weights on their way"}
     assert found.host["optimizer"] == 4 * LAYOUT.padded(2)
 
 
 def test_stage_3_keeps_the_gradients_twice_with_the_optimizer_in_the_host():
     plain, offloaded, both = (
-        footprint.of_step(LAYOUT, NOTHING, Sharding(3, 2, 1, 2, 100_000, **asked))
+        memory.of_step(LAYOUT, NOTHING, Sharding(3, 2, 1, 2, 100_000, **asked))
         for asked in ({}, {"offload": True}, {"offload": True, "offload_weights": True})
     )
     moved = {"gradients", "fp32 weights", "optimizer"}
@@ -160,14 +161,14 @@ def test_weights_in_the_host_travel_with_every_micro_batch():
     batch = SolvedBatch(64, 4, 4, 4)
     work = Workload(LAYOUT, lambda rows: NOTHING, 1e9, 128, 64, 10)
     node = hardware.load("dgx-a100")
-    with_link, without = (forecast.step_of(work, some, batch, 1, node).network for some in (asked, here))
+    with_link, without = (step_time.step_of(work, some, batch, 1, node).network for some in (asked, here))
     assert with_link - without == pytest.approx(4 * 2 * LAYOUT.all / 4 / node.host_link)
 
 
 def test_activations_are_those_of_the_real_model_on_a_cpu(tiny_recipe):
     """The bytes that autograd keeps for the backward pass, counted on real tensors."""
     config, rows, masked = workload.configuration(tiny_recipe), 3, 8
-    network = model.MaskedLM(model.build(config, 0)).train()
+    network = masked_lm.MaskedLM(build.build(config, 0)).train()
     held: dict[int, int] = {}
 
     def keep(tensor):
@@ -190,7 +191,7 @@ def test_embeddings_that_are_frozen_have_no_gradient_and_lookups_on_a_cpu_none_o
     settings = {**tiny_recipe.model, "max_position_embeddings": 34}
     entries = 100_000
     special = Vocabulary(entries, 0, 2, 1, 4, (0, 1, 2, 3, 4))
-    config = model.configuration(settings, special, entries, 32)
+    config = build.configuration(settings, special, entries, 32)
     matrix = 4 * entries * config.hidden_size
     trained, on_cpu, frozen = (
         activations.of_model(config, 2, 32, 8, 4, frozen, on_cpu)
@@ -214,7 +215,7 @@ def test_masks_that_become_fewer_are_planned_at_their_most_and_timed_at_their_me
 def test_activations_grow_with_rows_on_a_line(tiny_recipe):
     config = workload.configuration(tiny_recipe)
     one, four, eight = (activations.of_model(config, rows, 32, 8, 4) for rows in (1, 4, 8))
-    told = footprint.on_the_line(4, (1, one), (8, eight))
+    told = memory.on_the_line(4, (1, one), (8, eight))
     assert told.forward == pytest.approx(four.forward, rel=0.02)
     assert four.with_gradients <= told.with_gradients < 1.1 * four.with_gradients  # a greatest of several lines
 
@@ -228,7 +229,7 @@ def work(**changes):
 
 def test_a_step_is_the_sum_of_its_parts():
     on = dataclasses.replace(ON, micro_seconds=0.01, spread=0.1)
-    step = forecast.step_of(work(), ZERO2, SolvedBatch(64, 4, 4, 4), 2, on)
+    step = step_time.step_of(work(), ZERO2, SolvedBatch(64, 4, 4, 4), 2, on)
     assert step.compute == pytest.approx(16 * 1e9 / 1e12)
     assert step.micro_batches == pytest.approx(0.04)
     sent = 4 * 2 * LAYOUT.trained * 1.5 + 2 * LAYOUT.padded(4) * 0.75
@@ -240,45 +241,45 @@ def test_a_step_is_the_sum_of_its_parts():
 def test_one_node_does_not_wait_for_the_network_between_nodes():
     batch = SolvedBatch(64, 32, 1, 2)
     slow = dataclasses.replace(ON, between=1.0)
-    assert forecast.step_of(work(), ZERO2, batch, 1, slow) == forecast.step_of(work(), ZERO2, batch, 1, ON)
+    assert step_time.step_of(work(), ZERO2, batch, 1, slow) == step_time.step_of(work(), ZERO2, batch, 1, ON)
 
 
 def test_overlap_hides_gradients_as_long_as_the_backward_pass_takes():
     batch, hides = SolvedBatch(64, 16, 1, 4), dataclasses.replace(ZERO2, overlap=True)
     gathered = 2 * LAYOUT.padded(4) * 0.75 / 1e9
-    free = forecast.step_of(work(flops_per_row=1e12), hides, batch, 2, ON)
+    free = step_time.step_of(work(flops_per_row=1e12), hides, batch, 2, ON)
     assert free.network == pytest.approx(gathered, rel=1e-2)
-    bare = forecast.step_of(work(flops_per_row=1.0), hides, batch, 2, ON)
+    bare = step_time.step_of(work(flops_per_row=1.0), hides, batch, 2, ON)
     assert bare.network == pytest.approx(
-        forecast.step_of(work(flops_per_row=1.0), ZERO2, batch, 2, ON).network, rel=1e-3
+        step_time.step_of(work(flops_per_row=1.0), ZERO2, batch, 2, ON).network, rel=1e-3
     )
 
 
 def test_the_knee_is_where_efficiency_falls_and_names_the_part():
     points = [
-        forecast.point(work(flops_per_row=1e8), ZERO2, SolvedBatch(64, 32 // nodes, 1, 2 * nodes), nodes, ON)
+        step_time.point(work(flops_per_row=1e8), ZERO2, SolvedBatch(64, 32 // nodes, 1, 2 * nodes), nodes, ON)
         for nodes in (1, 2, 4, 8)
     ]
-    here, part = forecast.knee(points)
+    here, part = step_time.knee(points)
     assert (here.nodes, part) == (2, "network")
     quick = dataclasses.replace(ON, inside=1e30, between=1e30, memory_bandwidth=1e30)
-    even = [dataclasses.replace(p, step=forecast.step_of(work(), ZERO2, p.batch, p.nodes, quick)) for p in points]
-    assert forecast.knee(even) is None
+    even = [dataclasses.replace(p, step=step_time.step_of(work(), ZERO2, p.batch, p.nodes, quick)) for p in points]
+    assert step_time.knee(even) is None
 
 
 def test_the_best_is_the_fastest_that_fits():
     on = dataclasses.replace(ON, memory_bytes=40e6)
     heavy = work(activations=lambda rows: Activations(rows * 5_000_000, rows * 5_000_000, rows * 5_000_000))
-    points = [forecast.point(heavy, ZERO2, batch, 1, on) for batch in forecast.batches(64, 2)]
-    best = forecast.best(points)
+    points = [step_time.point(heavy, ZERO2, batch, 1, on) for batch in batch.batches(64, 2)]
+    best = step_time.best(points)
     assert best.fits and best.batch.micro_rows == 4
     assert [p.batch.micro_rows for p in points if p.fits] == [4, 2, 1]
-    assert forecast.best([p for p in points if not p.fits]) is None
+    assert step_time.best([p for p in points if not p.fits]) is None
 
 
 def test_batches_that_ranks_cannot_share_have_no_way():
-    assert list(forecast.batches(64, 3)) == []
-    assert [(b.micro_rows, b.accumulation) for b in forecast.batches(64, 16)] == [(4, 1), (2, 2), (1, 4)]
+    assert list(batch.batches(64, 3)) == []
+    assert [(b.micro_rows, b.accumulation) for b in batch.batches(64, 16)] == [(4, 1), (2, 2), (1, 4)]
 
 
 # ---- the command

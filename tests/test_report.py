@@ -13,13 +13,12 @@ from matplotlib import image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaler import report
-from scaler.planning import step_time as forecast
+from scaler.planning import step_time
 from scaler.planning.hardware import Hardware
 from scaler.planning.workload import settings_of
-from scaler.studies import bottlenecks
-from scaler.studies import curves as scaling
+from scaler.studies import bottlenecks, curves, pictures
 from scaler.studies import folder as study_folder
-from scaler.studies import pictures as report_pictures
+from scaler.studies import report as study_report
 from scaler.studies import words as scaling_words
 from scaler.studies.folder import Measured, Point
 
@@ -31,7 +30,7 @@ TRAINING = 12 * 12 * TOKENS  # tokens of the recipe's steps
 @pytest.fixture(autouse=True, scope="module")
 def workload_once():
     """All studies here have one recipe in fp32, whose activations take seconds to measure."""
-    real, made = scaling.workload, []
+    real, made = curves.workload, []
 
     def workload(recipe, width, on_cpu):
         assert width == 4
@@ -40,7 +39,7 @@ def workload_once():
         return made[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaling, "workload", workload)
+        patch.setattr(curves, "workload", workload)
         yield
 
 
@@ -100,7 +99,7 @@ def fail(study, reason, **where) -> Point:
 
 
 def curve_of(study, given=None):
-    found = scaling.analyse(study, given)
+    found = curves.analyse(study, given)
     return found, found.curves[0]
 
 
@@ -169,7 +168,7 @@ def test_series_and_stages_are_curves_of_their_own(study):
     for series, stage in (("strong", 1), ("strong", 2), ("weak", 2)):
         for ranks in (1, 2):
             measure(study, own=stage / ranks, ranks=ranks, stage=stage, series=series)
-    found = scaling.analyse(study)
+    found = curves.analyse(study)
     assert [curve.setting for curve in found.curves] == [
         ("strong", 1, False, BUCKET), ("strong", 2, False, BUCKET), ("weak", 2, False, BUCKET)
     ]  # fmt: skip
@@ -205,7 +204,7 @@ def test_growth_of_all_parts_is_what_efficiency_has_lost(study):
 def test_what_runs_beside_own_work_does_not_limit(study):
     measure(study, own=0.8)
     point = measure(study, own=0.1, ranks=8, changes={"communication_seconds": (0.09,) * 8})
-    row = next(row for row in scaling.analyse(study).rows if row.point == point)
+    row = next(row for row in curves.analyse(study).rows if row.point == point)
     assert row.figures.communication_share == pytest.approx(0.9)
     assert row.figures.parts["communication"] == 0
     assert not bottlenecks.limits(curve_of(study)[1])
@@ -286,7 +285,7 @@ def test_a_setting_that_is_measured_faster(study, better, said):
     measure(study, own=0.8)
     measure(study, own=0.2, communication=0.2, ranks=4)
     measure(study, own=0.2, communication=0.1, ranks=4, **better)
-    found = scaling.analyse(study)
+    found = curves.analyse(study)
     curve = next(curve for curve in found.curves if curve.setting == ("strong", 2, False, BUCKET))
     remedy = bottlenecks.remedies(found, curve)[0]
     assert (remedy.kind, remedy.gain) == ("setting", pytest.approx(1 / 3))
@@ -298,7 +297,7 @@ def test_a_difference_within_the_spread_is_none(study):
     measure(study, own=0.4, ranks=4)
     spread = {"step_seconds": ((0.2, 0.3, 0.36, 0.5, 0.6),) * 4}
     measure(study, own=0.2, ranks=4, stage=1, changes=spread)
-    found = scaling.analyse(study)
+    found = curves.analyse(study)
     curve = next(curve for curve in found.curves if curve.setting[1] == 2)
     assert "setting" not in {remedy.kind for remedy in bottlenecks.remedies(found, curve)}
 
@@ -321,15 +320,15 @@ def test_errors_of_the_prediction(study):
     for row in curve.rows:  # against the forecast itself, made by hand
         config = json.loads((study_folder.folder_of(study, row.point) / "ds_config.json").read_text())
         asked = dataclasses.replace(settings_of(config, "fp32"), on_cpu=True)
-        batch = forecast.SolvedBatch(ROWS, 8, row.point.accumulation, row.point.ranks)
+        batch = step_time.SolvedBatch(ROWS, 8, row.point.accumulation, row.point.ranks)
         one = dataclasses.replace(ON, devices=1)
-        told[row.point.ranks] = forecast.point(found.prediction.works["fp32"], asked, batch, row.point.nodes, one)
+        told[row.point.ranks] = step_time.point(found.prediction.works["fp32"], asked, batch, row.point.nodes, one)
         assert row.predicted.step == told[row.point.ranks].step
         assert row.predicted.memory.peak == told[row.point.ranks].memory.peak
         assert row.error == pytest.approx(told[row.point.ranks].step.seconds - 1)
         assert row.memory_error == pytest.approx(row.predicted.memory.peak / (1_000_000 + row.point.ranks - 1) - 1)
     errors = sorted(abs(point.step.seconds - 1) for point in told.values())
-    median, worst = scaling.errors(found)
+    median, worst = curves.errors(found)
     assert median == pytest.approx(errors[1]) and abs(worst.error) == pytest.approx(errors[2])
     efficiency = told[1].step.seconds / told[4].step.seconds / 4
     assert curve.foretold_efficiency(curve.foretold[-1]) == pytest.approx(efficiency)
@@ -349,14 +348,14 @@ def test_hardware_of_the_folder_is_taken_and_another_can_be_given(study):
     measure(study, own=1.0)
     content = {**dataclasses.asdict(ON), "name": "beside", "measured": ["flops"]}
     (study / "hardware.yaml").write_text(yaml.safe_dump(content))
-    assert scaling.analyse(study).prediction.hardware.name == "beside"
-    assert scaling.analyse(study, ON).prediction.hardware.name == "a test"
+    assert curves.analyse(study).prediction.hardware.name == "beside"
+    assert curves.analyse(study, ON).prediction.hardware.name == "a test"
 
 
 def test_a_precision_without_a_figure_is_not_predicted(study):
     measure(study, own=1.0)
     found, curve = curve_of(study, dataclasses.replace(ON, flops={"bf16": 1e12}))
-    assert curve.rows[0].predicted is None and scaling.errors(found) is None
+    assert curve.rows[0].predicted is None and curves.errors(found) is None
     assert "hardware a test has no figure for fp32, only bf16" in scaling_words.prediction(found)
 
 
@@ -417,8 +416,8 @@ def written(tmp_path_factory):
     fail(folder, "node n3 is down", stage=3)
     content = {**dataclasses.asdict(ON), "measured": ["flops"]}
     (folder / "hardware.yaml").write_text(yaml.safe_dump(content))
-    found = scaling.analyse(folder)
-    report.write(found, folder / "report")
+    found = curves.analyse(folder)
+    study_report.write(found, folder / "report")
     return folder / "report", found
 
 
@@ -455,7 +454,7 @@ def test_all_lines_of_a_table_are_as_wide_as_its_head(written):
 
 
 def test_pictures_are_images(written):
-    for name in report_pictures.PICTURES:
+    for name in pictures.PICTURES:
         pixels = image.imread(written[0] / name)
         assert pixels.shape[1] == 1440 and pixels.std() > 0.05
 
@@ -501,7 +500,7 @@ def test_the_command(study, call):
     status, said, _ = call(report.main, study)
     assert status == 0
     assert "how it scales, nobody knows yet" in said and str(study / "report" / "index.html") in said
-    assert {path.name for path in (study / "report").iterdir()} <= report.OURS
+    assert {path.name for path in (study / "report").iterdir()} <= study_report.OURS
     assert not list(study.glob("*.partial"))
     measure(study, own=0.6, ranks=2)
     assert call(report.main, study)[0] == 0  # again, over the older one
@@ -517,7 +516,7 @@ def test_points_that_differ_from_the_others_are_named(study):
     newer = {"versions": {"torch": "2.14", "deepspeed": "0.19.8"}}
     odd = measure(study, own=0.1, ranks=8, micro=4, changes={"commit": None, "hosts": ("n9",) * 8, **newer})
     study_folder.note_failure(study, odd, "timed out")
-    remarks = "\n".join(scaling.analyse(study).remarks)
+    remarks = "\n".join(curves.analyse(study).remarks)
     assert f"{odd.name}: another commit than most points (None for c0ffee)" in remarks
     assert "torch 2.14 for 2.13.0+cpu" in remarks and "deepspeed" not in remarks
     assert f"{odd.name}: on hosts that the largest point did not have (n9)" in remarks
@@ -591,7 +590,7 @@ def test_half_a_line_of_failures_is_a_failure(study):
     point = fail(study, "first", ranks=2)
     with (study_folder.folder_of(study, point) / "failures.jsonl").open("a") as file:
         file.write('{"reas')
-    row = next(row for row in scaling.analyse(study).rows if row.point == point)
+    row = next(row for row in curves.analyse(study).rows if row.point == point)
     assert row.failures == ("first", "a damaged line of failures.jsonl")
 
 

@@ -10,12 +10,13 @@ from conftest import make_documents
 from tokenizers import Tokenizer
 
 from data_prep import rows
-from data_prep.__main__ import prepare
 from data_prep.formats import texts
 from data_prep.formats.token_shards import write_shard
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Team
-from data_prep.tokenizer import special_ids
+from data_prep.prepared.prepare import prepare
+from data_prep.tokens import rows as tokens_rows
+from data_prep.vocabulary.tokenizer import special_ids
 from scaler.config.recipe import Corpus, Source, load
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_manifest
@@ -74,7 +75,7 @@ def make(tmp_path, tiny_recipe):
 
     def make(seq_len=32, min_tokens=1, tokenizer=tiny_recipe.tokenizer_folder):
         least = min_tokens if isinstance(min_tokens, dict) else dict.fromkeys(texts.SPLITS, min_tokens)
-        return rows.make(tmp_path / "shards", tokenizer, tmp_path / "rows", seq_len, least, NOT_MIXED, Team())
+        return tokens_rows.make(tmp_path / "shards", tokenizer, tmp_path / "rows", seq_len, least, NOT_MIXED, Team())
 
     return make
 
@@ -108,8 +109,8 @@ def ordinary(table):
 def test_every_token_is_there_once_and_no_chunk_crosses_documents(
     shards, make, tmp_path, monkeypatch, seq_len, block_tokens, file_tokens, files
 ):
-    monkeypatch.setattr(rows, "BLOCK_TOKENS", block_tokens)
-    monkeypatch.setattr(rows, "FILE_TOKENS", file_tokens)
+    monkeypatch.setattr(tokens_rows, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(tokens_rows, "FILE_TOKENS", file_tokens)
     documents = shards()
     assert make(seq_len)
     assert len(list((tmp_path / "rows").glob("train-*.rows"))) == files
@@ -133,7 +134,7 @@ def test_ids_are_as_wide_as_the_vocabulary_needs(shards, make, tmp_path, vocab_s
 def test_documents_that_fit_are_whole_and_decode_to_their_text(tiny_recipe, tmp_path):
     data = tiny_recipe.rows_folder.parent
     least = dict.fromkeys(texts.SPLITS, 1)
-    rows.make(data / "shards", data / "tokenizer", tmp_path / "rows", 512, least, NOT_MIXED, Team())
+    tokens_rows.make(data / "shards", data / "tokenizer", tmp_path / "rows", 512, least, NOT_MIXED, Team())
     decode = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json")).decode
     corpus = read_manifest(data / "corpus", "corpus")
     for split in texts.SPLITS:

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from scaler.core import folders
 from scaler.core.errors import ScalerError
 from scaler.training import run_folder
 
@@ -19,7 +20,7 @@ def test_a_start_that_was_killed_early_leaves_a_folder_that_is_still_new(tmp_pat
 
 
 def test_what_is_written_before_the_recipe_counts_as_nothing(tmp_path):
-    run_folder.lock(tmp_path).close()
+    folders.lock(tmp_path).close()
     run_folder.set_state(tmp_path, "running", step=0)
     run_folder.add_attempt(tmp_path, {"ranks": 1})
     (tmp_path / run_folder.DS_CONFIG).write_text("{}")
@@ -42,11 +43,11 @@ def test_without_a_wish_the_first_free_name_is_taken(tmp_path, monkeypatch):
 
 
 def test_two_cannot_hold_one_folder(tmp_path):
-    held = run_folder.lock(tmp_path)
+    held = folders.lock(tmp_path)
     with pytest.raises(ScalerError, match="another run is at work in it"):
-        run_folder.lock(tmp_path)
+        folders.lock(tmp_path)
     held.close()
-    run_folder.lock(tmp_path).close()
+    folders.lock(tmp_path).close()
 
 
 JOB = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "pretrain"}
@@ -55,33 +56,33 @@ JOB = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "pretrain"}
 def test_the_job_that_holds_a_folder_is_named(tmp_path, monkeypatch):
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    held = run_folder.lock(tmp_path)
+    held = folders.lock(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     with pytest.raises(ScalerError, match=r"at work in it \(job 12, start 0, process \d+ on "):
-        run_folder.lock(tmp_path)
+        folders.lock(tmp_path)
     held.close()
 
 
 def test_a_lock_that_outlives_the_node_of_an_earlier_start_of_the_job_does_not_stop_it(tmp_path, monkeypatch):
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    dead = run_folder.lock(tmp_path)
+    dead = folders.lock(tmp_path)
     with pytest.raises(ScalerError, match="another run is at work"):
-        run_folder.lock(tmp_path)
+        folders.lock(tmp_path)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    run_folder.lock(tmp_path).close()
+    folders.lock(tmp_path).close()
     dead.close()
 
 
 @pytest.mark.parametrize("running", [True, False])
 def test_where_locks_are_each_nodes_own_slurm_is_asked(tmp_path, monkeypatch, running):
-    (tmp_path / run_folder.LOCK).write_text("job 11, start 0, process 4 on gpu07\n")
-    monkeypatch.setattr(run_folder.slurm, "is_running", lambda job: running and job == "11")
+    (tmp_path / folders.LOCK).write_text("job 11, start 0, process 4 on gpu07\n")
+    monkeypatch.setattr(folders.slurm, "is_running", lambda job: running and job == "11")
     if running:
         with pytest.raises(ScalerError, match="job 11, start 0, process 4 on gpu07"):
-            run_folder.lock(tmp_path)
+            folders.lock(tmp_path)
     else:
-        run_folder.lock(tmp_path).close()
+        folders.lock(tmp_path).close()
 
 
 def test_a_disk_without_locks_is_worked_on_and_it_is_said(tmp_path, monkeypatch, capsys):
@@ -89,7 +90,7 @@ def test_a_disk_without_locks_is_worked_on_and_it_is_said(tmp_path, monkeypatch,
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    run_folder.lock(tmp_path).close()
+    folders.lock(tmp_path).close()
     assert "cannot be locked (No locks available); let no second start work in it" in capsys.readouterr().out
 
 

@@ -14,11 +14,13 @@ import pytest
 from conftest import ROOT, make_documents
 from tokenizers import Tokenizer
 
-from data_prep import corpus, shards, tokenizer
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Team, gathered
+from data_prep.sources import corpus
+from data_prep.tokens import shards
+from data_prep.vocabulary import tokenizer
 from scaler.config.recipe import Corpus, Source
 from scaler.config.recipe import Tokenizer as TokenizerSettings
 from scaler.core.errors import ScalerError

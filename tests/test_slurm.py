@@ -14,14 +14,13 @@ import pytest
 from conftest import ROOT, network_of
 from slurm_cluster import PARTITIONS, Cluster, missing
 
-from scaler.checkpoint.folder import found
-from scaler.checkpoint.format import read_manifest
+from scaler.checkpoint.folder import found, read_manifest
 from scaler.config.recipe import load
-from scaler.data import batches, prepared
+from scaler.core import folders
+from scaler.data import batches, prepared, tokenizer
 from scaler.finetuning import folder as finetune_folder
-from scaler.model import build as model
+from scaler.model import build
 from scaler.studies import folder as study_folder
-from scaler.training import run_folder
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 SCRIPTS = [name for name in sorted(os.listdir(ROOT / "slurm")) if name not in ("env.sh", "job.sh")]
@@ -181,8 +180,8 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
 def digest(recipe, rows: int, batch: int) -> int:
     """Of all rows and masks that a run of so many rows trains on, whatever happens to it."""
     data = prepared.open_prepared(recipe)
-    config = model.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
-    reader = data.rows("train", recipe, model.first_position(config))
+    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    reader = data.rows("train", recipe, build.first_position(config))
     return sum(batches.digest(reader.at(row, batch), row) for row in range(0, rows, batch)) % (1 << 64)
 
 
@@ -260,7 +259,7 @@ def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight)
 @pytest.mark.slow
 def test_fine_tuning_shares_a_batch_between_two_nodes(site, tiny_recipe):
     network_of(tiny_recipe).save_pretrained(site.folder / "model")
-    prepared.load_tokenizer(tiny_recipe.tokenizer_folder).save_pretrained(site.folder / "model")
+    tokenizer.load_tokenizer(tiny_recipe.tokenizer_folder).save_pretrained(site.folder / "model")
     lines = [{"text": f"{word} {word} {number}", "label": word} for number in range(60) for word in ("kana", "kazu")]
     (site.folder / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tune = ("--nodes=2", "slurm/finetune.sh", "model", "--data", "labels.jsonl", "--out", "runs/tuned")
@@ -321,7 +320,7 @@ def test_a_study_over_nodes_outlives_a_power_cut_and_a_point_that_fails(site, cl
     # ---- a node of two fails while both measure
     task = f"{arrays['2']}_0"
     cluster.wait(task, "RUNNING")
-    lock = points / "strong-n2x1-zero0-bucket50000000-rows12-micro3" / run_folder.LOCK
+    lock = points / "strong-n2x1-zero0-bucket50000000-rows12-micro3" / folders.LOCK
     wait_for(lambda: lock.is_file() and lock.read_text())
     last = cluster.control("scontrol", "show", "hostnames", cluster.job(task)["NodeList"]).split()[-1]
     cluster.cut_power(last)
@@ -335,7 +334,7 @@ def test_a_study_over_nodes_outlives_a_power_cut_and_a_point_that_fails(site, cl
     cluster.wait(report, *ENDS)
 
     # ---- submitted again with one stage more, only its points are; one of them fails until it is given up
-    broken = points / "strong-n1x1-zero1-bucket50000000-rows12-micro4" / run_folder.LOCK
+    broken = points / "strong-n1x1-zero1-bucket50000000-rows12-micro4" / folders.LOCK
     broken.mkdir(parents=True)
     more = [*study[:5], "0,1,2", *study[6:], "--nodes", "1,2", "--steps", "3"]
     said = site.over(site.submit(*more), "COMPLETED")

@@ -18,8 +18,7 @@ from conftest import ROOT, make_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.sources import aws_docs
-from data_prep.sources import readers as sources
+from data_prep.sources import aws_docs, readers
 from scaler.config.recipe import Source
 from scaler.core.errors import ScalerError
 
@@ -32,8 +31,8 @@ LINES = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.co
 
 
 def documents(path, piece_bytes=MIB, max_bytes=MIB, **settings):
-    cut = sources.pieces(Source(str(path), **settings), piece_bytes)
-    return [document for piece in cut for document in sources.read(piece, max_bytes)]
+    cut = readers.pieces(Source(str(path), **settings), piece_bytes)
+    return [document for piece in cut for document in readers.read(piece, max_bytes)]
 
 
 def read(path, *arguments, **settings):
@@ -166,7 +165,7 @@ def test_a_change_of_a_file_changes_the_identity_of_the_source(tmp_path):
     source = Source(str(tmp_path))
 
     def identity(piece_bytes=MIB):
-        return sources.identity(source, sources.pieces(source, piece_bytes))
+        return readers.identity(source, readers.pieces(source, piece_bytes))
 
     path = written(tmp_path / "a.txt", b"one")
     before = identity()
@@ -197,7 +196,7 @@ def test_however_a_file_of_lines_is_cut_each_line_comes_once_and_in_order(
     if mark and not content:
         expected = [""]
     assert read(path, piece_bytes, text_unit="line") == expected
-    cut = sources.pieces(Source(str(path), text_unit="line"), piece_bytes)
+    cut = readers.pieces(Source(str(path), text_unit="line"), piece_bytes)
     assert len(cut) == max(1, -(-path.stat().st_size // piece_bytes))
     assert sum(piece.size for piece in cut) == path.stat().st_size
 
@@ -225,9 +224,9 @@ def test_however_json_lines_are_cut_the_documents_are_the_same_and_errors_name_t
     lines[bad] = '{"text": Größe}\n'
     path = written(folder / "bad.jsonl", "".join(lines).encode())
     said, found = [], []
-    for piece in sources.pieces(Source(str(path)), piece_bytes):
+    for piece in readers.pieces(Source(str(path)), piece_bytes):
         try:
-            found += [document.text for document in sources.read(piece, MIB)]
+            found += [document.text for document in readers.read(piece, MIB)]
         except ScalerError as error:
             said.append(str(error))
     (message,) = said
@@ -236,16 +235,16 @@ def test_however_json_lines_are_cut_the_documents_are_the_same_and_errors_name_t
 
 def test_any_piece_can_be_read_alone_and_again(tmp_path):
     path = written(tmp_path / "a.jsonl", "".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(500)).encode())
-    cut = sources.pieces(Source(str(path)), 1000)
+    cut = readers.pieces(Source(str(path)), 1000)
     assert len(cut) > 5
-    backwards = [[document.text for document in sources.read(piece, MIB)] for piece in reversed(cut)]
+    backwards = [[document.text for document in readers.read(piece, MIB)] for piece in reversed(cut)]
     assert list(itertools.chain.from_iterable(reversed(backwards))) == [f"{n}" for n in range(500)]
 
 
 def test_small_files_share_a_piece(tmp_path):
     for number in range(10):
         written(tmp_path / f"{number}.txt", b"x" * 99 + b"%d" % number)
-    cut = sources.pieces(Source(str(tmp_path)), 350)
+    cut = readers.pieces(Source(str(tmp_path)), 350)
     assert [[span.path.name for span in piece.spans] for piece in cut] == [
         ["0.txt", "1.txt", "2.txt", "3.txt"],
         ["4.txt", "5.txt", "6.txt", "7.txt"],
@@ -268,7 +267,7 @@ def test_small_files_share_a_piece(tmp_path):
 )
 def test_only_files_whose_documents_are_lines_are_cut(tmp_path, name, unit, pieces):
     path = written(tmp_path / name, b"\n" * 1000)
-    cut = sources.pieces(Source(str(path), text_unit=unit), 100)
+    cut = readers.pieces(Source(str(path), text_unit=unit), 100)
     assert len(cut) == pieces
     assert sum(piece.size for piece in cut) == 1000
 
@@ -366,12 +365,12 @@ LONG = 32 * MIB
 )
 def test_a_long_line_is_refused_before_it_is_read_to_its_end(tmp_path, name, compress, unit):
     path = written(tmp_path / name, compress(b'\n{"text": "a"}\n\n' + b"x" * LONG))
-    (piece,) = sources.pieces(Source(str(path), text_unit=unit), 2 * LONG)
-    list(islice(sources.read(piece, MIB), 1))  # what a first time imports
+    (piece,) = readers.pieces(Source(str(path), text_unit=unit), 2 * LONG)
+    list(islice(readers.read(piece, MIB), 1))  # what a first time imports
     tracemalloc.start()
     try:
         with pytest.raises(ScalerError) as raised:
-            list(sources.read(piece, MIB))
+            list(readers.read(piece, MIB))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -383,11 +382,11 @@ def test_a_long_line_is_refused_before_it_is_read_to_its_end(tmp_path, name, com
 
 def test_every_piece_of_a_long_line_names_it(tmp_path):
     path = written(tmp_path / "a.jsonl", b'{"text": "a"}\n\n' + b"x" * 5000)
-    *cut, last = sources.pieces(Source(str(path)), 1000)
+    *cut, last = readers.pieces(Source(str(path)), 1000)
     for piece in cut:
         with pytest.raises(ScalerError, match=r"a\.jsonl, line 3: a document of more than"):
-            list(sources.read(piece, 500))
-    assert list(sources.read(last, 500)) == []
+            list(readers.read(piece, 500))
+    assert list(readers.read(last, 500)) == []
 
 
 def test_a_file_or_paragraph_that_is_too_long_is_refused(tmp_path):
@@ -408,10 +407,10 @@ def file_of_text(request, tmp_path):
 
 
 def test_a_file_that_has_vanished_since_the_source_was_cut_is_named(file_of_text):
-    (piece,) = sources.pieces(Source(str(file_of_text)), MIB)
+    (piece,) = readers.pieces(Source(str(file_of_text)), MIB)
     file_of_text.unlink()
     with pytest.raises(ScalerError) as raised:
-        list(sources.read(piece, MIB))
+        list(readers.read(piece, MIB))
     assert str(raised.value).startswith(f"{file_of_text}: has vanished while the corpus was read; bring it back")
 
 
@@ -429,17 +428,17 @@ def garbled(path):
 
 @pytest.mark.parametrize("change", [appended, touched, garbled])
 def test_a_file_that_has_changed_since_the_source_was_cut_is_named(file_of_text, change):
-    (piece,) = sources.pieces(Source(str(file_of_text)), MIB)
+    (piece,) = readers.pieces(Source(str(file_of_text)), MIB)
     change(file_of_text)
     with pytest.raises(ScalerError) as raised:
-        list(sources.read(piece, MIB))
+        list(readers.read(piece, MIB))
     assert str(raised.value).startswith(f"{file_of_text}: has changed while it was read; let it be written to the end")
 
 
 @pytest.mark.parametrize("change", [appended, touched])
 def test_a_file_that_changes_while_it_is_read_is_named(file_of_text, change):
-    (piece,) = sources.pieces(Source(str(file_of_text), text_unit="line"), MIB)
-    reading = sources.read(piece, MIB)
+    (piece,) = readers.pieces(Source(str(file_of_text), text_unit="line"), MIB)
+    reading = readers.read(piece, MIB)
     next(reading)
     change(file_of_text)
     with pytest.raises(ScalerError, match="has changed while it was read"):
@@ -472,9 +471,9 @@ def test_the_pieces_of_aws_docs_hold_each_page_once(monkeypatch, services):
 
     some = Loader().list_available_services("service-2")[:services]
     monkeypatch.setattr(Loader, "list_available_services", lambda self, kind: some)
-    cut = sources.pieces(Source(sources.AWS_DOCS), MIB)
-    assert len(cut) == sources.AWS_PIECES
-    assert sorted(d.text for piece in cut for d in sources.read(piece, MIB)) == sorted(aws_docs.documents())
+    cut = readers.pieces(Source(readers.AWS_DOCS), MIB)
+    assert len(cut) == readers.AWS_PIECES
+    assert sorted(d.text for piece in cut for d in readers.read(piece, MIB)) == sorted(aws_docs.documents())
 
 
 def test_aws_docs_without_botocore_say_what_to_install(tmp_path, run_command):
@@ -527,15 +526,15 @@ def test_a_hub_data_set_is_streamed_from_its_configuration_and_split(hub_dataset
 
 def test_a_hub_data_set_of_several_files_is_read_share_by_share(hub_dataset):
     source = Source(hub_dataset, hub_config="several", id_field="id")
-    cut = sources.pieces(source, MIB)
-    shares = [list(sources.read(piece, MIB)) for piece in reversed(cut)][::-1]
+    cut = readers.pieces(source, MIB)
+    shares = [list(readers.read(piece, MIB)) for piece in reversed(cut)][::-1]
     assert shares == [[(f"{file} {line}", f"{file}-{line}") for line in range(file + 2)] for file in range(3)]
 
 
 def test_the_revision_and_the_shares_are_a_hub_data_sets_identity(hub_dataset):
     def identity(**settings):
         source = Source(hub_dataset, hub_config="several", **settings)
-        return sources.identity(source, sources.pieces(source, MIB))
+        return readers.identity(source, readers.pieces(source, MIB))
 
     assert identity() == {"hub": "me/data", "revision": None, "shares": 3}
     assert identity(hub_revision="v2") == {"hub": "me/data", "revision": "v2", "shares": 3}

@@ -9,6 +9,7 @@ import pytest
 from scaler import status
 from scaler.core.errors import ScalerError
 from scaler.training import run_folder
+from scaler.training import status as training_status
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def run(tmp_path, tiny_recipe_file):
 
 
 def test_a_running_one_says_all_of_it(run):
-    lines = [" ".join(line.split()) for line in status.render(status.status(run)).splitlines()]
+    lines = [" ".join(line.split()) for line in training_status.render(training_status.status(run)).splitlines()]
     assert lines == [
         str(run),
         "state running",
@@ -49,26 +50,26 @@ def test_a_running_one_says_all_of_it(run):
 def test_one_that_has_been_silent_for_long_may_be_dead(run):
     for path in run.iterdir():
         os.utime(path, (0, time.time() - 7200))
-    assert "its last word is 2h00m old: look whether it still is" in status.render(status.status(run))
+    assert "its last word is 2h00m old: look whether it still is" in training_status.render(training_status.status(run))
 
 
 def test_a_failed_one_says_why(run):
     run_folder.set_state(run, "failed", why="the disk is full")
-    found = status.status(run)
-    assert "failed (the disk is full)" in status.render(found)
+    found = training_status.status(run)
+    assert "failed (the disk is full)" in training_status.render(found)
     assert found["seconds_left"] is None
 
 
 def test_one_that_has_only_begun(tmp_path):
     (tmp_path / run_folder.RECIPE).write_text("name: mine\n")
-    text = status.render(status.status(tmp_path))
+    text = training_status.render(training_status.status(tmp_path))
     assert "step     0 of ?, nothing saved" in text and "loss     -" in text
 
 
 def test_reports_of_a_hung_rank_are_named(run):
     (run / "hung").mkdir()
     (run / "hung" / "rank_00001.txt").write_text("{}")
-    assert "reports in hung/: rank_00001.txt" in status.render(status.status(run))
+    assert "reports in hung/: rank_00001.txt" in training_status.render(training_status.status(run))
 
 
 def test_several_as_json(run, call):
@@ -78,7 +79,7 @@ def test_several_as_json(run, call):
 
 def test_a_folder_without_a_run_is_refused(tmp_path, call):
     with pytest.raises(ScalerError, match=r"no run \(no recipe.yaml\)"):
-        status.status(tmp_path)
+        training_status.status(tmp_path)
     ended, _, said = call(status.main, tmp_path / "nowhere")
     assert ended == 2 and said.count("\n") == 1
 

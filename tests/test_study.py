@@ -16,15 +16,16 @@ import torch
 from conftest import ROOT
 
 from scaler import study
-from scaler.config import deepspeed as ds_config
+from scaler.core import folders
 from scaler.core.errors import ScalerError
+from scaler.distributed import devices, local_ranks
 from scaler.distributed.world import World
 from scaler.studies import folder as study_folder
-from scaler.studies import local_ranks
 from scaler.studies import point as study_point
-from scaler.training import run_folder
+from scaler.studies import run as study_run
+from scaler.studies.run import PRELOAD
 
-PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
+PRECISION = "bf16" if devices.bf16_is_native(torch.device("cpu")) else "fp32"
 SHORT = ("--steps", 2, "--warmup", 1)
 NAMES = {stage: f"strong-n1x{{}}-zero{stage}-bucket50000000-rows12-micro{{}}" for stage in range(4)}
 
@@ -88,10 +89,10 @@ def test_a_point_is_timed_with_the_mean_share_of_masks_and_holds_the_most_once(b
 
     monkeypatch.setattr(study_point.loop, "train_batch", train_batch)
     engine = SimpleNamespace(train=lambda _: None, close=lambda: None)
-    engines = SimpleNamespace(
-        check=lambda *_: None, Engine=lambda *_: engine, timed_collectives=lambda _: contextlib.nullcontext([])
-    )
-    found = study_point.measure(this, World(), engines, steps=4, warmup=2)
+    monkeypatch.setattr("scaler.engine.engine.Engine", lambda *_: engine)
+    timed = "scaler.engine.patches.timed_collectives.timed_collectives"
+    monkeypatch.setattr(timed, lambda _: contextlib.nullcontext([]))
+    found = study_point.measure(this, World(), steps=4, warmup=2)
     assert masked == [6] * (2 + 4) + [8] + [6] * study_point.COMMUNICATION_STEPS
     assert len(found.step_seconds[0]) == 4
 
@@ -168,7 +169,7 @@ def test_a_folder_of_something_else_is_refused(begin, tmp_path):
 
 def test_two_at_once_are_refused(begin, tmp_path):
     begin("--define_only", "--stages", "0")
-    with run_folder.lock(tmp_path / "study"):
+    with folders.lock(tmp_path / "study"):
         status, _, errors = begin("--stages", "0")
     assert status == 2 and f"another run is at work in it (process {os.getpid()} on" in errors
 
@@ -180,7 +181,7 @@ def test_points_of_other_threads_do_not_compare(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with pytest.raises(ScalerError, match="measured with 2 threads a rank, and now there would be 3; set OMP_NUM_TH"):
-        study.threads(tmp_path, [study_folder.Entry(point, measured, ())])
+        study_run.threads(tmp_path, [study_folder.Entry(point, measured, ())])
 
 
 def test_nodes_of_slurm_are_only_defined(begin, tmp_path):
@@ -203,7 +204,7 @@ def test_ctrl_c_while_a_rank_starts_is_ctrl_c_and_leaves_no_rank(tmp_path, monke
 
     monkeypatch.setattr(ForkServerProcess, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        local_ranks.start(2, [str(tmp_path), "no-point"], tmp_path / "log.txt")
+        local_ranks.start(2, study_point.main, [str(tmp_path), "no-point"], tmp_path / "log.txt", PRELOAD)
     assert [process.exitcode is not None for process in started] == [True]
 
 
@@ -211,7 +212,7 @@ def test_a_study_is_stopped_goes_on_and_outlives_a_point_that_fails(begin, tmp_p
     folder, grid = tmp_path / "study", ("--ranks_per_node", "1,2", "--stages", "0,3", *SHORT)
     begin("--define_only", *grid)
     names = [NAMES[0].format(1, 4), NAMES[0].format(2, 3), NAMES[3].format(1, 4), NAMES[3].format(2, 3)]
-    broken = folder / "points" / names[1] / run_folder.LOCK
+    broken = folder / "points" / names[1] / folders.LOCK
     broken.mkdir()  # so that this point's first rank cannot begin
 
     # ---- Ctrl-C in the second point
@@ -293,7 +294,7 @@ def test_the_ranks_of_a_killed_study_end_with_it(begin, tmp_path, tiny_recipe_fi
     command = [sys.executable, "-m", "scaler.study", tmp_path / "study", *grid]
     with subprocess.Popen([str(word) for word in command], cwd=ROOT) as running:
         point = tmp_path / "study" / "points" / NAMES[0].format(2, 3)
-        wait_until(lambda: (point / run_folder.LOCK).is_file() and (point / run_folder.LOCK).read_text())
+        wait_until(lambda: (point / folders.LOCK).is_file() and (point / folders.LOCK).read_text())
         running.kill()
     wait_until(lambda: not is_locked(point))
     status, said, _ = begin("--ranks_per_node", 2, "--stages", 0, *SHORT)
@@ -309,7 +310,7 @@ def wait_until(holds, seconds: float = 400) -> None:
 
 def is_locked(folder) -> bool:
     try:
-        run_folder.lock(folder).close()
+        folders.lock(folder).close()
     except ScalerError:
         return True
     return False

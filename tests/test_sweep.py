@@ -18,13 +18,13 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaler import status, sweep
-from scaler.config import recipe
-from scaler.config import typed as settings
+from scaler.config import recipe, typed
+from scaler.core import files
 from scaler.core.errors import ScalerError
 from scaler.sweeps import space as sweep_space
+from scaler.sweeps import sweep as sweeps_sweep
 from scaler.sweeps import trial as sweep_trial
 from scaler.sweeps.space import Parameter
-from scaler.training import metrics
 
 STUB = ROOT / "tests" / "training_stub.py"
 RATE = "optimizer.learning_rate=log:1e-5:1e-1"
@@ -107,7 +107,7 @@ def test_trials_of_any_batch_see_as_many_tokens_and_evaluations(tiny_recipe, tin
 
 @pytest.mark.parametrize("value", [1e-5, 0.1, 7, True, None, "linear", "1e-5", [0.9, 0.98], 123456789.123])
 def test_values_come_back_from_an_override(value):
-    assert settings.apply({}, [f"a.b={sweep_space.said(value)}"]) == {"a": {"b": value}}
+    assert typed.apply({}, [f"a.b={sweep_space.said(value)}"]) == {"a": {"b": value}}
 
 
 def test_proposals_are_a_function_of_seed_and_records_and_lie_in_the_space(parse):
@@ -182,8 +182,8 @@ def test_between_the_rungs_nobody_is_stopped():
 @pytest.fixture
 def search(tiny_recipe_file, tmp_path, monkeypatch, call):
     """Do a sweep over learning rates; exit status, output, error output."""
-    monkeypatch.setattr(sweep, "TRAIN", STUB)
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(sweeps_sweep, "TRAIN", STUB)
+    monkeypatch.setattr(sweeps_sweep, "POLL_SECONDS", 0.02)
     return partial(call, sweep.main, tmp_path / "sweep", "--recipe", tiny_recipe_file, "--space")
 
 
@@ -295,9 +295,10 @@ def test_categories_and_values_that_the_recipe_does_not_have_are_drawn(search, t
 PROGRAM = """
 import sys
 from pathlib import Path
-from scaler import sweep
+from scaler.sweep import main
+from scaler.sweeps import sweep
 sweep.TRAIN, sweep.POLL_SECONDS = Path(sys.argv.pop(1)), 0.05
-sweep.main()
+main()
 """
 
 
@@ -418,13 +419,13 @@ def test_each_trial_at_work_has_its_share_of_cores_and_gpus(monkeypatch):
     given = sweep.parse(["x", "--space", RATE, "--workers", "2", "--ranks", "2"])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
-    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(sweeps_sweep.torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7")
-    found = [sweep._environ(given, slot) for slot in range(2)]
+    found = [sweeps_sweep._environ(given, slot) for slot in range(2)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["3,4", "6,7"]
     assert [one["OMP_NUM_THREADS"] for one in found] == ["4", "4"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert sweep._environ(given, 0)["OMP_NUM_THREADS"] == "1"
+    assert sweeps_sweep._environ(given, 0)["OMP_NUM_THREADS"] == "1"
 
 
 # ---- what is refused
@@ -474,7 +475,7 @@ def test_the_folder_of_something_else_is_refused(search, tmp_path):
 
 
 def test_without_optuna_it_says_what_to_install(search, monkeypatch):
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     ended, _, error = search(RATE)
     assert ended == 2 and "pip install '.[sweep]'" in error
 
@@ -491,7 +492,7 @@ def test_among_runs_a_sweep_is_passed_over_and_its_trials_have_a_status(search, 
 def test_a_poor_training_is_stopped_and_its_checkpoints_go(search, tmp_path, monkeypatch):
     long = [RATE, "training.steps=3000", "training.evaluate_every=10", "checkpoint.every=3000", "--trials"]
     search(*long, 1)  # a stand-in, too good to be true
-    monkeypatch.setattr(sweep, "TRAIN", ROOT / "scaler" / "train.py")
+    monkeypatch.setattr(sweeps_sweep, "TRAIN", ROOT / "scaler" / "train.py")
     ended, said, _ = search(*long, 2)
     poor = records(tmp_path)[1]
     assert ended == 0 and poor["state"] == "pruned" and poor["steps"] < 3000, said
@@ -536,7 +537,7 @@ def test_a_real_sweep_survives_kills_and_its_best_recipe_trains(tiny_recipe_file
     done = run_command(*train, "--recipe", "sweep/best.yaml", "--run_dir", "best", cwd=tmp_path, **environ)
     assert done.returncode == 0, done.stderr
     losses = [
-        each["heldout_loss"] for each in metrics.records(tmp_path / "best" / "metrics.jsonl") if "heldout_loss" in each
+        each["heldout_loss"] for each in files.records(tmp_path / "best" / "metrics.jsonl") if "heldout_loss" in each
     ]
     assert losses[-1] == pytest.approx(ranked[results[0]["best"]]["heldout_loss"], abs=1e-6)
 

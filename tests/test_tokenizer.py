@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_prep import corpus as corpus_stage
-from data_prep import tokenizer
 from data_prep.formats import texts
 from data_prep.pipeline.workers import Team
+from data_prep.sources import corpus as corpus_stage
+from data_prep.vocabulary import tokenizer
 from scaler.config.recipe import Corpus, Source, Tokenizer
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_manifest

@@ -17,17 +17,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from scaler import train
-from scaler.config import deepspeed as ds_config
 from scaler.config.recipe import load
 from scaler.data import prepared
-from scaler.distributed import world
+from scaler.distributed import devices, world
 from scaler.distributed.world import World
 from scaler.evaluation import heldout
-from scaler.model import build as model
+from scaler.model import build, masked_lm
 from scaler.training import job, loop
+from scaler.training import run as training_run
 from scaler.training.progress import Progress
 
-PRECISION = "bf16" if ds_config.bf16_is_native(torch.device("cpu")) else "fp32"
+PRECISION = "bf16" if devices.bf16_is_native(torch.device("cpu")) else "fp32"
 SETTINGS = ["training.steps=60", "training.log_every=10", "training.evaluate_every=30"]
 TRAIN = ROOT / "scaler" / "train.py"
 
@@ -114,12 +114,12 @@ def test_the_picture_is_a_png(run):
 
 def test_the_export_has_the_held_out_loss_that_was_logged(run, tiny_recipe_file):
     recipe = load(str(run / "recipe.yaml"))
-    network = AutoModelForMaskedLM.from_pretrained(run / "export", attn_implementation=model.ATTENTION).eval()
-    reader = prepared.open_prepared(recipe).rows("heldout", recipe, model.first_position(network.config))
+    network = AutoModelForMaskedLM.from_pretrained(run / "export", attn_implementation=build.ATTENTION).eval()
+    reader = prepared.open_prepared(recipe).rows("heldout", recipe, build.first_position(network.config))
     (attempt,) = json.loads((run / "environment.json").read_text())["attempts"]
     if attempt["ds_config"]["bf16"]["enabled"]:  # in which the run evaluated
         network = network.bfloat16()
-    found = heldout.evaluate(model.MaskedLM(network), reader, 8, World())
+    found = heldout.evaluate(masked_lm.MaskedLM(network), reader, 8, World())
     assert found.loss == pytest.approx(metric(run, "heldout_loss")[-1], abs=1e-5)
     assert found.masked_accuracy == pytest.approx(metric(run, "heldout_masked_accuracy")[-1], abs=1e-6)
 
@@ -162,9 +162,11 @@ def test_progress_lines_say_loss_speed_ceiling_and_time_left(trained):
 
 def test_filled_masks_show_the_truth_and_guesses(tiny_recipe):
     data = prepared.open_prepared(tiny_recipe)
-    config = model.configuration(tiny_recipe.model, data.vocabulary, 400, 32)
-    reader = data.rows("heldout", tiny_recipe, model.first_position(config))
-    text = heldout.filled_masks(model.MaskedLM(model.build(config, 0)).eval(), reader, data.tokenizer, World(), count=3)
+    config = build.configuration(tiny_recipe.model, data.vocabulary, 400, 32)
+    reader = data.rows("heldout", tiny_recipe, build.first_position(config))
+    text = heldout.filled_masks(
+        masked_lm.MaskedLM(build.build(config, 0)).eval(), reader, data.tokenizer, World(), count=3
+    )
     assert len(re.findall(r"\*\*\[.+?\]\*\*", text)) == 3 and text.count("guesses:") == 3
 
 
@@ -221,7 +223,7 @@ def test_what_happens_to_a_rank_in_the_middle_is_one_line(monkeypatch, call, fai
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr(train, "run", fail)
+    monkeypatch.setattr(training_run, "run", fail)
     ended, _, printed = call(train.main)
     assert ended == status and said in printed and printed.count("\n") == 1
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import make_documents
 
-from data_prep import verify
-from data_prep.__main__ import prepare
 from data_prep.pipeline.workers import Team
+from data_prep.prepared import verify
+from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import load
 from scaler.core.files import checksum, read_manifest, write_json
 from scaler.data.token_rows import EXTENSION

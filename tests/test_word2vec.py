@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY_RECIPE, make_documents
 
-from data_prep import inspect, verify, word2vec
-from data_prep.__main__ import prepare
+from data_prep import inspect
+from data_prep import word2vec as data_prep_word2vec
 from data_prep.formats.token_shards import write_shard
 from data_prep.pipeline.folders import TASKS
 from data_prep.pipeline.workers import Team
-from data_prep.shards import write_manifest
+from data_prep.prepared import verify
+from data_prep.prepared.prepare import prepare
+from data_prep.tokens.shards import write_manifest
+from data_prep.vocabulary import word2vec
 from data_prep.vocabulary.documents import LONGEST_PIECE
 from scaler.config.recipe import Word2Vec, load
 from scaler.core.errors import ScalerError
@@ -282,7 +285,8 @@ def test_with_every_entry_trained_none_is_drawn():
 
 DRIVER = """
 import os, signal, sys
-from data_prep import word2vec
+from data_prep.vocabulary import word2vec
+from data_prep.word2vec import main
 word2vec.SEGMENT_TOKENS, word2vec.SAVE_SECONDS = 5000, 0
 when, number = sys.argv.pop(1), int(sys.argv.pop(1))
 count = 0
@@ -298,7 +302,7 @@ word2vec.write_array = dying(word2vec.write_array, "array")
 word2vec.write_json = dying(word2vec.write_json, "state")
 word2vec.Documents._open = dying(word2vec.Documents._open, "segment")
 word2vec.draw = dying(word2vec.draw, "end")
-word2vec.main()
+main()
 """
 
 
@@ -404,7 +408,7 @@ def test_a_damaged_state_is_named(topical, tmp_path, monkeypatch):
 def test_without_gensim_one_line_says_how_to_get_it(topical, tmp_path, monkeypatch, call):
     monkeypatch.setitem(sys.modules, "gensim.models", None)
     status, _, said = call(
-        word2vec.main, topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", "vector_size=8"
+        data_prep_word2vec.main, topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", "vector_size=8"
     )
     assert (status, said.count("\n")) == (2, 1)
     assert "needs gensim" in said and "pip install '.[word2vec]'" in said
@@ -426,7 +430,7 @@ def test_without_gensim_one_line_says_how_to_get_it(topical, tmp_path, monkeypat
 )
 def test_a_bad_setting_is_one_line_and_leaves_nothing(topical, tmp_path, call, arguments, said):
     status, out, error = call(
-        word2vec.main, topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", *arguments
+        data_prep_word2vec.main, topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", *arguments
     )
     assert (status, out, error.count("\n")) == (2, "", 1)
     assert said in error
@@ -463,7 +467,7 @@ def test_ready_made_vectors_take_the_place_of_training(topical, tmp_path, monkey
     (tmp_path / "mine.vec").write_text(f"21 2\n{rows}unheard-of 1 1\n", encoding="utf-8")
     options = [topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", "vector_size=2"]
     options.append(f"ready_made={tmp_path / 'mine.vec'}")
-    status, said, _ = call(word2vec.main, *options)
+    status, said, _ = call(data_prep_word2vec.main, *options)
     found = opened(topical, 2)
     np.testing.assert_array_equal(found.vectors[frequent], [[n, 1] for n in frequent])
     drawn = np.setdiff1d(np.arange(ENTRIES), frequent)
@@ -471,9 +475,9 @@ def test_ready_made_vectors_take_the_place_of_training(topical, tmp_path, monkey
     share = found.counts[frequent].sum() / 36_000
     assert status == 0
     assert f"400 entries of 2 numbers, 5.00% of them taken over, which stand for {share:.2%} of the training" in said
-    assert "is up to date" in call(word2vec.main, *options)[1]
+    assert "is up to date" in call(data_prep_word2vec.main, *options)[1]
     (tmp_path / "mine.vec").write_text(f"21 2\n{rows}unheard-of 1 2\n", encoding="utf-8")
-    assert "written" in call(word2vec.main, *options)[1]
+    assert "written" in call(data_prep_word2vec.main, *options)[1]
 
 
 def test_the_vectors_are_a_stage_of_a_recipe_that_asks_for_them(tmp_path, capsys, monkeypatch):

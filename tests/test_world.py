@@ -10,9 +10,9 @@ from conftest import ROOT
 
 from scaler.core import slurm
 from scaler.core.errors import ScalerError
-from scaler.distributed import world
+from scaler.distributed import devices
 from scaler.distributed.world import World, detect, publish
-from scaler.engine import engine
+from scaler.engine import process_group
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"}
 DEEPSPEED = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
@@ -96,14 +96,14 @@ def test_steps_and_jobs_meet_at_ports_of_their_own():
 def test_each_rank_takes_its_own_gpu_or_the_only_one_it_sees(monkeypatch, local_rank, visible, index):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    assert world.device(World(local_rank, 8, local_rank, 8)) == torch.device("cuda", index)
+    assert devices.device(World(local_rank, 8, local_rank, 8)) == torch.device("cuda", index)
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ScalerError, match=r"4 ranks on .*, but 2 GPUs; start one rank a GPU"):
-        world.device(World(2, 4, 2, 4))
+        devices.device(World(2, 4, 2, 4))
 
 
 def test_a_port_that_is_taken_is_named_with_the_remedy(monkeypatch):
@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(monkeypatch):
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(ScalerError, match=f"could not meet at 127.0.0.1:{port} .* set MASTER_ADDR and MASTER_PORT"):
-            engine.join(World())
+            process_group.join(World())
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(monkeypatch):
     ],
 )
 def test_a_rank_that_has_gone_is_told_from_a_mistake(said, lost):
-    assert engine.is_lost_connection(RuntimeError(said)) is lost
+    assert process_group.is_lost_connection(RuntimeError(said)) is lost
 
 
 RANK_PROGRAM = """
 import sys
 import torch, torch.distributed as dist
-from scaler.distributed import world
-from scaler.core.errors import command
+from scaler.core.cli import command
+from scaler.distributed import collectives, world
 
 @command
 def main():
@@ -146,10 +146,10 @@ def main():
         dist.destroy_process_group()  # or gloo's threads may abort the process as it ends
 
 def together(here):
-    world.agree_or_raise(None, here)
+    collectives.agree_or_raise(None, here)
     mine = torch.tensor([1.0 + here.rank])
-    print("total", world.total(mine).item(), "own", mine.item())
-    world.agree_or_raise("the disk of rank 1 is full" if here.rank == 1 else None, here)
+    print("total", collectives.total(mine).item(), "own", mine.item())
+    collectives.agree_or_raise("the disk of rank 1 is full" if here.rank == 1 else None, here)
     print("went on")
 
 main()

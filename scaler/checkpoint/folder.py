@@ -5,15 +5,19 @@ A checkpoint is a folder `step_N`; checkpoint_format.py says what is in it.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from scaler.checkpoint import format as checkpoint_format
+import xxhash
+
+from scaler.core import files
 from scaler.core.errors import ScalerError, in_a_line
+from scaler.core.files import MANIFEST, checksum, write_json
 
 PARTIAL, DAMAGED = ".partial", ".damaged"
 
@@ -47,11 +51,11 @@ class CheckpointFolder:
     def publish(self, step: int) -> None:
         """Make what has been written a checkpoint."""
         partial, final = self.partial(step), self.path(step)
-        checkpoint_format.flush(partial)
+        files.flush(partial)
         if final.exists():  # a damaged one that a resume went back before
             self._remove(final)
         partial.rename(final)
-        checkpoint_format.flush(self.folder)
+        files.flush(self.folder)
 
     def tidy(self, step: int, best_step: int | None) -> None:
         """Point to the newest and the best, and remove what is not kept; the checkpoint is there without that, too."""
@@ -122,7 +126,44 @@ def step_of(path: Path) -> int:
 
 def _best_step(path: Path) -> int | None:
     try:
-        progress = checkpoint_format.read_manifest(path).get("progress", {})
+        progress = read_manifest(path).get("progress", {})
     except ScalerError:
         return None
     return cast("int | None", progress.get("best_step"))
+
+
+FORMAT = 2
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest of a checkpoint, with a checksum of itself."""
+    whole = {"kind": "checkpoint", "format": FORMAT, **content}
+    write_json(folder / MANIFEST, {**whole, "xxh3": _checksum_of(whole)})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises ScalerError when it is missing, damaged or of another format."""
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        kind, found, xxh3 = content["kind"], content["format"], content.pop("xxh3", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ScalerError(f"{path / MANIFEST}: missing or damaged") from error
+    if (kind, found) != ("checkpoint", FORMAT):
+        raise ScalerError(f"{path / MANIFEST}: no checkpoint of format {FORMAT}")
+    if xxh3 != _checksum_of(content):
+        raise ScalerError(f"{path / MANIFEST}: its checksum is another, the file is damaged")
+    return cast(dict[str, Any], content)
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def check_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises ScalerError when a file is not the one of which the manifest has the record."""
+    if not path.is_file():
+        raise ScalerError(f"{path}: missing")
+    if path.stat().st_size != record["bytes"]:
+        raise ScalerError(f"{path}: {path.stat().st_size} bytes where {record['bytes']} belong")
+    if checksum(path) != record["xxh3"]:
+        raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged")

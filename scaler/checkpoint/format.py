@@ -7,12 +7,10 @@ itself, whatever world size and ZeRO stage wrote them.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import xxhash
@@ -20,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from scaler.core.errors import ScalerError
-from scaler.core.files import MANIFEST, checksum, write_json
-from scaler.distributed.world import World, gathered
+from scaler.core.files import checksum, flush
+from scaler.distributed.collectives import gathered
+from scaler.distributed.world import World
 
-FORMAT = 2
 WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
 # precision; other kinds are the optimizer's names of its state
 MOMENTUM = "momentum_buffer"  # of SGD, which can be switched on and off
@@ -94,40 +92,6 @@ def total_fingerprint(pieces: Sequence[Piece], world: World) -> dict[str, str]:
     return sum_up(gathered(fingerprint(piece.share(world) for piece in pieces), world))
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write the manifest of a checkpoint, with a checksum of itself."""
-    whole = {"kind": "checkpoint", "format": FORMAT, **content}
-    write_json(folder / MANIFEST, {**whole, "xxh3": _checksum_of(whole)})
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises ScalerError when it is missing, damaged or of another format."""
-    try:
-        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        kind, found, xxh3 = content["kind"], content["format"], content.pop("xxh3", None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ScalerError(f"{path / MANIFEST}: missing or damaged") from error
-    if (kind, found) != ("checkpoint", FORMAT):
-        raise ScalerError(f"{path / MANIFEST}: no checkpoint of format {FORMAT}")
-    if xxh3 != _checksum_of(content):
-        raise ScalerError(f"{path / MANIFEST}: its checksum is another, the file is damaged")
-    return cast(dict[str, Any], content)
-
-
-def _checksum_of(content: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
-
-
-def check_file(path: Path, record: Mapping[str, Any]) -> None:
-    """Raises ScalerError when a file is not the one of which the manifest has the record."""
-    if not path.is_file():
-        raise ScalerError(f"{path}: missing")
-    if path.stat().st_size != record["bytes"]:
-        raise ScalerError(f"{path}: {path.stat().st_size} bytes where {record['bytes']} belong")
-    if checksum(path) != record["xxh3"]:
-        raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged")
-
-
 def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> None:
     """Read a checkpoint into this rank's pieces, in place, from whichever files hold their stretches.
 
@@ -178,12 +142,3 @@ def write_file(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any
     flush(path)
     # of what the system gives back, which after a failed write is not what was written
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}
-
-
-def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

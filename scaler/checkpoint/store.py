@@ -12,11 +12,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
-from scaler.checkpoint.folder import CheckpointFolder
-from scaler.checkpoint.format import Piece, fingerprint, read_manifest
+from scaler.checkpoint.folder import CheckpointFolder, read_manifest
+from scaler.checkpoint.format import Piece, fingerprint
+from scaler.core import files as core_files
 from scaler.core.errors import ScalerError, in_a_line, naming_full_disk
-from scaler.distributed.world import World, agree_or_raise, attempt, gathered
+from scaler.distributed.collectives import agree_or_raise, attempt, gathered
+from scaler.distributed.world import World
 
 Result = TypeVar("Result")
 
@@ -166,8 +169,8 @@ class Checkpoints:
             "files": files,
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        checkpoint_format.write_manifest(partial, content)
-        checkpoint_format.flush(partial)
+        checkpoint_folder.write_manifest(partial, content)
+        core_files.flush(partial)
         self.kept.publish(self._about["step"])
 
     def forget_after(self, step: int) -> None:
@@ -218,7 +221,7 @@ class Checkpoints:
             files = read_manifest(path)["files"]
             for number in range(self.world.rank, len(files), self.world.size):
                 self.watch("reading a checkpoint")
-                checkpoint_format.check_file(path / files[number]["name"], files[number])
+                checkpoint_folder.check_file(path / files[number]["name"], files[number])
         except (ScalerError, OSError) as error:
             problem = in_a_line(error)
         return next((found for found in gathered(problem, self.world) if found), None)

@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 
 from scaler.checkpoint.format import WEIGHT
-from scaler.config import deepspeed as ds_config
+from scaler.config import batch as ds_config
+from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import Optimizer
 from scaler.data.batches import Batch
-from scaler.distributed import world
+from scaler.distributed import devices
 from scaler.distributed.world import World
 from scaler.engine import engine
-from scaler.model import build as model
+from scaler.model import build, masked_lm
 from scaler.training.job import Job
 
 ROWS, MICRO_ROWS = 2, 1  # of each rank
@@ -44,7 +45,7 @@ class Parity:
 
 def check(job: Job, here: World) -> Parity:
     """Take the steps, and compare. Every rank must call it."""
-    device = world.device(here)
+    device = devices.device(here)
     bf16 = bool(job.resolved["bf16"].get("enabled"))
 
     same = _network(job, bf16).to(device)
@@ -78,15 +79,15 @@ def check(job: Job, here: World) -> Parity:
     return Parity(loss, float(norm), error, BOUNDS["bf16" if bf16 else "fp32"])
 
 
-def _network(job: Job, rounded: bool) -> model.MaskedLM:
+def _network(job: Job, rounded: bool) -> masked_lm.MaskedLM:
     """The model, small and without dropout; in bf16 rounded as DeepSpeed does before it makes its fp32 masters."""
     recipe = job.recipe
-    config = model.configuration(recipe.model, job.data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration(recipe.model, job.data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
     config.num_hidden_layers = min(LAYERS, config.num_hidden_layers)
     for name, value in config.to_dict().items():  # what the recipe leaves out has a default that is not 0
         if "dropout" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    network = model.MaskedLM(model.build(config, job.recipe.seed))
+    network = masked_lm.MaskedLM(build.build(config, job.recipe.seed))
     return network.bfloat16().float() if rounded else network
 
 
@@ -94,7 +95,7 @@ def _rows(job: Job, first: int, device: torch.device) -> Batch:
     return job.rows["train"].at(first, MICRO_ROWS).to(device)
 
 
-def _backward(network: model.MaskedLM, job: Job, first: int) -> float:
+def _backward(network: masked_lm.MaskedLM, job: Job, first: int) -> float:
     total = 0.0
     device = next(network.parameters()).device
     for start in range(first, first + ROWS, MICRO_ROWS):
@@ -109,11 +110,11 @@ def _engine_after_a_step(job: Job, bf16: bool, here: World) -> dict[tuple[str, i
     batch = ds_config.SolvedBatch(ROWS * here.size, MICRO_ROWS, ROWS // MICRO_ROWS, here.size)
     small = replace(job.recipe, training=replace(job.recipe.training, rows=batch.rows, max_micro_rows=MICRO_ROWS))
     asked = {name: value for name, value in job.asked.items() if name not in BATCH_KEYS}
-    resolved = ds_config.resolve(asked, job.ds_config_file, small, batch, bf16)
+    resolved = config_deepspeed.resolve(asked, job.ds_config_file, small, batch, bf16)
     running = engine.Engine(_network(job, bf16), PLAIN_SGD, resolved)
     first = here.rank * ROWS
     for start in range(first, first + ROWS, MICRO_ROWS):
-        loss, _ = running(_rows(job, start, world.device(here)))
+        loss, _ = running(_rows(job, start, devices.device(here)))
         running.backward(loss)
         running.step(PLAIN_SGD.learning_rate)
     found = {

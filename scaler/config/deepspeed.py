@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Recipe
 from scaler.core.errors import ScalerError, nearest
 
@@ -27,48 +26,6 @@ KNOWN_KEYS = frozenset(
     ]
 )
 OWNED_BY_RECIPE = {"optimizer": "the optimizer section", "scheduler": "the schedule section", "amp": "no section"}
-
-
-@dataclass(frozen=True)
-class SolvedBatch:
-    """A global batch taken apart: rows = micro_rows * accumulation * ranks."""
-
-    rows: int
-    micro_rows: int
-    accumulation: int
-    ranks: int
-
-
-def solve_batch(rows: int, ranks: int, max_micro_rows: int) -> SolvedBatch:
-    """Find the largest micro-batch that fits and the accumulation that makes up the rest.
-
-    Args:
-        rows: the recipe's global batch.
-        ranks: world size.
-        max_micro_rows: rows that one rank takes at once.
-
-    Raises: ScalerError with the nearest possible batches and world sizes when `ranks` does not divide `rows`.
-    """
-    if rows % ranks:
-        below, above = rows - rows % ranks, rows + ranks - rows % ranks
-        batches = " or ".join(str(batch) for batch in (below, above) if batch)
-        worlds = [n for n in range(1, rows + 1) if rows % n == 0]
-        close = sorted(sorted(worlds, key=lambda n: abs(n - ranks))[:3])
-        raise ScalerError(
-            f"training.rows={rows} cannot be shared equally by {ranks} ranks; "
-            f"use training.rows={batches}, or one of {', '.join(map(str, close))} ranks"
-        )
-    per_rank = rows // ranks
-    micro_rows = next(n for n in range(min(per_rank, max_micro_rows), 0, -1) if per_rank % n == 0)
-    return SolvedBatch(rows, micro_rows, per_rank // micro_rows, ranks)
-
-
-def bf16_is_native(device: torch.device) -> bool:
-    """True where bf16 matrix multiplications run on hardware; emulated on a CPU they are a hundred times slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16") or abilities.get("bf16"))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -170,3 +127,41 @@ def _autos(content: dict[str, Any], prefix: str = "") -> list[str]:
 def zero_stage(resolved: dict[str, Any]) -> int:
     """The ZeRO stage, 0 if the configuration does not speak of it."""
     return int(resolved.get("zero_optimization", {}).get("stage", 0))
+
+
+# The state that an optimizer keeps for each weight, by its own names.
+STATE_KINDS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+PREFETCHED = 50_000_000  # stage3_prefetch_bucket_size, in numbers
+REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance: a smaller model's weights stay until its backward pass
+
+FP32_BYTES = 4
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+FP32, FP64 = 4, 8
+GATHERED_AT_ONCE = 500_000_000  # gradients that stage 0 lays end to end to reduce them (engine.py of DeepSpeed)
+PERSISTENT = 100_000  # stage3_param_persistence_threshold: parameters up to it stay whole
+STATES = {"adamw": 2, "sgd": 1}  # fp32 numbers that an optimizer keeps for each weight
+
+
+def straight_to_owners(ranks: int, trained: int, bucket: int) -> bool:
+    """On CPUs, whether a bucket's gradients had better be sent to their owners than all-reduced.
+
+    A bucket's owner gets its part from all other ranks, one bucket after the other, while a ring keeps all of them
+    busy: with more ranks than two, and more buckets than two, most would wait for one.
+    """
+    return ranks <= 2 or ceil(trained / bucket) <= 2
+
+
+def precision_of(content: dict[str, Any], native_bf16: bool) -> str:
+    """What a DeepSpeed configuration computes in, "bf16" or "fp32", on hardware that has bf16 or has not."""
+    enabled = content.get("bf16", {}).get("enabled", False)
+    return "bf16" if enabled is True or (enabled == "auto" and native_bf16) else "fp32"
+
+
+DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json"
+
+
+def precision(resolved: dict[str, Any]) -> str:
+    """Of the forward pass: "bf16" or "fp32"."""
+    return "bf16" if resolved["bf16"].get("enabled") else "fp32"

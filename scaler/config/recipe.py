@@ -13,10 +13,9 @@ from typing import Any
 
 import yaml
 
-from scaler.config import typed as settings
+from scaler.config import typed
 from scaler.config.schedule import SHAPES
 from scaler.core.errors import ScalerError, nearest
-from scaler.data import masking
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT_RECIPE = "quickstart"
@@ -37,7 +36,7 @@ class Source:
     often each of its tokens is used in one pass. Neither: once.
     """
 
-    source: str = field(metadata={settings.ALONE: True})
+    source: str = field(metadata={typed.ALONE: True})
     name: str = ""  # in reports and file names; by default the last part of `source`
     text_field: str = "text"  # of JSON lines, Parquet and hub datasets; "a.b" is the field b of a
     id_field: str | None = None  # whose values name the documents, each at most once
@@ -352,11 +351,11 @@ class Recipe:
         _require(not wanted or self.word2vec is not None, "initialisation.word2vec", wanted, rule)
         for key, probability in vars(self.objective).items():
             if probability is not None:
-                masking.masked_per_row(self.data.seq_len, probability, key)
+                masked_per_row(self.data.seq_len, probability, key)
 
     def masked_per_row(self, done: float) -> int:
         """Masked positions of a training row once this share of the steps is done, 0 to 1."""
-        return masking.masked_per_row(self.data.seq_len, self.objective.at(done))
+        return masked_per_row(self.data.seq_len, self.objective.at(done))
 
     @property
     def most_masked_per_row(self) -> int:
@@ -385,7 +384,7 @@ class Recipe:
 
     def to_plain(self) -> dict[str, Any]:
         """The whole recipe, defaults filled in, as lists and mappings."""
-        return typing.cast(dict[str, Any], settings.plain(dataclasses.asdict(self)))
+        return typing.cast(dict[str, Any], typed.plain(dataclasses.asdict(self)))
 
     def to_yaml(self) -> str:
         """The same as YAML that `load` reads back equal."""
@@ -410,7 +409,7 @@ def load(name_or_path: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> R
     path = find(name_or_path)
     content = _content(path, ())
     content["name"] = content.get("name", path.stem)
-    return typing.cast(Recipe, settings.build(Recipe, settings.apply(content, overrides), ""))
+    return typing.cast(Recipe, typed.build(Recipe, typed.apply(content, overrides), ""))
 
 
 def _content(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
@@ -431,11 +430,22 @@ def _content(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     below = _content(base, (*readers, path))
     if isinstance(content.get("model"), dict) and "model_type" in content["model"]:
         below.pop("model", None)  # whose keys another type may not have
-    whole = settings.merged(below, content)
+    whole = typed.merged(below, content)
     whole["name"] = content.get("name", path.stem)  # and not that of the other
     return whole
 
 
 def section(kind: type[Section], name: str, overrides: Sequence[str]) -> Section:
     """One section of a recipe, out of `key=value` settings alone. Raises ScalerError as `load` does."""
-    return typing.cast(Section, settings.build(kind, settings.apply({}, overrides), name))
+    return typing.cast(Section, typed.build(kind, typed.apply({}, overrides), name))
+
+
+def masked_per_row(seq_len: int, mask_probability: float, key: str = "mask_probability") -> int:
+    """The number of masked positions in a row. Raises ScalerError, with the recipe's key, for none and for all."""
+    count = round(seq_len * mask_probability)
+    if not 1 <= count < seq_len:
+        raise ScalerError(
+            f"recipe: objective.{key}={mask_probability} masks {count} of {seq_len} tokens of a row, but 1 to "
+            f"{seq_len - 1} can be"
+        )
+    return count

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import functools
 import os
 import platform
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where the run was
@@ -70,27 +68,3 @@ def status_of(error: Exception) -> int:
     if isinstance(error, ScalerError):
         return error.status
     return EXIT_TRY_AGAIN if isinstance(error, OSError) and error.errno in PASSING else EXIT_BAD_INPUT
-
-
-def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a command's `main`: an error of input or files, or Ctrl-C, is one line and a non-zero exit status."""
-
-    @functools.wraps(main)
-    def run() -> None:
-        try:
-            main()
-        except ScalerError as error:
-            print("error:", in_a_line(error), file=sys.stderr, flush=True)
-            sys.exit(error.status)
-        except KeyboardInterrupt:
-            print("stopped by Ctrl-C; nothing half-done counts as done", file=sys.stderr, flush=True)
-            sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:  # the reader of our output (head, less) has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            if error.filename is None:  # no file of the user's
-                raise
-            print("error:", in_a_line(error), file=sys.stderr, flush=True)
-            sys.exit(status_of(error))
-
-    return run

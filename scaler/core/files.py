@@ -72,3 +72,30 @@ def check_file(path: Path, xxh3: str) -> None:
         raise ScalerError(f"{path}: missing; {AGAIN}")
     if checksum(path) != xxh3:
         raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged; {AGAIN}")
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+METRICS, FAULTS = "metrics.jsonl", "faults.jsonl"
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    """A record, or None for a line that a power cut left half-written."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl or faults.jsonl; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [record for record in map(_whole, lines) if record is not None]

@@ -10,22 +10,7 @@ import torch
 from scaler.core.errors import ScalerError
 from scaler.data import masking, order
 from scaler.data.token_rows import TokenRows
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the rows need to know of the tokenizer: its special ids and its size."""
-
-    size: int
-    begin_id: int
-    end_id: int
-    pad_id: int
-    mask_id: int
-    special_ids: tuple[int, ...]
-
-    def ordinary_ids(self) -> np.ndarray:
-        """Ids that are no special token, int64 (n,)."""
-        return np.setdiff1d(np.arange(self.size, dtype=np.int64), np.asarray(self.special_ids, dtype=np.int64))
+from scaler.data.tokenizer import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from scaler.core.errors import ScalerError
 from scaler.data.order import mix64
 
 # Devlin et al. 2019: of the chosen positions 80 % become <mask>, 10 % a random token, 10 % stay as they are.
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
-
-
-def masked_per_row(seq_len: int, mask_probability: float, key: str = "mask_probability") -> int:
-    """The number of masked positions in a row. Raises ScalerError, with the recipe's key, for none and for all."""
-    count = round(seq_len * mask_probability)
-    if not 1 <= count < seq_len:
-        raise ScalerError(
-            f"recipe: objective.{key}={mask_probability} masks {count} of {seq_len} tokens of a row, but 1 to "
-            f"{seq_len - 1} can be"
-        )
-    return count
 
 
 def _scramble32(value: np.ndarray) -> None:

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
+from scaler.config import recipe as masking
 from scaler.config.recipe import Recipe
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum
-from scaler.data import masking, token_rows
-from scaler.data.batches import RowReader, Vocabulary
+from scaler.data import token_rows
+from scaler.data.batches import RowReader
 from scaler.data.token_rows import PREPARE, Manifest, TokenRows
+from scaler.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 
 FIXED_SEED = 0  # masks outside of training are the same for every run, whatever its seed
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load a Transformers tokenizer folder. Raises ScalerError when there is none."""
-    if not (folder / "tokenizer.json").is_file():
-        raise ScalerError(f"{folder}: no tokenizer here; run `make data` or `python -m data_prep`")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever a damaged file makes the tokenizers library raise
-        reason = " ".join(str(error).split())
-        raise ScalerError(f"{folder}: the tokenizer cannot be read ({reason}); prepare the data again") from error
-
-
-def vocabulary_of(tokenizer: Any, folder: Path) -> Vocabulary:
-    """The special ids that rows need. Raises ScalerError when the tokenizer lacks one."""
-    ids = {
-        "begin_id": tokenizer.cls_token_id,
-        "end_id": tokenizer.sep_token_id,
-        "pad_id": tokenizer.pad_token_id,
-        "mask_id": tokenizer.mask_token_id,
-    }
-    for name, value in ids.items():
-        if value is None:
-            raise ScalerError(f"{folder}: the tokenizer has no {name[:-3]} token, which masked-LM rows need")
-    if len({ids["begin_id"], ids["end_id"], ids["pad_id"]}) < 3:
-        raise ScalerError(f"{folder}: the tokenizer's cls, sep and pad tokens are not three, and rows need all three")
-    return Vocabulary(size=len(tokenizer), special_ids=tuple(sorted(tokenizer.all_special_ids)), **ids)
 
 
 @dataclass(frozen=True)

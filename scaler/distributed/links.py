@@ -96,3 +96,33 @@ def _best(act: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - clock)
     return min(seconds[1:])
+
+
+MOST_NUMBERS, MOST_CALLS = 1 << 24, 50  # of an all-reduce that measures a bandwidth; and such all-reduces
+
+
+def now(device: torch.device) -> float:
+    """Return the clock in seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def bus_bandwidth(group: dist.ProcessGroup | None, numbers: int, device: torch.device) -> float:
+    """Bytes a second of all-reduces of so many numbers, as `links.Links` counts; the mean of a second.
+
+    The mean, for some links let the first bytes pass faster than they can go on. Every rank of the group must call it.
+    """
+    data = torch.ones(numbers, device=device)
+    ranks = dist.get_world_size(group)
+    dist.all_reduce(data, group=group)
+    start = now(device)
+    dist.all_reduce(data, group=group)
+    once = torch.tensor([now(device) - start], device=device)
+    dist.all_reduce(once, dist.ReduceOp.MAX, group=group)
+    calls = min(MOST_CALLS, max(1, round(1.0 / float(once))))
+    start = now(device)
+    for _ in range(calls):
+        dist.all_reduce(data, group=group)
+    size = calls * numbers * data.element_size()
+    return 2 * (ranks - 1) / ranks * size / (now(device) - start)

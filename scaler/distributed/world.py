@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import socket
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
-
-import torch
-import torch.distributed as dist
 
 from scaler.core import slurm
-from scaler.core.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ScalerError, TryAgain, in_a_line, status_of
+from scaler.core.errors import ScalerError
 from scaler.distributed import mpi
 
-Result = TypeVar("Result")
 # (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks. Inside a SLURM
 # job MPI's daemons are started by srun, and their ranks inherit its variables; so srun comes last.
 LAUNCHERS = (
@@ -139,60 +133,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def device(world: World) -> torch.device:
-    """The device this rank trains on: its own GPU where there is one, else the CPU.
-
-    Raises: ScalerError when there are fewer GPUs than ranks on this host.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    if visible == 1:  # SLURM can show each of its tasks no more than its own
-        return torch.device("cuda", 0)
-    if world.local_rank >= visible:
-        raise ScalerError(f"{world.local_size} ranks on {platform.node()}, but {visible} GPUs; start one rank a GPU")
-    return torch.device("cuda", world.local_rank)
-
-
-def total(value: torch.Tensor) -> torch.Tensor:
-    """Sum `value` over all ranks; every rank must call it and gets the same answer."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
-
-
-def gathered(value: Any, world: World) -> list[Any]:
-    """Every rank's value, by rank; every rank must call it."""
-    values = [value]
-    if dist.is_initialized() and world.size > 1:
-        values = [None] * world.size
-        dist.all_gather_object(values, value)
-    return values
-
-
-def agree_or_raise(problem: str | None, world: World, status: int = EXIT_BAD_INPUT) -> None:
-    """End every rank when one has a `problem`, so that none waits for one that has given up.
-
-    Raises: ScalerError with the first problem on rank 0, which says it; SystemExit on the others.
-    """
-    for found, ends_with in gathered((problem, status), world):
-        if found is not None:
-            kind = TryAgain if ends_with == EXIT_TRY_AGAIN else ScalerError
-            raise kind(found) if world.is_first else SystemExit(ends_with)
-
-
-def attempt(work: Callable[[], Result], world: World) -> Result:
-    """Do something that may fail on one rank alone, and let all ranks fail together.
-
-    Where `work` has collectives of its own, it must fail on all ranks or on none.
-    """
-    problem, result, status = None, None, EXIT_BAD_INPUT
-    try:
-        result = work()
-    except (ScalerError, OSError) as error:
-        problem, status = in_a_line(error), status_of(error)
-    agree_or_raise(problem, world, status)
-    return cast(Result, result)

@@ -2,135 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 from torch import nn
 
 from scaler.config import deepspeed as ds_config
+from scaler.config.deepspeed import STATE_KINDS
 from scaler.config.recipe import Optimizer
 from scaler.core.errors import ScalerError
-from scaler.distributed.world import World, device, publish
 from scaler.engine.clock import OwnWork
-from scaler.engine.patches import allocator, gradient_norm
-from scaler.engine.patches import direct_collectives as exchange
+from scaler.engine.patches import direct_collectives, gradient_norm
 from scaler.engine.state import HeldState
 from scaler.model import embeddings
-from scaler.model.build import parameter_groups
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-import deepspeed
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from scaler.model.parameters import parameter_groups
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of DeepSpeed's own calls
-
-
-# The state that an optimizer keeps for each weight, by its own names.
-STATE_KINDS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
-# What DeepSpeed's backend calls of torch.distributed in a training, by the backend's names.
-COLLECTIVES = (
-    *("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast"),
-    *("all_gather", "all_gather_into_tensor", "all_gather_coalesced", "all_to_all", "all_to_all_single", "barrier"),
-    "reduce_to_owners",  # of `exchange`, on CPUs
-)
-
-
-def join(world: World, seconds: float | None = None) -> None:
-    """Join the process group: NCCL on GPUs, gloo on CPUs.
-
-    Args:
-        seconds: that the ranks wait for each other, now and in every collective; torch's 30 minutes by default.
-
-    Raises: ScalerError when the ranks cannot meet.
-    """
-    # At every start DeepSpeed compiles a shared-memory all-reduce that only its inference engine calls (105 s on one
-    # core, and it wants a C++ compiler). Training never uses it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    publish(world)
-    if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher leaves every rank to take all cores
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
-    backend, place = "gloo", device(world)
-    if place.type == "cuda":
-        backend = "nccl"
-        torch.cuda.set_device(place)
-        os.environ["LOCAL_RANK"] = str(place.index)  # from which DeepSpeed takes its device
-    else:
-        allocator.keep_freed_memory()
-    limit = {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
-    try:
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **limit)
-    except (torch.distributed.DistError, ValueError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ScalerError(
-            f"rank {world.rank}: {world.size} ranks could not meet at {where} ({str(error).splitlines()[0][:200]}); "
-            "all nodes must reach that address, and the port must be free: set MASTER_ADDR and MASTER_PORT"
-        ) from error
-    if backend == "gloo":
-        exchange.give_to(deepspeed.comm.comm.cdb)
-
-
-def is_lost_connection(error: RuntimeError) -> bool:
-    """A collective failed because another rank is no longer there."""
-    said = str(error).lower()
-    if "invalid usage" in said or "invalid argument" in said:  # of NCCL; nothing that another start mends
-        return False
-    words = ("connection", "gloo", "nccl", "peer", "socket")
-    return isinstance(error, torch.distributed.DistError) or any(word in said for word in words)
-
-
-def leave() -> None:
-    """Leave the process group, if this rank has joined one: gloo's threads abort a process that ends with them."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def timed_collectives(device: torch.device) -> Iterator[list[float]]:
-    """The seconds of each collective that DeepSpeed calls inside `with`, in a list that grows; each is waited for.
-
-    DeepSpeed's own logger (0.19.8) cannot give them: for each call it writes down the sum of all calls so far (it reads
-    its timers with `reset=False`), and on CPUs it does not wait for asynchronous ones, which stage 3 has.
-    """
-    backend = deepspeed.comm.comm.cdb
-    found: list[float] = []
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    def timed(collective: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            start = now()
-            handle = collective(*arguments, **options)
-            if handle is not None and hasattr(handle, "wait"):
-                handle.wait()
-            found.append(now() - start)
-            return handle
-
-        return call
-
-    own = dict(vars(backend))
-    try:
-        for name in filter(partial(hasattr, backend), COLLECTIVES):
-            setattr(backend, name, timed(getattr(backend, name)))  # of this object, before those of its class
-        yield found
-    finally:
-        for name in COLLECTIVES:
-            vars(backend).pop(name, None)
-        vars(backend).update(own)
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
@@ -179,7 +75,7 @@ class Engine:
         except (ValueError, AssertionError, KeyError) as error:
             raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
         if self.stage in (1, 2) and next(model.parameters()).device.type == "cpu":
-            exchange.reduce_by(self.deepspeed.optimizer, deepspeed.comm.comm.cdb)
+            direct_collectives.reduce_by(self.deepspeed.optimizer, deepspeed.comm.comm.cdb)
         if self.stage in (1, 2) and not self.deepspeed.optimizer.cpu_offload:
             gradient_norm.give_to(self.deepspeed.optimizer, deepspeed.comm.all_reduce)
         if self.stage == 0:

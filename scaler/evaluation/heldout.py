@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from scaler.data.batches import Batch, RowReader
-from scaler.distributed import world as world_facts
+from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
 from scaler.model.head import Scores
 
@@ -84,7 +84,7 @@ def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, wor
         world: the ranks that share the work.
     """
     batches = _batches(reader, micro_rows)
-    device = world_facts.device(world)
+    device = devices.device(world)
     names = reader.rows.sources
     sums = torch.zeros(len(names), 3, dtype=torch.float64, device=device)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, wor
                 source = torch.from_numpy(reader.rows.source_of(rows)).to(device)
                 is_of = nn.functional.one_hot(source, len(names)).to(sums)  # (rows, sources)
                 sums += is_of.T @ score_rows(scores, batch.labels)
-    by_source = world_facts.total(sums)
+    by_source = collectives.total(sums)
     by_name = {name: _score(found) for name, found in zip(names, by_source, strict=True)}
     whole, text = _score(by_source.sum(0)), reader.rows
     per_character = None
@@ -137,7 +137,7 @@ def filled_masks(engine: Callable[..., Any], reader: RowReader, tokenizer: Any, 
     rows = np.arange(min(count, len(reader.rows)))
     batch = read_fixed(reader, rows)
     with torch.no_grad():
-        _, scores = engine(batch.to(world_facts.device(world)))
+        _, scores = engine(batch.to(devices.device(world)))
     lines = []
     for row in range(len(rows)):
         is_mask = batch.input_ids[row, batch.masked_positions[row]] == reader.vocabulary.mask_id

@@ -16,7 +16,8 @@ import xxhash
 from transformers import PreTrainedModel
 
 from scaler.data.batches import Batch
-from scaler.model.build import MaskedLM, first_position
+from scaler.model.build import first_position
+from scaler.model.masked_lm import MaskedLM
 
 WORDS = 60  # of a stretch: some 100 tokens, which any model here can take
 SHARE = 0.15  # of the words, as of tokens in training (Devlin et al. 2019)

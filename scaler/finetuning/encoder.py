@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,9 @@ from scaler.model.build import ATTENTION, first_position
 disable_progress_bar()  # of loading weights
 set_verbosity_error()  # of what is new in a model: `load` looks at that itself
 MOST_TOKENS = 512  # of a text, unless the model has fewer positions
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ROLES = ("pad", "bos", "eos", "cls", "sep", "mask")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 SHOWN = 300  # characters of another library's error
-
-
-def find(asked: str) -> str:
-    """The folder of a run's export, any Transformers folder, or a hub id. Raises ScalerError if it is none."""
-    path = Path(asked)
-    for folder in (path, path / "export"):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    if (path / "recipe.yaml").is_file():
-        raise ScalerError(f"{path}: this run has no export yet, for it is not finished; fine-tune it once it is")
-    if path.exists() or not HUB_ID.fullmatch(asked) or asked.startswith("runs/"):
-        raise ScalerError(f"{path}: no run and no exported model here; name a folder such as runs/quickstart")
-    return asked
 
 
 def name_of(source: str) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from scaler.config.typed import differences
+from scaler.core import folders
 from scaler.core.errors import ScalerError, naming_full_disk
 from scaler.core.files import read_json, write_json
-from scaler.training import run_folder
 
 SETTINGS, RESULTS, RUNS, CANDIDATES, MODEL = "settings.json", "results.json", "runs", "candidates", "model"
 PREDICTIONS = "predictions.jsonl"
@@ -26,12 +26,10 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> IO[str]:
     Raises: ScalerError for a folder of something else, of other settings, or that another process works in.
     """
     path = folder / SETTINGS
-    foreign = folder.exists() and (
-        not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {run_folder.LOCK}
-    )
+    foreign = folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {folders.LOCK})
     if foreign and not path.is_file():
         raise ScalerError(f"--out {folder}: is neither new nor a fine-tuning's (no {SETTINGS}); name another folder")
-    lock = run_folder.lock(folder)
+    lock = folders.lock(folder)
     try:
         if not path.is_file():
             with naming_full_disk(folder):
@@ -79,3 +77,27 @@ def candidate(folder: Path, learning_rate: float) -> Path:
 def write_record(folder: Path, found: Mapping[str, Any]) -> None:
     """Say that a run is done."""
     write_json(folder / RUNS / f"{name_of(found['learning_rate'], found['seed'])}.json", found)
+
+
+def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, dict[str, Any]]]:
+    """Test scores of fine-tunings by model and data: mean and deviation over their seeds.
+
+    Raises: ScalerError for a folder without results, or of another model.
+    """
+    scores: dict[Path, dict[str, dict[str, Any]]] = {path: {} for path in models}
+    for folder in folders:
+        try:
+            content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            settings, name = content["settings"], content["chosen_by"]
+            origin, score = Path(settings["model"]).resolve(), content["test"][name]
+            task = "/".join(Path(next(iter(settings["data"]))).parts[-2:])  # the first file of training
+        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+            problem = f"{folder}: no {RESULTS} of a finished fine-tuning in it; finish it first"
+            raise ScalerError(problem) from error
+        if origin not in scores:
+            raise ScalerError(f"{folder}: fine-tuned from {settings['model']}, which is not among the models")
+        column = f"{task}{' from scratch' * bool(settings['from_scratch'])}, {name.replace('_', ' ')}"
+        if column in scores[origin]:
+            raise ScalerError(f"{folder}: {settings['model']} has a fine-tuning on {task} already; name one of the two")
+        scores[origin][column] = score
+    return scores

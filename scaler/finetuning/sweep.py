@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from scaler.core import provenance
 from scaler.core.errors import ScalerError, naming_full_disk
 from scaler.core.files import read_json, write_json, write_whole
-from scaler.distributed.world import World, attempt, gathered
+from scaler.distributed.collectives import attempt, gathered
+from scaler.distributed.world import World
 from scaler.finetuning import encoder, features, scores
 from scaler.finetuning import folder as finetune_folder
 from scaler.finetuning import report as finetune_report
 from scaler.finetuning import trial as finetune_trial
 from scaler.finetuning.features import Encoded
 from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Splits
-from scaler.training import run_folder
 
 PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
 NO_SETTINGS = ("out", "local_rank", "data", VALIDATION, TEST)  # for files, their checksums stand
@@ -154,8 +155,8 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
         **finetune_report.summary([record for record in records if record], task),
         "without_learning": scores.without_learning(splits.examples[TRAIN], splits.examples[TEST], splits.labels, task),
         **{"notes": notes, "runs": records},
-        "packages": {**run_folder.versions(), **{name: metadata.version(name) for name in PACKAGES}},
-        **{"commit": run_folder.commit(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+        "packages": {**provenance.versions(), **{name: metadata.version(name) for name in PACKAGES}},
+        **{"commit": provenance.commit(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
     }
     with naming_full_disk(out):
         chosen = finetune_folder.candidate(out, content["chosen"]["learning_rate"])

@@ -11,9 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from scaler.data.batches import Batch
-from scaler.model import build as model
-from scaler.model import embeddings
-from scaler.planning import memory as footprint
+from scaler.model import build, embeddings, masked_lm
+from scaler.planning import memory
 
 
 def of_model(
@@ -24,7 +23,7 @@ def of_model(
     width: int,
     frozen_embeddings: bool = False,
     on_cpu: bool = False,
-) -> footprint.Activations:
+) -> memory.Activations:
     """Bytes of one micro-batch, by the model's own operations on a CPU; fused attention saves as much on a GPU.
 
     Args:
@@ -35,7 +34,7 @@ def of_model(
     found = {}
     for keep in (True, False):
         found[keep], forward = _peak(config, micro_rows, seq_len, masked, width, frozen_embeddings, on_cpu, keep)
-    return footprint.Activations(forward, found[True], found[False])
+    return memory.Activations(forward, found[True], found[False])
 
 
 def _peak(
@@ -50,7 +49,7 @@ def _peak(
 ) -> tuple[int, int]:
     """Bytes beside the weights: at the peak, and at the end of the forward pass."""
     with FakeTensorMode():
-        network = model.MaskedLM(model.build(config, 0)).train()
+        network = masked_lm.MaskedLM(build.build(config, 0)).train()
         lookup = network.model.get_input_embeddings()
         if on_cpu and isinstance(lookup, nn.Embedding) and lookup.sparse:
             # the tracker cannot follow sparse gradients, but that of what comes out is as large

@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from scaler.planning.memory import GATHERED_AT_ONCE, Layout, Sharding
+from scaler.config.deepspeed import GATHERED_AT_ONCE, PREFETCHED, REUSE_DISTANCE
+from scaler.planning.memory import Layout, Sharding
 
-PREFETCHED = 50_000_000  # stage3_prefetch_bucket_size, in numbers
-REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance: a smaller model's weights stay until its backward pass
 GLOO_REDUCE = 1.12  # of the data, by a rank: the mean of six measurements (docs/log.md)
 SMALL = 64  # bytes of the collectives that agree on norms, overflows and stops
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from scaler.config import recipe as recipes
-from scaler.config import typed as settings
+from scaler.config import typed
 from scaler.config.command_line import run_recipe
 from scaler.config.recipe import Recipe
 from scaler.core.errors import ScalerError
@@ -113,7 +113,7 @@ def read(run_dir: Path) -> list[Record]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     except ValueError as error:
         raise ScalerError(f"{path}: not readable as lines of JSON ({error}); delete it, and measure again") from error
-    return [settings.build(Record, line, "", str(path)) for line in lines]
+    return [typed.build(Record, line, "", str(path)) for line in lines]
 
 
 def write(run_dir: Path, records: Sequence[Record]) -> None:
@@ -149,9 +149,7 @@ def chosen(critical_rows: float | None, run_dir: Path | None, recipe: Recipe) ->
     began_with = run_recipe(run_dir)
     if began_with is None:
         raise ScalerError(f"--noise_scale {run_dir}: no run here; name a folder such as runs/quickstart")
-    for key, (of_run, wanted) in settings.differences(
-        recipes.load(str(began_with)).to_plain(), recipe.to_plain()
-    ).items():
+    for key, (of_run, wanted) in typed.differences(recipes.load(str(began_with)).to_plain(), recipe.to_plain()).items():
         if any(key == part or key.startswith(f"{part}.") for part in DECISIVE):
             raise ScalerError(
                 f"--noise_scale {run_dir}: that run has {key}={of_run!r}, and the plan {wanted!r}; measure a run of "

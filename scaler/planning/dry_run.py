@@ -10,19 +10,20 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from scaler.model import build as model
-from scaler.model import embeddings, head, initialisation
+from scaler.config import deepspeed as ds_config
+from scaler.config.deepspeed import FP32_BYTES
+from scaler.model import build, embeddings, initialisation
+from scaler.model import parameters as model
+from scaler.model.kernels import cross_entropy
 from scaler.planning import memory as footprint
 from scaler.planning import workload
 from scaler.training.job import Job, vectors
-
-FP32_BYTES = 4
 
 
 def empty_model(job: Job) -> PreTrainedModel:
     """The job's model without memory behind its weights."""
     with torch.device("meta"):
-        network = model.build(job.config, job.recipe.seed)
+        network = build.build(job.config, job.recipe.seed)
     if job.recipe.optimizer.frozen_embeddings:
         embeddings.freeze(network)
     return network
@@ -32,12 +33,12 @@ def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
     """Bytes that one rank's device needs, by what for; other activations than the largest one come on top."""
     precision = "bf16" if job.resolved["bf16"].get("enabled") else "fp32"
     asked = replace(workload.settings_of(job.resolved, precision), on_cpu=not torch.cuda.is_available())
-    how = asked.sharding(job.batch, footprint.STATES[job.recipe.optimizer.name])
+    how = asked.sharding(job.batch, ds_config.STATES[job.recipe.optimizer.name])
     found = footprint.of_step(workload.layout(empty, job.recipe), footprint.Activations(0, 0, 0), how)
     memory = {**found.kept, "gradients and what travels": max(found.backward, found.step)}
     # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
     positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
-    memory["logits"] = 2 * min(positions * entries, head.SCORES_AT_ONCE) * FP32_BYTES
+    memory["logits"] = 2 * min(positions * entries, cross_entropy.SCORES_AT_ONCE) * FP32_BYTES
     by_rows = asked.on_cpu and job.config.tie_word_embeddings
     if not (by_rows or job.recipe.optimizer.frozen_embeddings):
         bf16 = bool(job.resolved["bf16"].get("enabled"))
@@ -48,7 +49,7 @@ def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
 
 def checkpoint_bytes(job: Job, parameters: int, trainable: int) -> int:
     """Size of one checkpoint: fp32 weights, and AdamW's two moments or SGD's momentum."""
-    return FP32_BYTES * (parameters + footprint.STATES[job.recipe.optimizer.name] * trainable)
+    return FP32_BYTES * (parameters + ds_config.STATES[job.recipe.optimizer.name] * trainable)
 
 
 def describe(job: Job) -> dict[str, Any]:

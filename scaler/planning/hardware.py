@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from scaler.config import typed as settings
+from scaler.config import typed
+from scaler.config.deepspeed import PRECISIONS
 from scaler.core.errors import ScalerError, nearest
 from scaler.planning.failures import MTBF_NODE_HOURS
 
 TABLE = Path(__file__).parent.parent / "hardware.yaml"
-PRECISIONS = ("fp32", "fp16", "bf16")
 
 # What is reached of the makers' figures, where nothing was measured:
 COMPUTE_REACHED = 0.43  # MPT-125M on A100, 512 tokens: 42.6 % (llm-foundry's table of throughputs)
@@ -112,7 +112,7 @@ def load(name_or_path: str) -> Hardware:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ScalerError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    found = settings.build(Hardware, content, "", f"hardware {path}")
+    found = typed.build(Hardware, content, "", f"hardware {path}")
     assert isinstance(found, Hardware)
     return found
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-FP32, FP64 = 4, 8
-GATHERED_AT_ONCE = 500_000_000  # gradients that stage 0 lays end to end to reduce them (engine.py of DeepSpeed)
-PERSISTENT = 100_000  # stage3_param_persistence_threshold: parameters up to it stay whole
-STATES = {"adamw": 2, "sgd": 1}  # fp32 numbers that an optimizer keeps for each weight
+from scaler.config.deepspeed import FP32, FP64, GATHERED_AT_ONCE, PERSISTENT, straight_to_owners
 
 
 @dataclass(frozen=True)
@@ -113,15 +110,6 @@ class Sharding:
     def straight(self, trained: int) -> bool:
         """At stages 1 and 2 `exchange` sends the gradients of so many weights to their owners."""
         return self.on_cpu and self.reduce_scatter and straight_to_owners(self.ranks, trained, self.bucket)
-
-
-def straight_to_owners(ranks: int, trained: int, bucket: int) -> bool:
-    """On CPUs, whether a bucket's gradients had better be sent to their owners than all-reduced.
-
-    A bucket's owner gets its part from all other ranks, one bucket after the other, while a ring keeps all of them
-    busy: with more ranks than two, and more buckets than two, most would wait for one.
-    """
-    return ranks <= 2 or ceil(trained / bucket) <= 2
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from scaler.config.deepspeed import SolvedBatch
-from scaler.planning import communication as traffic
+from scaler.config import deepspeed as ds_config
+from scaler.config.batch import SolvedBatch
+from scaler.planning import communication
 from scaler.planning import memory as footprint
 from scaler.planning.hardware import Hardware
 from scaler.planning.memory import Activations, Footprint, Layout, Sharding
@@ -144,17 +145,17 @@ def step_of(work: Workload, settings: Settings, batch: SolvedBatch, nodes: int, 
     compute = batch.micro_rows * batch.accumulation * work.flops_per_row / flops
     bandwidth = hardware.bandwidth(nodes)
     hidden = network = 0.0
-    for collective in traffic.of_step(work.layout, how):
-        took = traffic.seconds(collective, how.ranks, bandwidth, hardware.latency, settings.on_cpu)
+    for collective in communication.of_step(work.layout, how):
+        took = communication.seconds(collective, how.ranks, bandwidth, hardware.latency, settings.on_cpu)
         hidden, network = (hidden + took, network) if collective.hidden else (hidden, network + took)
     network += max(0.0, hidden - BACKWARD_SHARE * compute)
     updated = work.layout.trained / (how.ranks if settings.stage else 1)
     optimizer = updated * (OPTIMIZER_TRAFFIC + how.width) / hardware.memory_bandwidth
     if how.offload_weights and not settings.on_cpu:
-        passes = batch.accumulation * traffic.gathers_of_weights(work.layout)
+        passes = batch.accumulation * communication.gathers_of_weights(work.layout)
         network += passes * how.width * work.layout.all / how.ranks / hardware.host_link
     if settings.offload and not settings.on_cpu:
-        optimizer += updated * (footprint.FP32 + how.width) / hardware.host_link
+        optimizer += updated * (ds_config.FP32 + how.width) / hardware.host_link
     late = hardware.spread * math.sqrt(2 * math.log(how.ranks)) * compute
     return Step(compute, batch.accumulation * hardware.micro_seconds, network, optimizer, late)
 
@@ -164,15 +165,6 @@ def point(work: Workload, settings: Settings, batch: SolvedBatch, nodes: int, ha
     memory = footprint.of_step(work.layout, work.activations(batch.micro_rows), settings.sharding(batch, work.states))
     fits = memory.peak <= hardware.memory_bytes
     return Point(nodes, batch, settings, step_of(work, settings, batch, nodes, hardware), memory, fits)
-
-
-def batches(rows: int, ranks: int) -> Iterator[SolvedBatch]:
-    """All ways to take a batch apart, the largest micro-batch first; none where the ranks cannot share it."""
-    share, rest = divmod(rows, ranks)
-    if not rest:
-        for micro_rows in range(share, 0, -1):
-            if share % micro_rows == 0:
-                yield SolvedBatch(rows, micro_rows, share // micro_rows, ranks)
 
 
 def best(points: Iterable[Point]) -> Point | None:

@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from scaler.config import deepspeed as ds_config
 from scaler.config.recipe import Recipe
-from scaler.data.batches import Vocabulary
-from scaler.model import build as model
-from scaler.model import embeddings
-from scaler.planning import activations
-from scaler.planning import memory as footprint
+from scaler.data.tokenizer import Vocabulary
+from scaler.model import build, embeddings
+from scaler.model import parameters as model
+from scaler.planning import activations, memory
 from scaler.planning.step_time import Settings, Workload
 
 MEASURED_ROWS = (1, 8)  # micro-batches whose memory is measured; that of others lies on the line through both
@@ -24,7 +23,7 @@ def configuration(recipe: Recipe) -> Any:
     """The model's configuration, without the tokenizer whose special ids it will have."""
     entries = recipe.tokenizer.vocab_size
     special = Vocabulary(size=entries, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
-    return model.configuration(recipe.model, special, entries, recipe.data.seq_len)
+    return build.configuration(recipe.model, special, entries, recipe.data.seq_len)
 
 
 def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
@@ -36,31 +35,31 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
     config, seq_len = configuration(recipe), recipe.data.seq_len
     frozen = recipe.optimizer.frozen_embeddings
     with torch.device("meta"):
-        empty = model.build(config, recipe.seed)
+        empty = build.build(config, recipe.seed)
     if frozen:
         embeddings.freeze(empty)
 
     @functools.cache
-    def measured(rows: int) -> footprint.Activations:
+    def measured(rows: int) -> memory.Activations:
         return activations.of_model(config, rows, seq_len, recipe.most_masked_per_row, width, frozen, on_cpu)
 
     return Workload(
         layout(empty, recipe),
-        lambda rows: footprint.on_the_line(rows, *((some, measured(some)) for some in MEASURED_ROWS)),
+        lambda rows: memory.on_the_line(rows, *((some, measured(some)) for some in MEASURED_ROWS)),
         model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
         seq_len,
         recipe.training.rows,
         recipe.training.steps,
-        footprint.STATES[recipe.optimizer.name],
+        ds_config.STATES[recipe.optimizer.name],
     )
 
 
-def layout(network: PreTrainedModel, recipe: Recipe) -> footprint.Layout:
+def layout(network: PreTrainedModel, recipe: Recipe) -> memory.Layout:
     """A model's parameters as the recipe's optimizer groups them."""
     groups = model.parameter_groups(network, recipe.optimizer.weight_decay)
     parameters, trained = model.count_parameters(network)
     sizes = tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups)
-    return footprint.Layout(sizes, parameters - trained)
+    return memory.Layout(sizes, parameters - trained)
 
 
 def settings_of(content: dict[str, Any], precision: str) -> Settings:
@@ -78,9 +77,3 @@ def settings_of(content: dict[str, Any], precision: str) -> Settings:
         to_owners=scatter and zero.get("use_multi_rank_bucket_allreduce", True) is False,
         reduce_scatter=scatter,
     )
-
-
-def precision_of(content: dict[str, Any], native_bf16: bool) -> str:
-    """What a DeepSpeed configuration computes in, "bf16" or "fp32", on hardware that has bf16 or has not."""
-    enabled = content.get("bf16", {}).get("enabled", False)
-    return "bf16" if enabled is True or (enabled == "auto" and native_bf16) else "fp32"

@@ -23,7 +23,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scaler.planning import step_time as forecast
+from scaler.config.batch import batches
+from scaler.planning import step_time
 from scaler.studies.curves import Curve, Row, Study, of_node
 
 NOTICED = 0.05  # shares of a step, and gains, below which nothing is said of them
@@ -64,7 +65,7 @@ class Remedy:
     kind: str
     gain: float
     row: Row | None = None
-    forecast: forecast.Point | None = None
+    forecast: step_time.Point | None = None
     host: str | None = None
 
 
@@ -134,7 +135,7 @@ def _untried(study: Study, row: Row, here: Sequence[Row]) -> Remedy | None:
         (other.point.stage, other.point.offload, other.point.micro_rows) for other in here if other.state != "not run"
     }
     candidates = [
-        forecast.point(
+        step_time.point(
             study.prediction.works[base.settings.precision],
             asked,
             batch,
@@ -145,10 +146,10 @@ def _untried(study: Study, row: Row, here: Sequence[Row]) -> Remedy | None:
             dataclasses.replace(base.settings, stage=stage, offload=base.settings.offload and stage > 0)
             for stage in (0, 1, 2, 3)
         )
-        for batch in forecast.batches(row.point.rows, row.point.ranks)
+        for batch in batches(row.point.rows, row.point.ranks)
         if (asked.stage, asked.offload, batch.micro_rows) not in tried
     ]
-    best = forecast.best(candidates)
+    best = step_time.best(candidates)
     if best is None or base.step.seconds < (1 + NOTICED) * best.step.seconds:
         return None
     return Remedy("predicted", base.step.seconds / best.step.seconds - 1, forecast=best)

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from scaler.config.deepspeed import SolvedBatch
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Recipe, load
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_json
-from scaler.planning import hardware
-from scaler.planning import step_time as forecast
+from scaler.planning import hardware, step_time
 from scaler.planning.hardware import Hardware
 from scaler.planning.step_time import PAYS, Workload
 from scaler.planning.workload import settings_of, workload
@@ -96,7 +95,7 @@ class Row:
     point: Point
     measured: Measured | None
     figures: Figures | None
-    predicted: forecast.Point | None
+    predicted: step_time.Point | None
     failures: tuple[str, ...]
 
     @property
@@ -204,7 +203,7 @@ class Prediction:
 
     hardware: Hardware
     works: dict[str, Workload]
-    points: dict[Point, forecast.Point]
+    points: dict[Point, step_time.Point]
     why_not: tuple[str, ...]
 
 
@@ -288,7 +287,7 @@ def predict(study: Path, entries: Sequence[Entry], recipe: Recipe, on: Hardware)
     """
     known = [entry.measured for entry in entries if entry.measured]
     works: dict[str, Workload] = {}
-    points: dict[Point, forecast.Point] = {}
+    points: dict[Point, step_time.Point] = {}
     missing: set[str] = set()
     for entry in entries:
         point = entry.point
@@ -308,7 +307,7 @@ def predict(study: Path, entries: Sequence[Entry], recipe: Recipe, on: Hardware)
             on_cpu=on_cpu,
         )
         batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
-        points[point] = forecast.point(works[precision], asked, batch, point.nodes, of_node(on, point))
+        points[point] = step_time.point(works[precision], asked, batch, point.nodes, of_node(on, point))
     figures = ", ".join(on.flops) or "none"
     why = [f"hardware {on.name} has no figure for {name}, only {figures}" for name in sorted(missing)]
     return Prediction(on, works, points, tuple(why))

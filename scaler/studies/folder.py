@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaler.config import typed as settings
+from scaler.config import typed
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_json, write_json
 
@@ -182,7 +182,7 @@ def read_measured(folder: Path) -> Measured | None:
 
 def _built(kind: type, path: Path) -> Any:
     try:
-        return settings.build(kind, read_json(path), "", str(path))
+        return typed.build(kind, read_json(path), "", str(path))
     except ScalerError as error:
         raise error if str(path) in str(error) else ScalerError(f"{path}: {error}; measure the point again") from error
 

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaler.studies import words as scaling_words
+from scaler.core.text import counted
+from scaler.studies import words
 from scaler.studies.curves import Study
 from scaler.studies.pictures import Picture
-from scaler.studies.words import SERIES, counted
+from scaler.studies.words import SERIES
 
 STYLE = """
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1a1a1a; background: #fff;
@@ -60,14 +61,14 @@ def page(study: Study, title: str, pictures: Sequence[Picture], folder: Path) ->
         curve = study.leading(series)
         if curve is not None:
             body.append(f'<section class="series"><h2>{_text(name)}</h2>')
-            body.append(f'<p class="lead">{_text(scaling_words.headline(study, curve))}</p><dl>')
+            body.append(f'<p class="lead">{_text(words.headline(study, curve))}</p><dl>')
             body += [
                 f"<dt>{_text(what)}</dt><dd>{_text(sentence)}</dd>"
-                for what, sentence in scaling_words.conclusions(study, curve)
+                for what, sentence in words.conclusions(study, curve)
             ]
             body.append("</dl></section>")
-    more = scaling_words.others(study)
-    if foretold := scaling_words.prediction(study):
+    more = words.others(study)
+    if foretold := words.prediction(study):
         body.append(f"<h3>How far the prediction was right</h3><p>{_text(foretold)}</p>")
     if more:
         body.append(f"<h3>Other settings</h3>{_list(more)}")
@@ -106,16 +107,16 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def _table(study: Study) -> list[str]:
-    columns = scaling_words.head(study)
+    columns = words.head(study)
     found = []
     for curve in study.curves:
-        found.append(f"<h3>{_text(curve.series)} scaling, {_text(scaling_words.setting(curve.rows[0].point))}</h3>")
+        found.append(f"<h3>{_text(curve.series)} scaling, {_text(words.setting(curve.rows[0].point))}</h3>")
         found.append('<div class="wide"><table class="points"><thead><tr>')
         found.append("".join(f"<th>{_text(name)}</th>" for name in columns[1:]) + "</tr></thead><tbody>")
-        for row, line in zip(curve.rows, scaling_words.lines(study, curve), strict=True):
+        for row, line in zip(curve.rows, words.lines(study, curve), strict=True):
             cells = [f"<td>{_text(cell)}</td>" for cell in line.cells[1:]]
             if line.note:
-                end = len(scaling_words.HEAD) - 1
+                end = len(words.HEAD) - 1
                 cells[3:end] = [f'<td class="note" colspan="{end - 3}">{_text(line.note)}</td>']
             kind = "chosen" if line.chosen else row.state.replace(" ", "-")
             found.append(f'<tr class="{kind}">{"".join(cells)}</tr>')

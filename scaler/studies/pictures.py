@@ -10,10 +10,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from scaler.core.text import counted, rounded, share
 from scaler.planning.step_time import PAYS
-from scaler.studies import words as scaling_words
+from scaler.studies import words
 from scaler.studies.curves import Curve, Row, Study
-from scaler.studies.words import SERIES, counted, rounded, share
+from scaler.studies.words import SERIES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -135,7 +136,7 @@ def _scaling(study: Study, series: str) -> Figure:
         _over_ranks(axes, [row for curve, _ in styled for row in curve.rows])
     gaps = _gaps(speed, styled)
     handles = [
-        Line2D([], [], linestyle="", markersize=6, label=scaling_words.setting(curve.rows[0].point), **style)
+        Line2D([], [], linestyle="", markersize=6, label=words.setting(curve.rows[0].point), **style)
         for curve, style in styled
     ]
     handles.append(Line2D([], [], color=QUIET, linestyle=":", label="ideal"))
@@ -236,7 +237,7 @@ def _parts(axes: Axes, curve: Curve) -> None:
     for number, row in enumerate(curve.best):
         stack(row, number - width / 2 * both, row.known.parts, None)
         if row.predicted is not None:
-            stack(row, number + width / 2, scaling_words.foretold_parts(row.predicted), "//")
+            stack(row, number + width / 2, words.foretold_parts(row.predicted), "//")
     axes.set_xticks(range(len(curve.best)), [f"{row.point.ranks:,}" for row in curve.best])
     axes.set(xlabel="ranks", ylabel="ms of a step x ranks / rows")
     axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
@@ -253,7 +254,7 @@ def _memory(axes: Axes, study: Study, series: str) -> None:
         peaks = [(row.point.ranks, row.known.peak_bytes / 1e9) for row in curve.best]
         if peaks:
             line = "none" if foretold else "-"
-            label = scaling_words.setting(curve.rows[0].point)
+            label = words.setting(curve.rows[0].point)
             axes.plot(*zip(*peaks, strict=True), linestyle=line, linewidth=1, markersize=6, label=label, **style)
     _over_ranks(axes, [row for curve, _ in _styles(study, series) for row in curve.rows])
     axes.set(ylabel="GB of the rank with the most", ylim=(0, 1.1 * axes.dataLim.ymax))

@@ -14,19 +14,22 @@ import statistics
 import time
 import traceback
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
+from scaler.config import deepspeed as ds_config
 from scaler.config import recipe
-from scaler.core import slurm
-from scaler.core.errors import EXIT_BAD_INPUT, ScalerError, TryAgain, command
-from scaler.distributed import world
+from scaler.core import folders, provenance, slurm
+from scaler.core.cli import command
+from scaler.core.errors import EXIT_BAD_INPUT, ScalerError, TryAgain
+from scaler.distributed import collectives as world
+from scaler.distributed import devices
+from scaler.distributed import world as distributed_world
 from scaler.distributed.world import World
-from scaler.model.build import MaskedLM
+from scaler.model.masked_lm import MaskedLM
 from scaler.studies import folder as study_folder
 from scaler.studies.folder import Measured, Point
-from scaler.training import job, loop, metrics, resume, run_folder
+from scaler.training import job, loop
 from scaler.training.progress import Progress
 
 COMMUNICATION_STEPS = 5  # after the measured ones; each collective is waited for in them, so they are slower
@@ -88,24 +91,27 @@ def with_masks(this: job.Job, share: float) -> job.Job:
     return dataclasses.replace(this, recipe=dataclasses.replace(this.recipe, objective=objective))
 
 
-def measure(this: job.Job, here: World, engines: ModuleType, steps: int, warmup: int) -> Measured:
+def measure(this: job.Job, here: World, steps: int, warmup: int) -> Measured:
     """Train for the warm-up, the measured steps, and some in which communication is timed. Every rank calls it.
 
     All have the mean share of masks, but for one step that has the most, for its memory.
     """
-    started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), world.device(here)
-    world.attempt(lambda: engines.check(this.resolved, this.ds_config_file), here)
+    from scaler.engine import engine
+    from scaler.engine.patches.timed_collectives import timed_collectives
+
+    started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), devices.device(here)
+    world.attempt(lambda: engine.check(this.resolved, this.ds_config_file), here)
     unigram_counts = world.attempt(this.data.manifest.unigram_counts, here)
-    base = 0 if device.type == "cuda" else metrics.memory_bytes(device)
+    base = 0 if device.type == "cuda" else devices.memory_bytes(device)
     network = world.attempt(lambda: job.starting_point(this, unigram_counts), here)
-    engine = world.attempt(lambda: engines.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved), here)
-    engine.train(True)
+    running = world.attempt(lambda: engine.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved), here)
+    running.train(True)
     progress, objective = Progress(), this.recipe.objective
     mean = with_masks(this, objective.at(0.5))
 
     def step(job_of_step: job.Job = mean) -> float:
         clock = time.perf_counter()
-        _, norm = loop.train_batch(engine, job_of_step, progress, here)
+        _, norm = loop.train_batch(running, job_of_step, progress, here)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - clock
@@ -118,18 +124,18 @@ def measure(this: job.Job, here: World, engines: ModuleType, steps: int, warmup:
 
     for _ in range(warmup):
         step()
-    metrics.forget_peak(device)
+    devices.forget_peak(device)
     times = [step() for _ in range(steps)]
     step(with_masks(this, max(objective.at(0.0), objective.at(1.0))))
-    peak = metrics.peak_bytes(device) - base
+    peak = devices.peak_bytes(device) - base
     own, waited = [], []
-    with engines.timed_collectives(device) as collectives:
+    with timed_collectives(device) as collectives:
         for _ in range(COMMUNICATION_STEPS):
             collectives.clear()
             seconds = step()
             waited.append(sum(collectives))
             own.append(max(0.0, seconds - waited[-1]))
-    engine.close()
+    running.close()
     found = (slurm.node_name(), times, own, statistics.median(waited), peak)
     hosts, step_seconds, own_seconds, communication, peaks = zip(*world.gathered(found, here), strict=True)
     manifest = this.data.manifest
@@ -141,24 +147,26 @@ def measure(this: job.Job, here: World, engines: ModuleType, steps: int, warmup:
         communication_seconds=communication,
         peak_bytes=peaks,
         tokens_per_row=manifest.count("train", "tokens") / manifest.count("train", "rows"),
-        precision=resume.precision(this.resolved),
-        versions={name: version for name, version in run_folder.versions().items() if version is not None},
-        commit=run_folder.commit(),
+        precision=ds_config.precision(this.resolved),
+        versions={name: version for name, version in provenance.versions().items() if version is not None},
+        commit=provenance.commit(),
         started=started,
         device=device.type,
         threads=torch.get_num_threads(),
     )
 
 
-def run(arguments: argparse.Namespace, point: Point, here: World, engines: ModuleType) -> None:
-    """Measure the point, and write it down. `engines` is the room of DeepSpeed."""
+def run(arguments: argparse.Namespace, point: Point, here: World) -> None:
+    """Measure the point, and write it into the study."""
+    from scaler.engine import process_group
+
     study: Path = arguments.folder
-    engines.join(here, recipe.load(str(study / study_folder.RECIPE)).faults.hang_seconds)
+    process_group.join(here, recipe.load(str(study / study_folder.RECIPE)).faults.hang_seconds)
     folder = study_folder.folder_of(study, point)
-    lock = world.attempt(lambda: run_folder.lock(folder) if here.is_first else None, here)
+    lock = world.attempt(lambda: folders.lock(folder) if here.is_first else None, here)
     try:
         this = world.attempt(lambda: resolved(study, point, here), here)
-        found = measure(this, here, engines, arguments.steps, arguments.warmup)
+        found = measure(this, here, arguments.steps, arguments.warmup)
         world.attempt(lambda: study_folder.write_measured(study, point, found) if here.is_first else None, here)
         if here.is_first:
             print(f"{point.name}: {study_folder.step_seconds(found):.4g} s a step", flush=True)
@@ -171,25 +179,25 @@ def run(arguments: argparse.Namespace, point: Point, here: World, engines: Modul
 def main() -> None:
     """Run the command line."""
     arguments = parse()
-    here = world.detect()
+    here = distributed_world.detect()
     point = study_folder.read_point(arguments.folder / study_folder.POINTS / arguments.point)
     check_ranks(point, here)
-    from scaler.engine import engine  # seconds for DeepSpeed
+    from scaler.engine import process_group  # seconds for DeepSpeed
 
     try:
-        run(arguments, point, here, engine)
+        run(arguments, point, here)
     except ScalerError:
         raise
     except torch.OutOfMemoryError as error:
         said = str(error).splitlines()[0][:160]
         raise ScalerError(f"rank {here.rank}: out of memory ({said}); fewer micro_rows, or another stage") from error
     except Exception as error:  # the reason of a failed point is a line; who started the ranks looks for it
-        if isinstance(error, RuntimeError) and engine.is_lost_connection(error):
+        if isinstance(error, RuntimeError) and process_group.is_lost_connection(error):
             raise TryAgain(f"rank {here.rank}: another rank has gone ({str(error).splitlines()[0][:200]})") from error
         traceback.print_exc()
         raise ScalerError(f"rank {here.rank}: {type(error).__name__}: {error}") from error
     finally:
-        engine.leave()
+        process_group.leave()
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scaler.planning import step_time as forecast
+from scaler.core.text import counted, duration, rounded, share, signed
+from scaler.planning import step_time
 from scaler.planning.step_time import PAYS
-from scaler.studies import bottlenecks
-from scaler.studies import curves as scaling
+from scaler.studies import bottlenecks, curves
 from scaler.studies.bottlenecks import Limit, Remedy
 from scaler.studies.curves import Curve, Row, Study
 from scaler.studies.folder import Point
-from scaler.training.metrics import duration
 
 PARTS = {
     "stragglers": "waiting for the slowest rank",
@@ -40,45 +39,6 @@ class Line:
     cells: tuple[str, ...]
     chosen: bool
     note: str
-
-
-def share(value: float) -> str:
-    """A share as per cent; one digit more where it is small.
-
-    >>> share(0.761), share(0.034), share(-0.02), share(12.0)
-    ('76 %', '3.4 %', '-2.0 %', '1,200 %')
-    """
-    percent = 100 * value
-    return f"{percent:.1f} %" if abs(percent) < 9.95 else f"{percent:,.0f} %"
-
-
-def signed(error: float) -> str:
-    """An error as per cent.
-
-    >>> signed(-0.1234)
-    '-12.3 %'
-    """
-    return f"{100 * error:+.1f} %"
-
-
-def rounded(value: float) -> str:
-    """Three digits that mean something, with commas.
-
-    >>> rounded(1234567.0), rounded(999.6), rounded(3.14159), rounded(0.01234)
-    ('1,230,000', '1,000', '3.14', '0.0123')
-    """
-    if value >= 1000:
-        return f"{round(value, 2 - len(str(int(value))) + 1):,.0f}"
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
-
-
-def counted(count: int, what: str) -> str:
-    """A number of things.
-
-    >>> counted(1, "node"), counted(4, "node")
-    ('1 node', '4 nodes')
-    """
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def place(point: Point) -> str:
@@ -256,7 +216,7 @@ def prediction(study: Study) -> str | None:
     """How far the prediction was right; None without hardware."""
     if study.prediction is None:
         return None
-    found, on = scaling.errors(study), study.prediction.hardware
+    found, on = curves.errors(study), study.prediction.hardware
     missing = "".join(f" No prediction of some points: {why}." for why in study.prediction.why_not)
     if found is None:
         return f"None.{missing}"
@@ -350,7 +310,7 @@ def _cells(cells: Iterable[str]) -> str:
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
-def foretold_parts(predicted: forecast.Point) -> dict[str, float]:
+def foretold_parts(predicted: step_time.Point) -> dict[str, float]:
     """Seconds of a predicted step by part, in the words of the measured one's."""
     step = predicted.step
     return {

@@ -14,13 +14,13 @@ from typing import Any
 import matplotlib
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler.config import typed as settings
+from scaler.config import typed
 from scaler.config.recipe import Recipe
+from scaler.core import provenance
 from scaler.core.files import read_json, write_json, write_whole
+from scaler.core.text import duration
 from scaler.sweeps import space as sweep_space
 from scaler.sweeps import trial as sweep_trial
-from scaler.training import run_folder
-from scaler.training.metrics import duration
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -51,14 +51,14 @@ def write(folder: Path) -> str:
             **{name: sum(trial[name] for trial in trials) for name in ("steps", "tokens", "seconds")},
             **{"tokens_of_a_whole_training": whole, "tokens_saved_by_halving": sum(left)},
         },
-        "packages": {**run_folder.versions(), "optuna": metadata.version("optuna")},
-        "commit": run_folder.commit(),
+        "packages": {**provenance.versions(), "optuna": metadata.version("optuna")},
+        "commit": provenance.commit(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     space = [sweep_space.Parameter(**{**one, "choices": tuple(one["choices"])}) for one in about["space"]]
     if content["best"] is not None:
-        plain = settings.apply(read_json(folder / SETTINGS)["recipe"], trials[0]["overrides"])
-        best = replace(settings.build(Recipe, plain, ""), name=f"{plain['name']}-best")
+        plain = typed.apply(read_json(folder / SETTINGS)["recipe"], trials[0]["overrides"])
+        best = replace(typed.build(Recipe, plain, ""), name=f"{plain['name']}-best")
         found = " ".join(trials[0]["overrides"]) or "the recipe as it was"
         write_whole(folder / BEST, f"# trial {trials[0]['trial']} of {folder.name}: {found}\n{best.to_yaml()}")
     write_json(folder / RESULTS, content)

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from scaler.core import files, folders
 from scaler.core.errors import ScalerError, naming_full_disk
 from scaler.core.files import read_json, write_json
-from scaler.training import metrics, run_folder
+from scaler.training import run_folder
 from scaler.training.stop import STOP_FILE
 
 HALVING = 3  # Li et al. 2018 (Hyperband), who find 3 and 4 to do equally well
@@ -94,7 +95,7 @@ class Trial:
         """Look at it. True once there is no more to do here: it is over, or has stopped as it was asked to."""
         # where its sweep was killed and it was not, its training is at work without being a child of ours
         ended = self._process.poll() is not None if self._process else not self._at_work()
-        self._judge(metrics.records(self.run / metrics.METRICS))  # after that look, so that nothing is missed
+        self._judge(files.records(self.run / files.METRICS))  # after that look, so that nothing is missed
         stopping = asked_to_stop or self._poor or self._problem
         if stopping and not self._told and run_folder.is_run(self.run):  # before that, no start takes the file
             (self.run / STOP_FILE).touch()
@@ -107,7 +108,7 @@ class Trial:
 
     def _at_work(self) -> bool:
         try:
-            run_folder.lock(self.run).close()
+            folders.lock(self.run).close()
         except ScalerError:
             return True
         return False

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from scaler.config import deepspeed as ds_config
+from scaler.config import batch as ds_config
+from scaler.config import deepspeed as config_deepspeed
 from scaler.config import recipe
 from scaler.config.command_line import chosen_recipe, run_recipe
+from scaler.config.deepspeed import DEFAULT_DS_CONFIG
 from scaler.config.recipe import Recipe
 from scaler.config.typed import differences
 from scaler.core.errors import ScalerError
 from scaler.data import prepared, word_vectors
 from scaler.data.batches import RowReader
-from scaler.distributed import world
+from scaler.distributed import devices
 from scaler.distributed.world import World
-from scaler.model import build as model
-from scaler.model import embeddings, initialisation
+from scaler.model import build, embeddings, initialisation
 from scaler.training import run_folder
 
-DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json"
 # Settings that decide nothing of what is learned may change from one start of a run to the next ...
 FREE = (
     *("name", "checkpoint", "faults", "training.log_every", "training.evaluate_every", "training.max_micro_rows"),
@@ -75,17 +75,17 @@ def resolve(arguments: argparse.Namespace, here: World) -> Job:
     name, settings = chosen_recipe(arguments)
     path = arguments.deepspeed_config or _configuration_beside(began_with or recipe.find(name))
     batch = ds_config.solve_batch(settings.training.rows, here.size, settings.training.max_micro_rows)
-    asked = ds_config.read(path)
-    native_bf16 = ds_config.bf16_is_native(world.device(here))
-    resolved = ds_config.resolve(asked, path, settings, batch, native_bf16)
+    asked = config_deepspeed.read(path)
+    native_bf16 = devices.bf16_is_native(devices.device(here))
+    resolved = config_deepspeed.resolve(asked, path, settings, batch, native_bf16)
     changes: tuple[str, ...] = ()
     if began_with is not None:
         before = {**recipe.load(str(began_with)).to_plain(), **_of_learning(_configuration_beside(began_with))}
         now = {**settings.to_plain(), **_of_learning(path)}
         changes = compare(began_with, before, now, arguments.allow_changes)
     data = prepared.open_prepared(settings)
-    config = model.configuration(settings.model, data.vocabulary, settings.tokenizer.vocab_size, settings.data.seq_len)
-    rows = {split: data.rows(split, settings, model.first_position(config)) for split in ("train", "heldout")}
+    config = build.configuration(settings.model, data.vocabulary, settings.tokenizer.vocab_size, settings.data.seq_len)
+    rows = {split: data.rows(split, settings, build.first_position(config)) for split in ("train", "heldout")}
     run_dir = run_folder.choose(arguments.run_dir, settings.name)
     return Job(settings, path, asked, resolved, batch, data, config, rows, run_dir, changes)
 
@@ -97,7 +97,7 @@ def _configuration_beside(recipe_file: Path) -> Path:
 
 def _of_learning(path: Path) -> dict[str, Any]:
     """What a DeepSpeed configuration says of learning itself."""
-    return {"gradient_clipping": ds_config.read(path).get("gradient_clipping", 0.0)}
+    return {"gradient_clipping": config_deepspeed.read(path).get("gradient_clipping", 0.0)}
 
 
 def compare(origin: Path, before: dict[str, Any], now: dict[str, Any], allowed: bool) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def vectors(job: Job) -> word_vectors.WordVectors:
 def starting_point(job: Job, unigram_counts: np.ndarray) -> PreTrainedModel:
     """The model that training begins with, the same on every rank."""
     settings = job.recipe
-    network = model.build(job.config, settings.seed)
+    network = build.build(job.config, settings.seed)
     if settings.initialisation.word2vec:
         initialisation.start_from_vectors(network, vectors(job).vectors)
     if settings.optimizer.frozen_embeddings:

@@ -14,8 +14,9 @@ import torch
 
 from scaler.config import schedule
 from scaler.config.recipe import Recipe
+from scaler.core import files
 from scaler.data import batches, order
-from scaler.distributed import world
+from scaler.distributed import collectives, devices, world
 from scaler.evaluation import heldout
 from scaler.model.embeddings import TokenEmbeddings
 from scaler.training import faults, metrics, resume, run_folder, stop, watchdog
@@ -57,7 +58,7 @@ class Running:
 def train_batch(engine: Any, this: Job, progress: Progress, here: world.World) -> tuple[torch.Tensor, float]:
     """Train on the next batch; return this rank's summed loss over micro-batches, and the gradient norm."""
     recipe, batch, reader = this.recipe, this.batch, this.rows["train"]
-    device = world.device(here)
+    device = devices.device(here)
     rate, masked = learning_rate(recipe, progress.step), recipe.masked_per_row(progress.step / recipe.training.steps)
     # dropout is another one on each rank and at each step, and the same again after a resume
     torch.manual_seed(int(order.key(recipe.seed, progress.consumed_rows, here.rank) >> 1))
@@ -121,12 +122,12 @@ def report(running: Running, norm: float) -> None:
     """Log the steps since the last report."""
     recipe, step = running.job.recipe, running.progress.step
     values = running.meter.read(recipe.training.steps - step, recipe.training.evaluate_every)
-    own = world.gathered(running.engine.own_work.read(), running.here)
+    own = collectives.gathered(running.engine.own_work.read(), running.here)
     values["speed_slowest_rank"] = own.index(max(own))
     values["speed_slowest_rank_to_median"] = max(own) / statistics.median(own)
     rate = learning_rate(recipe, step - 1)
     if running.log:
-        values["speed_memory_bytes"] = metrics.memory_bytes(world.device(running.here))
+        values["speed_memory_bytes"] = devices.memory_bytes(devices.device(running.here))
         running.log.write(step, train_learning_rate=rate, train_gradient_norm=norm, **values)
     running.say(
         f"step {step:>6,}/{recipe.training.steps:,} | loss {values['train_loss']:.3f} | lr {rate:.1e} | "
@@ -137,7 +138,7 @@ def report(running: Running, norm: float) -> None:
 def meet_fault(running: Running, judge: faults.Judge, verdict: Verdict, by_rank: list[float], norm: float) -> None:
     """Say and record a fault, and do what the verdict says: nothing more, go back, or stop."""
     progress, rows = running.progress, running.job.recipe.training.rows
-    record, loss = running.run_dir / metrics.FAULTS, sum(by_rank) / len(by_rank)
+    record, loss = running.run_dir / files.FAULTS, sum(by_rank) / len(by_rank)
     running.say(f"step {progress.step:,} | loss {loss:.3f} | norm {norm:.2f} | {verdict.value}; see {record}")
     if running.log:
         running.log.fault(
@@ -153,14 +154,14 @@ def meet_fault(running: Running, judge: faults.Judge, verdict: Verdict, by_rank:
             f"{running.job.recipe.faults.rollbacks} returns to a checkpoint did not help; training stopped; {record} "
             "names rows and ranks; lower optimizer.learning_rate, or look at those"
         )
-        world.agree_or_raise(problem, running.here)
+        collectives.agree_or_raise(problem, running.here)
     if verdict is Verdict.GO_BACK:
         rollbacks = judge.rollbacks  # which a checkpoint that is committed on the way back must not reset
         # each return but the first goes behind the one that the last went to
         running.progress = running.saves.go_back(progress, skip=min(1, rollbacks - 1))
         judge.went_back(running.progress.recent_losses, rollbacks)
         log, step = running.log, running.progress.step
-        world.attempt(lambda: log.go_back(step) if log else None, running.here)
+        collectives.attempt(lambda: log.go_back(step) if log else None, running.here)
 
 
 def agree(running: Running, summed: torch.Tensor, flags: list[float]) -> tuple[float, str | None, bool]:
@@ -174,10 +175,10 @@ def agree(running: Running, summed: torch.Tensor, flags: list[float]) -> tuple[f
     ends = [float(log_problem is not None), float(running.saves.checkpoints.done)]
     signs = torch.tensor([0.0, *flags, *ends], dtype=torch.float64).to(summed.device)
     signs[0] = summed
-    total, *asked, log_failed, written = world.total(signs).tolist()
+    total, *asked, log_failed, written = collectives.total(signs).tolist()
     ranks = running.here.size
     if log_failed:
-        world.agree_or_raise(log_problem, running.here)
+        collectives.agree_or_raise(log_problem, running.here)
     return total / (running.job.batch.accumulation * ranks), stop.reason(asked), written == ranks
 
 
@@ -213,7 +214,9 @@ def train(running: Running) -> str | None:
         if written:
             saves.commit()
         if verdict is not Verdict.FINE:
-            meet_fault(running, judge, verdict, world.gathered(float(summed) / this.batch.accumulation, here), norm)
+            meet_fault(
+                running, judge, verdict, collectives.gathered(float(summed) / this.batch.accumulation, here), norm
+            )
         if verdict is Verdict.GO_BACK:
             continue
 
@@ -235,5 +238,5 @@ def train(running: Running) -> str | None:
         problem = (
             f"stopped by {stopped_by}, and could not save; --run_dir {running.run_dir} goes on from the one before"
         )
-        world.agree_or_raise(problem, here)
+        collectives.agree_or_raise(problem, here)
     return stopped_by if running.goes_on else None

@@ -5,110 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import psutil
-import torch
+import matplotlib.pyplot as plt
 from torch.utils.tensorboard import SummaryWriter
 
+from scaler.core.charts import save
 from scaler.core.errors import ScalerError, in_a_line, naming_full_disk
-from scaler.core.files import write_whole
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-METRICS, FAULTS = "metrics.jsonl", "faults.jsonl"
-CEILING_SIZE = 1024  # rows and columns of the matrices that measure the ceiling
-
-
-def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """The most floating-point operations a second that this rank reached in plain square matrix multiplications.
-
-    All ranks should measure at the same time, for they share the machine.
-    """
-    size = CEILING_SIZE * (8 if device.type == "cuda" else 1)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end or not best:
-        start = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
-def memory_bytes(device: torch.device) -> int:
-    """This rank's memory: the peak allocated on its GPU, or the process's resident set."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
-
-
-def forget_peak(device: torch.device) -> None:
-    """Let the peak of this rank's memory begin anew, as far as the kernel can forget it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):  # some containers forbid it; then it stays the peak of the process
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The peak since then: allocated on its GPU, or the process's resident set."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(4000), duration(75), duration(9.4)
-    ('1h07m', '1m15s', '9s')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-def _whole(line: str) -> dict[str, Any] | None:
-    """A record, or None for a line that a power cut left half-written."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl or faults.jsonl; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [record for record in map(_whole, lines) if record is not None]
-
-
-def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Draw the held-out losses of runs, each by step, in one picture."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    for name, curve in curves.items():
-        axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=name)
-    axes.set(xlabel="optimizer step", ylabel="held-out masked-LM loss (nats)")
-    _save(figure, axes, path)
-
-
-def _save(figure: Any, axes: Any, path: Path) -> None:
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    beside = path.with_name(f"{path.stem}.partial.png")
-    figure.savefig(beside)
-    plt.close(figure)
-    beside.replace(path)
+from scaler.core.files import FAULTS, METRICS, records, write_whole
+from scaler.core.text import duration
 
 
 class Meter:
@@ -227,7 +134,7 @@ class RunLog:
         axes.axhline(unigram, color="tab:red", linestyle="--", label=f"unigram entropy: {unigram:.2f} nats")
         axes.set(xlabel="optimizer step", ylabel="masked-LM loss (nats)", title=self.run_dir.name)
         path = self.run_dir / "loss.png"
-        _save(figure, axes, path)
+        save(figure, axes, path)
         return path
 
     def close(self) -> None:

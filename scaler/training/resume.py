@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.store import Checkpoints
 from scaler.config import deepspeed as ds_config
+from scaler.config.deepspeed import precision
 from scaler.core.errors import ScalerError
 from scaler.data.batches import Batch
-from scaler.distributed import world
+from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
 from scaler.training import job
 from scaler.training.job import Job
@@ -33,7 +35,7 @@ def probe_loss(engine: Any, batch: Batch, here: World) -> float:
     """The loss on a batch without dropout; every rank must call it, with the same batch."""
     engine.train(False)
     with torch.no_grad():
-        loss, _ = engine(batch.to(world.device(here)))
+        loss, _ = engine(batch.to(devices.device(here)))
     engine.train(True)
     return float(loss)
 
@@ -58,11 +60,6 @@ def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, he
     checkpoints.begin(engine.held.pieces(progress.updates), about, vars(probe), asynchronous)
 
 
-def precision(resolved: dict[str, Any]) -> str:
-    """Of the forward pass: "bf16" or "fp32"."""
-    return "bf16" if resolved["bf16"].get("enabled") else "fp32"
-
-
 def restore(
     engine: Any,
     job: Job,
@@ -78,16 +75,16 @@ def restore(
 
     Raises: ScalerError when it is another run's checkpoint, or what was read is not what was saved.
     """
-    manifest = world.attempt(lambda: checkpoint_format.read_manifest(path), here)
-    for change in world.attempt(lambda: belongs(path, manifest, job, allow_changes), here):
+    manifest = collectives.attempt(lambda: checkpoint_folder.read_manifest(path), here)
+    for change in collectives.attempt(lambda: belongs(path, manifest, job, allow_changes), here):
         say(f"changed, as asked for: {change}")
     progress = Progress(**manifest["progress"])
     progress.digest *= here.is_first  # each rank adds its own part to it, and saving sums them up
-    world.attempt(lambda: checkpoint_format.fill(engine.held.pieces(progress.updates), path, manifest), here)
+    collectives.attempt(lambda: checkpoint_format.fill(engine.held.pieces(progress.updates), path, manifest), here)
     engine.held.take_over(progress.updates)
     saved, now = manifest["precision"], precision(job.resolved)
     fingerprint = checkpoint_format.total_fingerprint(engine.held.pieces(progress.updates), here)
-    probe = world.attempt(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), here)
+    probe = collectives.attempt(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), here)
     loss = probe_loss(engine, probe, here)
 
     def prove() -> None:
@@ -106,7 +103,7 @@ def restore(
                 f"{loss:.5f}; this engine does not go on where that one stopped"
             )
 
-    world.attempt(prove, here)
+    collectives.attempt(prove, here)
     stage = ds_config.zero_stage(job.resolved)
     say(
         f"resumed from {path}, saved by {manifest['ranks']} ranks at ZeRO-{manifest['zero_stage']} in {saved}, on "
@@ -140,7 +137,7 @@ class Saves:
         """Save the run where it stands; unless asynchronous, all is over when this returns."""
         self.commit()
         clock = time.perf_counter()
-        progress.digest = sum(world.gathered(progress.digest, self.here)) % (1 << 64)
+        progress.digest = sum(collectives.gathered(progress.digest, self.here)) % (1 << 64)
         save(self.engine, self.job, progress, self.checkpoints, self.here, asynchronous)
         progress.digest *= self.here.is_first
         self.saved_at = progress.step
@@ -165,7 +162,7 @@ class Saves:
         self.failed, self.saved_at = self.failed + 1, None
         said = f"the checkpoint of step {step} could not be saved: {problem}"
         if not self._has_one or self.failed >= self.job.recipe.faults.failed_saves:
-            world.agree_or_raise(f"{said}; {self.failed} in a row; training stopped", self.here)
+            collectives.agree_or_raise(f"{said}; {self.failed} in a row; training stopped", self.here)
         self.say(f"{said}; the one before stays, and the next try is after {self.job.recipe.checkpoint.every} steps")
 
     def go_back(self, progress: Progress, skip: int) -> Progress:
@@ -174,7 +171,7 @@ class Saves:
         path = self.checkpoints.newest(skip)
         if path is None:
             problem = f"{self.checkpoints.kept.folder}: there is no checkpoint to go back to; training stopped"
-            world.agree_or_raise(problem, self.here)
+            collectives.agree_or_raise(problem, self.here)
             raise AssertionError(problem)
         before = restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
         before.consumed_rows = progress.consumed_rows

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from scaler.core.errors import EXIT_TRY_AGAIN
-from scaler.distributed.world import World, attempt
+from scaler.distributed.collectives import attempt
+from scaler.distributed.world import World
 
 GRACE_SECONDS = 5.0  # that ranks wait for each other's reports
 FOLDER = "hung"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scaler.planning import memory as footprint
+from scaler.config import deepspeed as ds_config
 
 AT_ONCE = 1 << 18  # numbers whose fp32 copy a core's cache holds
 REDUCING, GATHERING = 1, 2  # tags, so that one never takes what the other is sent
@@ -130,7 +130,7 @@ def reduce_by(zero: Any, backend: Any) -> None:
     """
     ranks = dist.get_world_size(zero.dp_process_group)
     trained = sum(parameter.numel() for group in zero.bit16_groups for parameter in group)
-    if not zero.reduce_scatter or not footprint.straight_to_owners(ranks, trained, zero.reduce_bucket_size):
+    if not zero.reduce_scatter or not ds_config.straight_to_owners(ranks, trained, zero.reduce_bucket_size):
         return
     share = 1 / ranks if zero.gradient_average else 1.0
 

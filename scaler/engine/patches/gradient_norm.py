@@ -13,21 +13,7 @@ from typing import Any
 
 import torch
 
-TOGETHER = 256  # numbers whose squares are summed in fp32
-AT_ONCE = 1 << 20
-
-
-def square(numbers: torch.Tensor) -> torch.Tensor:
-    """The sum of squares, an fp64 scalar: fp32 sums of a few squares, added in fp64, are right to 1e-7.
-
-    It is infinite where numbers are beyond 1e19, whose squares fp32 does not hold.
-    """
-    sums = torch.zeros((), dtype=torch.float64, device=numbers.device)
-    for some in numbers.flatten().split(AT_ONCE):
-        whole = len(some) // TOGETHER * TOGETHER
-        norms = torch.linalg.vector_norm(some[:whole].float().view(-1, TOGETHER), dim=1)
-        sums += norms.double().square().sum() + some[whole:].double().square().sum()
-    return sums
+from scaler.model.parameters import square
 
 
 def give_to(zero: Any, all_reduce: Callable[..., Any]) -> None:

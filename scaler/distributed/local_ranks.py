@@ -1,4 +1,4 @@
-"""The ranks of one point of a study as processes of this machine."""
+"""Start ranks as processes of this machine, and wait for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,19 @@ from typing import Any
 import torch
 
 from scaler.distributed import world
-from scaler.studies import point as study_point
 
 GRACE_SECONDS = 10.0  # that the other ranks have to end by themselves after one has failed
 
 
-def _as_rank(facts: dict[str, object], arguments: list[str], log: Path) -> None:
-    """What a process does that is a rank of a point; it ends with the process that started it."""
+def _as_rank(facts: dict[str, object], main: Callable[[], None], arguments: list[str], log: Path) -> None:
+    """Run a command as one rank; end when the process that started it ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ |= {name: str(value) for name, value in facts.items()}
-    sys.argv = ["study_point", *arguments]
-    study_point.main()
+    sys.argv = [main.__module__, *arguments]
+    main()
 
 
 def _end_with_parent() -> None:
@@ -37,18 +37,19 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def start(ranks: int, arguments: list[str], log: Path) -> int:
-    """Be the launcher of so many ranks on this machine; when one fails, all end.
+def start(ranks: int, main: Callable[[], None], arguments: list[str], log: Path, preload: list[str]) -> int:
+    """Start a command on several ranks of this machine and wait for them; when one fails, all end.
+
+    Args:
+        main: the command, a function at the top of its module.
+        preload: modules that are imported once, in the process that the ranks are forked from.
 
     Returns: 0, or the status of the first one that failed.
     """
     processes = []
-    # CUDA does not live through a fork; elsewhere the imports, which take longer than many a point, are made once
-    # (the last of them is DeepSpeed's, and brings a compiler)
+    # CUDA does not live through a fork; elsewhere the imports, which take longer than many a command, are made once
     context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-    context.set_forkserver_preload(
-        ["scaler.studies.point", "scaler.engine.engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
-    )
+    context.set_forkserver_preload(preload)
     # torchrun sets the same, but would outlive a study that is killed
     shared = {
         "WORLD_SIZE": ranks,
@@ -61,7 +62,7 @@ def start(ranks: int, arguments: list[str], log: Path) -> int:
     try:
         for rank in range(ranks):
             facts = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-            process = context.Process(target=_as_rank, args=(facts, arguments, log), daemon=True)
+            process = context.Process(target=_as_rank, args=(facts, main, arguments, log), daemon=True)
             process.start()  # one that Ctrl-C interrupts in here cannot be killed, but ends with this process
             processes.append(process)
         running, end = list(processes), None

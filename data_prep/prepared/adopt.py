@@ -1,0 +1,71 @@
+"""Take over shards that Megatron-LM's preprocess_data.py wrote."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from data_prep.formats.token_shards import Shard, count_tokens
+from data_prep.pipeline import folders
+from data_prep.tokens.shards import write_manifest
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Link a file where the file system allows it, else copy it."""
+    target.unlink(missing_ok=True)  # it might be a link to another source, which copying would overwrite
+    try:
+        os.link(source.resolve(), target)  # the file, not a symbolic link to it
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def adopt(
+    tokenizer: Path, train: Sequence[Path], heldout: Sequence[Path], folder: Path, test: Sequence[Path] = ()
+) -> None:
+    """Make `folder`/tokenizer and `folder`/shards from shards of others. Raises ScalerError if they do not fit."""
+    given = {"train": train, "heldout": heldout, **({"test": test} if test else {})}
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ScalerError(f"{tokenizer}: no tokenizer.json; save the tokenizer with Transformers' save_pretrained")
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more narrow
+        reason = " ".join(str(error).split())
+        raise ScalerError(f"{tokenizer}: not a tokenizer that Transformers can load ({reason})") from error
+    for role in ("cls", "sep", "pad", "mask"):
+        if getattr(loaded, f"{role}_token_id") is None:
+            raise ScalerError(f"{tokenizer}: this tokenizer has no {role} token, which masked-LM rows need")
+    vocab_size, tokenizer_xxh3 = len(loaded), checksum(tokenizer / "tokenizer.json")
+    splits: dict[str, list[dict[str, Any]]] = {}
+    around = {loaded.bos_token_id, loaded.cls_token_id, loaded.sep_token_id, loaded.eos_token_id, loaded.pad_token_id}
+    around.discard(None)
+    strip_ids: set[int] = set()
+    with folders.staged(folder / "shards", "shards", folders.ADOPTED) as partial:
+        for split, prefixes in given.items():
+            splits[split] = []
+            for number, prefix in enumerate(prefixes):
+                shard, name = Shard(prefix), f"{split}-{number:05d}"
+                count_tokens(shard.ids, vocab_size, prefix)  # refuses ids that are not the tokenizer's
+                ends = shard.document_ends[shard.document_lengths > 0]
+                edges = np.concatenate([ends - 1, ends - shard.document_lengths[shard.document_lengths > 0]])
+                strip_ids |= around & set(np.unique(shard.ids[edges]).tolist())
+                entry = {"name": name, "documents": len(shard.document_ends), "tokens": len(shard.ids)}
+                for extension in (".bin", ".idx"):
+                    link_or_copy(prefix.with_name(prefix.name + extension), partial / (name + extension))
+                    entry[extension[1:] + "_xxh3"] = checksum(partial / (name + extension))
+                splits[split].append(entry)
+        origin = [{"source": str(prefix)} for prefixes in given.values() for prefix in prefixes]
+        # Megatron's --append-eod, and what its tokenizer puts around each document, are no part of it
+        write_manifest(partial, splits, vocab_size, tokenizer_xxh3, origin, folders.ADOPTED, [], sorted(strip_ids))
+    made_from = {"adopted": str(tokenizer)}
+    with folders.staged(folder / "tokenizer", "tokenizer", made_from) as partial:
+        loaded.save_pretrained(partial)
+        shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")  # byte for byte: its hash is checked
+        folders.write_manifest(partial, "tokenizer", made_from, vocab_size=vocab_size, tokenizer_xxh3=tokenizer_xxh3)

@@ -1,0 +1,245 @@
+"""Pack token shards into the rows that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.formats import texts
+from data_prep.formats.token_shards import Shard
+from data_prep.pipeline import folders
+from data_prep.pipeline.workers import Task, Team
+from data_prep.tokens import mix, packing
+from data_prep.vocabulary.tokenizer import every_special_id, special_ids
+from scaler.config.recipe import Corpus
+from scaler.core.errors import ScalerError
+from scaler.core.files import checksum, read_manifest
+from scaler.data.token_rows import EXTENSION, UNIGRAM, dtype_for, write_rows
+
+BLOCK_TOKENS = 1 << 26  # packed at once: about 2 GB of memory with documents of ten tokens, less with longer ones
+FILE_TOKENS = 1 << 22  # small shards share a file of rows until it has so many: each file may end in a row half empty
+TOKENS_AT_ONCE = 1 << 21  # laid out at once: about 100 MB
+LONGEST_ROW = 1 << 15
+
+
+def lay_out(ids: np.ndarray, table: packing.RowTable, rows: range, special: dict[str, int]) -> np.ndarray:
+    """Lay the chunks of some rows end to end, each between its special tokens: int64 (rows, seq_len)."""
+    counts = np.diff(table.row_starts[rows.start : rows.stop + 1])  # (rows,), chunks in each
+    chunks = slice(int(table.row_starts[rows.start]), int(table.row_starts[rows.stop]))
+    offsets, lengths = table.chunk_offsets[chunks], table.chunk_lengths[chunks]
+    ends = np.cumsum(lengths + packing.SPECIAL_TOKENS)  # (chunks,), as if there were no padding
+    first = np.cumsum(counts) - counts  # (rows,), each row's first chunk
+    begun = np.concatenate([[0], ends])[first]  # (rows,), where each row would begin
+    padding = np.repeat(np.arange(len(rows)) * table.seq_len - begun, counts)
+    places = ends - lengths - packing.SPECIAL_TOKENS + padding  # (chunks,)
+    flat = np.full(len(rows) * table.seq_len, special["pad_id"], dtype=np.int64)
+    flat[places] = special["begin_id"]
+    flat[places + lengths + 1] = special["end_id"]
+    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    flat[np.repeat(places + 1, lengths) + within] = ids[np.repeat(offsets, lengths) + within]
+    return flat.reshape(len(rows), table.seq_len)
+
+
+def pack_shards(
+    prefixes: Sequence[Path],
+    tokens: Sequence[int | None],
+    path: Path,
+    seq_len: int,
+    min_tokens: int,
+    vocab_size: int,
+    special: dict[str, int],
+    every_special: list[int],
+    strip_ids: list[int],
+    counts_file: Path,
+) -> dict[str, Any]:
+    """Pack some shards into one file of rows.
+
+    Args:
+        prefixes: of the shards.
+        tokens: to take of each shard's documents (see `mix.choose`); all of them once if None.
+        path: of the rows.
+        min_tokens: rows with fewer ordinary tokens are left out.
+        counts_file: .npy to write: int64 (vocab_size,), how often each ordinary token occurs in the rows.
+
+    Returns: the file's manifest entry.
+    """
+    shards = [Shard(prefix) for prefix in prefixes]
+    ids = shards[0].ids if len(shards) == 1 else np.concatenate([shard.ids for shard in shards])
+    spans, base, text_tokens = [], 0, 0
+    for shard, wanted in zip(shards, tokens, strict=True):
+        offsets, lengths = shard.documents(strip_ids)
+        text_tokens += int(lengths.sum())
+        spans.append(_taken(offsets + base, lengths, wanted))
+        base += len(shard.ids)
+    offsets, lengths = (np.concatenate(parts) for parts in zip(*spans, strict=True))
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    total = {
+        **{"rows": 0, "tokens": 0, "text_tokens": text_tokens, "documents": len(lengths)},
+        **{"dropped_rows": 0, "least_maskable": seq_len},
+    }
+
+    def blocks() -> Iterator[np.ndarray]:
+        for some in _blocks_of(lengths):
+            table = packing.pack(offsets[some], lengths[some], seq_len, min_tokens)
+            total["dropped_rows"] += table.dropped_rows
+            step = max(1, TOKENS_AT_ONCE // seq_len)
+            for start in range(0, table.n_rows, step):
+                rows = lay_out(ids, table, range(start, min(start + step, table.n_rows)), special)
+                ordinary = ~np.isin(rows, every_special)
+                maskable = ordinary.sum(axis=1)
+                enough = maskable >= min_tokens  # documents of others may hold special tokens
+                rows, ordinary = rows[enough], ordinary[enough]
+                total["rows"] += len(rows)
+                total["dropped_rows"] += int((~enough).sum())
+                total["tokens"] += int((rows != special["pad_id"]).sum())
+                total["least_maskable"] = min(total["least_maskable"], int(maskable[enough].min(initial=seq_len)))
+                counts[:] += np.bincount(rows[ordinary], minlength=vocab_size)
+                yield rows
+
+    xxh3 = write_rows(path, blocks(), dtype_for(vocab_size))
+    np.save(counts_file, counts)
+    return {**total, "xxh3": xxh3}
+
+
+def _taken(offsets: np.ndarray, lengths: np.ndarray, tokens: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Where the documents to take begin, and their lengths, of all documents': int64 (documents,)."""
+    offsets, lengths = offsets[lengths > 0], lengths[lengths > 0]
+    if tokens is not None:
+        chosen, lengths = mix.choose(lengths, tokens, seed=0)
+        offsets = offsets[chosen]
+    return offsets, lengths
+
+
+def _blocks_of(lengths: np.ndarray) -> Iterator[slice]:
+    """Cut documents into runs of about BLOCK_TOKENS tokens."""
+    block = np.cumsum(lengths) // BLOCK_TOKENS
+    edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(lengths)]
+    yield from (slice(begin, end) for begin, end in pairwise(edges) if end > begin)
+
+
+def make(
+    shards: Path, tokenizer: Path, folder: Path, seq_len: int, min_tokens: Mapping[str, int], corpus: Corpus, team: Team
+) -> bool:
+    """Pack the shards unless the folder already is what they make; say whether it was written.
+
+    Args:
+        min_tokens: ordinary tokens that each row of a split has at least, so that as many can be masked.
+        corpus: whose sources say what the mix is; a shard of a source that it does not name is used once.
+
+    Raises: ScalerError when shards or tokenizer are absent or do not belong together, or no row comes out.
+    """
+    manifest = read_manifest(shards, "shards")
+    vocab_size = int(manifest["vocab_size"])
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ScalerError(f"{tokenizer}: no tokenizer here; name the one that the shards were made with")
+    if checksum(tokenizer / "tokenizer.json") != manifest["tokenizer_xxh3"]:
+        raise ScalerError(f"{shards}: written with another tokenizer than {tokenizer}; make the shards again")
+    if seq_len > LONGEST_ROW:
+        raise ScalerError(f"data.seq_len={seq_len}, but a row has at most {LONGEST_ROW:,} tokens")
+    tokens, mixed = _mix(corpus, manifest["splits"]["train"])
+    made_from = {
+        "shards": folders.checksum_of_manifest(shards, "shards"),
+        "seq_len": seq_len,
+        "mix": mixed,
+        "min_tokens": dict(min_tokens),
+    }
+    if folders.is_current(folder, "rows", made_from):
+        return False
+    special, every_special = special_ids(tokenizer), every_special_id(tokenizer)
+    with folders.staged(folder, "rows", made_from) as partial:
+        groups = [(split, group) for split, entries in manifest["splits"].items() for group in _groups(entries)]
+        counts = [partial / folders.TASKS / f"{group[0]['name']}.npy" for _, group in groups]
+        tasks = [
+            Task(
+                group[0]["name"],
+                sum(entry["tokens"] for entry in group),
+                pack_shards,
+                (
+                    [shards / entry["name"] for entry in group],
+                    [tokens.get(entry["name"]) if split == "train" else None for entry in group],
+                    partial / (group[0]["name"] + EXTENSION),
+                    seq_len,
+                    min_tokens[split],
+                    vocab_size,
+                    special,
+                    every_special,
+                    manifest["strip_ids"],
+                    counts_file,
+                ),
+            )
+            for (split, group), counts_file in zip(groups, counts, strict=True)
+        ]
+        records = team.run(tasks, partial, "packing", "token")
+        splits: dict[str, list[dict[str, Any]]] = {split: [] for split in manifest["splits"]}
+        for (split, group), record in zip(groups, records, strict=True):
+            known = all("characters" in entry for entry in group)  # not in adopted shards
+            of_text = {"characters": sum(entry["characters"] for entry in group) if known else None}
+            splits[split].append({"name": group[0]["name"], "source": group[0].get("source"), **of_text, **record})
+        of_train = [file for (split, _), file in zip(groups, counts, strict=True) if split == "train"]
+        unigram = np.sum([np.load(file) for file in of_train], axis=0)
+        for split, entries in splits.items():
+            if not any(entry["rows"] for entry in entries):
+                taken = tokens if split == "train" else {}
+                held = sum(taken.get(entry["name"], entry["tokens"]) for entry in manifest["splits"][split])
+                raise ScalerError(
+                    f"{shards}: the {split} split gives {held:,} tokens, not enough for one row of "
+                    f"data.seq_len={seq_len}; bring more text or shorter rows{texts.or_without(split)}"
+                )
+        np.save(partial / UNIGRAM, unigram)
+        folders.write_manifest(
+            partial,
+            "rows",
+            made_from,
+            seq_len=seq_len,
+            vocab_size=vocab_size,
+            tokenizer_xxh3=manifest["tokenizer_xxh3"],
+            unigram_xxh3=checksum(partial / UNIGRAM),
+            mix=mixed,
+            history=[*manifest["history"], {"stage": "rows", "settings": {"seq_len": seq_len}}],
+            sources=manifest["sources"],
+            splits=splits,
+        )
+    return True
+
+
+def _groups(entries: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Shards in a row, of one source, that share a file of rows."""
+    group: list[dict[str, Any]] = []
+    for entry in entries:
+        if group and (entry.get("source") != group[0].get("source") or sum(e["tokens"] for e in group) >= FILE_TOKENS):
+            yield group
+            group = []
+        group.append(entry)
+    if group:
+        yield group
+
+
+def _mix(corpus: Corpus, train: list[dict[str, Any]]) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Training tokens that each shard gives, by its name, and what to say of the mix, source by source."""
+    known = [source for source in corpus.sources if any(entry.get("source") == source.name for entry in train)]
+    if not known:  # adopted shards
+        return {}, []
+    of_source = {source.name: [e for e in train if e["source"] == source.name] for source in corpus.sources}
+    available = {name: sum(entry["tokens"] for entry in entries) for name, entries in of_source.items()}
+    wanted = mix.tokens_of_each(corpus, available)
+    tokens: dict[str, int] = {}
+    for name, entries in of_source.items():
+        shares = [Fraction(entry["tokens"], available[name]) for entry in entries]
+        tokens.update(zip([e["name"] for e in entries], mix.apportion(wanted[name], shares), strict=True))
+    total = sum(wanted.values())
+    mixed = [
+        {
+            "source": name,
+            "available_tokens": available[name],
+            "tokens": wanted[name],
+            "share": wanted[name] / max(1, total),
+            "epochs": wanted[name] / max(1, available[name]),
+        }
+        for name in wanted
+    ]
+    return tokens, mixed

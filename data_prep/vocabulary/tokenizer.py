@@ -1,0 +1,169 @@
+"""Train a tokenizer on a text folder."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import tokenizers
+import xxhash
+from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
+
+from data_prep.formats import texts
+from data_prep.pipeline import folders
+from data_prep.vocabulary import wordpiece
+from scaler.config.recipe import Tokenizer
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError
+from scaler.core.files import checksum
+
+# RoBERTa's order (Liu et al. 2019; fairseq's dictionary)
+SPECIAL_TOKENS: dict[str, Any] = {
+    **{"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    # the mask stands for a word and the space before it
+    **{"cls_token": "<s>", "sep_token": "</s>", "mask_token": AddedToken("<mask>", lstrip=True, special=True)},
+}
+MAX_LENGTH = 512
+Result = TypeVar("Result")
+SAMPLE_SEED = 1  # another than that of the splits
+
+
+def sample(text: Path, most_bytes: int) -> Iterator[str]:
+    """Training documents of a folder of text: all, or about `most_bytes` of them, chosen by their hash."""
+    files = texts.entries(texts.manifest(text), "train")
+    share = most_bytes / max(1, sum(entry["bytes"] for entry in files))
+    for entry in files:
+        for document in texts.read(text, entry):
+            if share >= 1 or xxhash.xxh3_64_intdigest(document.text.encode(), seed=SAMPLE_SEED) < share * 2**64:
+                yield document.text
+
+
+def special_ids(folder: Path) -> dict[str, int]:
+    """The ids that rows are laid out with: begin_id, end_id, pad_id.
+
+    Raises: ScalerError when one is not there, or two are the same: a begin id says where a document begins.
+    """
+    tokenizer = _loaded(folder)
+    ids = {"begin_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
+    for role, value in ids.items():
+        if value is None:
+            raise ScalerError(f"{folder}: the tokenizer has no {role[:-3]} token, which masked-LM rows need")
+    if len(set(ids.values())) < len(ids):
+        raise ScalerError(f"{folder}: its begin, end and pad tokens are not three different ones, as rows need")
+    return ids
+
+
+def every_special_id(folder: Path) -> list[int]:
+    """The ids of all special tokens, which are never masked, ascending."""
+    return sorted(_loaded(folder).all_special_ids)
+
+
+def _loaded(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # seconds, that each worker would spend too
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more narrow
+        reason = " ".join(str(error).split())
+        raise ScalerError(f"{folder}: not a tokenizer that Transformers can load ({reason})") from error
+
+
+def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
+    """Train the tokenizer unless the folder already is what this text makes; say whether it was trained."""
+    of_kind = {"byte_bpe": set(), "wordpiece": {"kind", "lowercase"}, "words": {"kind", "lowercase", "pieces"}}
+    made_from = {
+        "text": folders.checksum_of_manifest(text, texts.manifest(text)["kind"]),
+        **{
+            name: value
+            for name, value in dataclasses.asdict(settings).items()
+            if name in {"vocab_size", "sample_mib"} | of_kind[settings.kind]
+        },
+    }
+    if folders.is_current(folder, "tokenizer", made_from) and (folder / "tokenizer.json").is_file():
+        return False
+    from transformers import PreTrainedTokenizerFast
+
+    with folders.staged(folder, "tokenizer", made_from) as partial:
+        tokenizer, special_tokens = _in_background(lambda: _trained(text, settings))
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            model_max_length=MAX_LENGTH,
+            model_input_names=[
+                "input_ids",
+                "attention_mask",
+            ],  # DistilBERT takes no token types, and no model needs them
+            **special_tokens,
+        ).save_pretrained(partial)
+        folders.write_manifest(
+            partial,
+            "tokenizer",
+            made_from,
+            vocab_size=tokenizer.get_vocab_size(),
+            history=[
+                *texts.manifest(text)["history"],
+                {"stage": "tokenizer", "settings": dataclasses.asdict(settings)},
+            ],
+            tokenizer_xxh3=checksum(partial / "tokenizer.json"),
+        )
+    return True
+
+
+def _trained(text: Path, settings: Tokenizer) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer, which puts special tokens around a text and between two, and these by their roles."""
+
+    def texts_of_sample() -> Iterator[str]:
+        return sample(text, settings.sample_mib << 20)
+
+    if settings.kind == "byte_bpe":
+        trained, special_tokens = _byte_bpe(texts_of_sample(), settings.vocab_size), SPECIAL_TOKENS
+        pair = "<s> $A </s> </s> $B </s>"  # as RoBERTa
+    else:
+        trained, special_tokens = wordpiece.train(texts_of_sample, settings), wordpiece.SPECIAL_TOKENS
+        pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    begin, end = str(special_tokens["cls_token"]), str(special_tokens["sep_token"])
+    trained.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        pair=pair,
+        special_tokens=[(token, trained.token_to_id(token)) for token in (begin, end)],
+    )
+    return trained, special_tokens
+
+
+def _byte_bpe(texts_of_sample: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts_of_sample,
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*dict.fromkeys(SPECIAL_TOKENS.values())],
+        show_progress=sys.stderr.isatty(),
+    )
+    return cast(tokenizers.Tokenizer, bpe._tokenizer)
+
+
+def _in_background(work: Callable[[], Result]) -> Result:
+    """Wait for `work` in a thread of its own, so that Ctrl-C is heard while it computes without Python."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+        thread.join()
+    except KeyboardInterrupt:
+        atexit.register(os._exit, EXIT_INTERRUPTED)  # a thread inside the trainer cannot be unwound, only left
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]

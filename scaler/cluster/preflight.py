@@ -1,0 +1,252 @@
+"""Collect the reports of all nodes before a run, and judge them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from scaler.cluster import parity
+from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, table
+from scaler.core import provenance, slurm
+from scaler.core.errors import ScalerError, in_a_line, naming_full_disk
+from scaler.core.files import write_json
+from scaler.distributed import collectives, devices, links, world
+from scaler.distributed.world import World
+from scaler.engine import process_group
+from scaler.model import parameters
+from scaler.planning import dry_run
+from scaler.training import job
+from scaler.training.job import Job
+
+RESULT, BAD_NODES = "result.json", "bad_nodes"  # the second for shell scripts: names with commas between
+OTHERS = "other ranks have come no further"
+POLL_SECONDS = (0.2, 2.0)  # the first pause, and the longest
+GRACE_SECONDS = 5.0  # that the first rank waits for others' reports beyond the limit that all have
+
+
+class Rank:
+    """This rank's way through the phases, of which each ends within a set time.
+
+    Args:
+        folder: of all reports.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, here: World, folder: Path) -> None:
+        self.arguments, self.here, self.folder = arguments, here, folder
+        self.report = Report(here.rank, slurm.node_name())
+        self.job: Job | None = None
+
+    def write(self) -> None:
+        """Leave the report where the first rank looks."""
+        write_json(self.folder / f"rank_{self.here.rank:05d}.json", asdict(self.report))
+
+    def go(self, give_up: Callable[[], None]) -> None:
+        """Go through all phases, or to the first problem. Where one takes too long, `give_up` ends the process."""
+        for phase in PHASES[:-1]:
+            self.report.phase = phase
+            self.write()
+            timer = threading.Timer(self.arguments.seconds, self._late, [phase, give_up])
+            timer.daemon = True
+            timer.start()
+            try:
+                self.report.facts |= getattr(self, phase)()
+            except Exception as error:  # whatever it is, the first rank waits to hear of it
+                self.report.problem = _reason(error)
+                self.report.waited = phase in TOGETHER and _is_of_others(error)
+                self.write()
+                return
+            finally:
+                timer.cancel()
+        self.report.phase = PHASES[-1]
+        self.write()
+
+    def _late(self, phase: str, give_up: Callable[[], None]) -> None:
+        self.report.problem, self.report.waited = f"no end within {self.arguments.seconds:g} s", phase in TOGETHER
+        try:
+            self.write()
+        finally:
+            give_up()
+
+    def settings(self) -> dict[str, Any]:
+        """Recipe, configuration and data are there and agree."""
+        self.job = job.resolve(self.arguments, self.here)
+        manifest = self.job.data.manifest
+        empty = dry_run.empty_model(self.job)
+        self._shared_disk(dry_run.checkpoint_bytes(self.job, *parameters.count_parameters(empty)))
+        return {
+            "memory_needed": sum(dry_run.memory_per_rank(self.job, empty).values()),
+            **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": provenance.versions()},
+            **{"python": platform.python_version(), "commit": provenance.commit()},
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """Device, memory and disks."""
+        assert self.job is not None
+        device = devices.device(self.here)
+        wanted = self.arguments.gpu
+        on_gpu = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {len(os.sched_getaffinity(0))} cores"
+        if wanted and wanted.lower() not in name.lower():
+            raise ScalerError(f"the device is {name}, and not --gpu {wanted}")
+        if on_gpu:
+            free, total = torch.cuda.mem_get_info(device)
+            if free < 0.9 * total:
+                raise ScalerError(f"{name}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free; who uses it?")
+        else:
+            free = psutil.virtual_memory().available // self.here.local_size
+        need = self.report.facts["memory_needed"]
+        if need > free:
+            raise ScalerError(f"{free / 2**30:.1f} GiB of memory are free, and a rank needs {need / 2**30:.1f}")
+        _write_to(Path(tempfile.gettempdir()))
+        return {
+            **{"device": name, "gpus": torch.cuda.device_count(), "memory_bytes": free},
+            "matmul": devices.measure_matmul_flops(device, torch.bfloat16 if on_gpu else torch.float32),
+        }
+
+    def _shared_disk(self, checkpoint_bytes: int) -> None:
+        assert self.job is not None
+        _write_to(self.folder)
+        there = sum(path.stat().st_size for path in (self.arguments.run_dir / "checkpoints").glob("step_*/*"))
+        needed = (self.job.recipe.checkpoint.keep_last + 2) * checkpoint_bytes - there
+        free = psutil.disk_usage(str(self.folder)).free
+        if free < needed:
+            raise ScalerError(
+                f"{self.folder}: {free / 1e9:.1f} GB are free, and the run's checkpoints take {needed / 1e9:.1f}; free "
+                "some, or lower checkpoint.keep_last"
+            )
+
+    def meeting(self) -> dict[str, Any]:
+        """Go on only once all have come so far, for whoever has not would be waited for in each collective."""
+        go, stop = self.folder / "go", self.folder / "stop"
+        while self.here.is_first and not go.exists() and not stop.exists():
+            ready = PHASES.index("meeting")
+            reports = read(self.folder)
+            if any(report.problem for report in reports):
+                stop.touch()
+            elif sum(PHASES.index(report.phase) >= ready for report in reports) == self.here.size:
+                go.touch()
+            else:
+                time.sleep(POLL_SECONDS[0])
+        pause, most = POLL_SECONDS
+        while not go.exists():
+            if stop.exists():
+                raise ScalerError(OTHERS)
+            time.sleep(pause)
+            pause = min(2 * pause, most)
+            self.write()  # which also makes NFS look at the folder anew
+        return {}
+
+    def network(self) -> dict[str, Any]:
+        """All ranks meet; clocks and links."""
+        # a rank that ends must not take the first one with it before that has spoken
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        process_group.join(self.here, self.arguments.seconds)
+        hosts = collectives.gathered(self.report.host, self.here)
+        return {"clock": self._clock(), **asdict(links.measure(hosts, self.here.rank, devices.device(self.here)))}
+
+    def _clock(self) -> float:
+        """Seconds by which this clock is ahead of the first rank's; right to the milliseconds that a word takes."""
+        collectives.gathered(None, self.here)  # from here all go on together
+        now = time.time()
+        return now - float(collectives.gathered(now, self.here)[0])
+
+    def parity(self) -> dict[str, Any]:
+        """The same rows give the same everywhere, and the engine's step is plain PyTorch's."""
+        assert self.job is not None
+        found = parity.check(self.job, self.here)
+        return {
+            **{"loss": found.loss, "gradient_norm": found.gradient_norm},
+            **{"error": found.relative_error, "bound": found.bound},
+        }
+
+
+def _write_to(folder: Path) -> None:
+    with naming_full_disk(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in a line; of NCCL's words those behind its own "Last error"."""
+    said = in_a_line(error) or type(error).__name__
+    return said[max(0, said.find("Last error:")) :][:300]
+
+
+def _is_of_others(error: Exception) -> bool:
+    """The error is that other ranks were not there, or went."""
+    said = str(error).lower()
+    if "failed to connect" in said or "trying to connect" in said:  # to the first rank, which others have reached
+        return False
+    words = (OTHERS, "timed out", "timeout", "closed by", "connection reset", "broken pipe", "remote process exited")
+    return any(word in said for word in words)
+
+
+def read(folder: Path) -> list[Report]:
+    """The reports that are there."""
+    reports = []
+    for path in sorted(folder.glob("rank_?????.json")):
+        try:
+            reports.append(Report(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError):  # just being written
+            continue
+    return reports
+
+
+def conclude(rank: Rank, wait_seconds: float) -> int:
+    """Wait for all ranks' reports, print the table, write the result; the first rank's last act.
+
+    Returns: the status of the command.
+    """
+    arguments, here = rank.arguments, rank.here
+    end = time.monotonic() + wait_seconds
+    reports = read(rank.folder)
+    while sum(report.over for report in reports) < here.size and time.monotonic() < end:
+        time.sleep(POLL_SECONDS[0])
+        reports = read(rank.folder)
+    hosts = world.hosts(here)
+    ended = any(report.over for report in reports if report.rank)  # others have, so those that have not are silent
+    for report in reports:
+        hosts[report.rank] = report.host
+        if not report.over:
+            report.problem, report.waited = f"no word for {arguments.seconds:g} s", not ended
+    verdict = judge(reports, hosts, arguments.slowest_share, arguments.seconds)
+    print(table(reports, verdict), flush=True)
+    if verdict.setting:
+        print(f"error: preflight: {verdict.setting}", file=sys.stderr, flush=True)
+    elif verdict.unclear:
+        print(f"error: preflight: {verdict.unclear}", file=sys.stderr, flush=True)
+    elif verdict.bad:
+        names = ", ".join(verdict.bad)
+        print(f"error: preflight: bad nodes: {names}; start again without them", file=sys.stderr, flush=True)
+    else:
+        print(f"preflight: {here.size} ranks on {len(set(hosts))} nodes are well", flush=True)
+    known = [host for host in verdict.bad if host in hosts] if not verdict.setting else []
+    (rank.folder / BAD_NODES).write_text("".join(f"{','.join(known)}\n" for _ in known[:1]), encoding="utf-8")
+    result = {"bad_nodes": verdict.bad, "setting": verdict.setting, "unclear": verdict.unclear}
+    write_json(rank.folder / RESULT, result | {"ranks": [asdict(report) for report in reports]})  # others wait for it
+    return verdict.status
+
+
+def wait_for_the_first(rank: Rank) -> int:
+    """Stay until the first rank has spoken, for a rank that goes may end those that it has a connection with.
+
+    Returns: 0, so that no launcher ends the first rank for another's status before that.
+    """
+    end = time.monotonic() + rank.arguments.seconds + 2 * GRACE_SECONDS
+    while not (rank.folder / RESULT).exists() and time.monotonic() < end:
+        time.sleep(POLL_SECONDS[0])
+    return 0

@@ -1,0 +1,68 @@
+"""Divide a global batch among ranks and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scaler.core.errors import ScalerError
+
+
+@dataclass(frozen=True)
+class SolvedBatch:
+    """A global batch taken apart: rows = micro_rows * accumulation * ranks."""
+
+    rows: int
+    micro_rows: int
+    accumulation: int
+    ranks: int
+
+
+def solve_batch(rows: int, ranks: int, max_micro_rows: int) -> SolvedBatch:
+    """Find the largest micro-batch that fits and the accumulation that makes up the rest.
+
+    Args:
+        rows: the recipe's global batch.
+        ranks: world size.
+        max_micro_rows: rows that one rank takes at once.
+
+    Raises: ScalerError with the nearest possible batches and world sizes when `ranks` does not divide `rows`.
+    """
+    if rows % ranks:
+        below, above = rows - rows % ranks, rows + ranks - rows % ranks
+        batches = " or ".join(str(batch) for batch in (below, above) if batch)
+        worlds = [n for n in range(1, rows + 1) if rows % n == 0]
+        close = sorted(sorted(worlds, key=lambda n: abs(n - ranks))[:3])
+        raise ScalerError(
+            f"training.rows={rows} cannot be shared equally by {ranks} ranks; "
+            f"use training.rows={batches}, or one of {', '.join(map(str, close))} ranks"
+        )
+    per_rank = rows // ranks
+    micro_rows = next(n for n in range(min(per_rank, max_micro_rows), 0, -1) if per_rank % n == 0)
+    return SolvedBatch(rows, micro_rows, per_rank // micro_rows, ranks)
+
+
+def batches(rows: int, ranks: int) -> Iterator[SolvedBatch]:
+    """All ways to take a batch apart, the largest micro-batch first; none where the ranks cannot share it."""
+    share, rest = divmod(rows, ranks)
+    if not rest:
+        for micro_rows in range(share, 0, -1):
+            if share % micro_rows == 0:
+                yield SolvedBatch(rows, micro_rows, share // micro_rows, ranks)
+
+
+def nodes_that_share(rows: int, nodes: int, ranks_per_node: int) -> int:
+    """The most nodes, up to `nodes`, whose ranks take equally many of a batch's rows.
+
+    >>> nodes_that_share(rows=64, nodes=7, ranks_per_node=8)
+    4
+
+    Raises: ScalerError where not even one node can.
+    """
+    for number in range(nodes, 0, -1):
+        if rows % (number * ranks_per_node) == 0:
+            return number
+    raise ScalerError(
+        f"training.rows={rows} cannot be shared equally by the {ranks_per_node} ranks of a node; lower RANKS_PER_NODE "
+        f"in slurm/env.sh, or take a multiple of {ranks_per_node} rows"
+    )

@@ -1,0 +1,76 @@
+"""Compare masked language models of any vocabulary on the same hidden words."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from transformers import PreTrainedModel
+
+from scaler.core.errors import ScalerError
+from scaler.data.tokenizer import load_tokenizer
+from scaler.model import exported
+
+
+def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
+    """The first documents of JSON lines with a field "text", plain or zstd, as data preparation leaves them.
+
+    Raises: ScalerError for a file that is none.
+    """
+    left = most
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                raw = zstandard.ZstdDecompressor().stream_reader(file) if path.suffix == ".zst" else file
+                for line in io.TextIOWrapper(raw, encoding="utf-8"):
+                    if left == 0:
+                        return
+                    yield str(json.loads(line)["text"]).encode(errors="replace").decode()
+                    left -= 1
+        except (OSError, ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
+            reason = " ".join(str(error).split())
+            raise ScalerError(f'{path}: not JSON lines with a "text" ({reason}); name such files') from error
+
+
+def load_masked_lm(folder: Path) -> tuple[PreTrainedModel, Any]:
+    """A masked LM and its tokenizer. Raises ScalerError when they cannot be loaded."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
+        raise ScalerError(f"{folder}: its tokenizer has no mask or no pad token; name a masked LM")
+    return exported.load_whole(folder), tokenizer
+
+
+def render(content: Sequence[dict[str, Any]]) -> str:
+    """The table, in Markdown: a line a model."""
+    tasks = list(dict.fromkeys(task for row in content for task in row["finetuned"]))
+    head = ["model", "parameters", "entries", "tokens a word", "unknown words", "nats a character"]
+    lines = [[*head, "hidden words right", *tasks]]
+    for row in content:
+        lines.append(
+            [
+                *(row["model"], f"{row['parameters']:,}", f"{row['entries']:,}", f"{row['tokens_per_word']:.3f}"),
+                *(f"{row['unknown']:.2%}", f"{row['loss_per_character']:.4f}", f"{row['right']:.2%}"),
+                *(_said(row["finetuned"].get(task)) for task in tasks),
+            ]
+        )
+    lines.insert(1, ["---"] * len(lines[0]))
+    first = content[0]
+    return "\n".join(
+        [
+            f"{first['words']:,} hidden words, the same for all; each token of a word is guessed by itself. "
+            f"{first['left_out']:,} stretches of text were too long for some model.",
+            "",
+            *("| " + " | ".join(line) + " |" for line in lines),
+        ]
+    )
+
+
+def _said(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    deviation = score["deviation"]
+    return f"{score['mean']:.2%}" if deviation is None else f"{score['mean']:.2%} ± {deviation:.2%}"

@@ -1,0 +1,126 @@
+"""Describe word vectors, and what they bring to the runs that start from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from scaler.config.recipe import Recipe
+from scaler.core import charts, files
+from scaler.core.errors import ScalerError
+from scaler.core.files import read_manifest
+from scaler.data import prepared, word_vectors
+from scaler.model import build, embeddings, initialisation
+
+PROJECTED = 10_000  # entries in the projector; all 256,000 of 768 numbers would be 4 GB of text
+NEIGHBOURS = 5
+KNOWN_WORDS = 12  # whose neighbours are shown where none are named
+LEAST_LETTERS = 5  # of these: shorter words are mostly of grammar
+SHARES = (1, 25, 50, 75, 99)  # percentiles
+
+
+def norms(matrix: np.ndarray) -> dict[str, float]:
+    """Percentiles of the lengths of the vectors (entries, width)."""
+    lengths = np.concatenate([np.linalg.norm(some, axis=1) for some in initialisation.stretches(matrix)])
+    return {f"p{share}": float(value) for share, value in zip(SHARES, np.percentile(lengths, SHARES), strict=True)}
+
+
+def neighbours(matrix: np.ndarray, entry: int, among: np.ndarray) -> list[tuple[int, float]]:
+    """The entries nearest to one by cosine, best first, out of those in `among`: (entry, cosine)."""
+    wanted = matrix[entry] / np.linalg.norm(matrix[entry])
+    cosines = np.concatenate(
+        [some @ wanted / np.maximum(np.linalg.norm(some, axis=1), 1e-12) for some in initialisation.stretches(matrix)]
+    )
+    allowed = np.full(len(matrix), -np.inf)
+    allowed[among] = cosines[among]
+    allowed[entry] = -np.inf
+    best = np.argsort(-allowed)[:NEIGHBOURS]
+    return [(int(number), float(allowed[number])) for number in best if np.isfinite(allowed[number])]
+
+
+def known_words(tokens: list[str], counts: np.ndarray) -> list[int]:
+    """The most frequent entries that look like words."""
+    ranked = np.argsort(-counts)
+    words = (int(entry) for entry in ranked if tokens[entry].isalpha() and len(tokens[entry]) >= LEAST_LETTERS)
+    return [entry for entry, _ in zip(words, range(KNOWN_WORDS), strict=False)]
+
+
+def of_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:
+    """Figures of a recipe's vectors; the projector is written to `out`/projector.
+
+    Raises: ScalerError for a recipe without vectors, or a word that is no entry.
+    """
+    data = prepared.open_prepared(recipe)
+    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    folder = recipe.word2vec_folder
+    found = word_vectors.read(folder, data.manifest.tokenizer_xxh3, embeddings.width(config))
+    tokens = data.tokenizer.convert_ids_to_tokens(range(len(found.vectors)))
+    numbers = {token: entry for entry, token in enumerate(tokens)}
+    for word in words:
+        if word not in numbers:
+            raise ScalerError(f"--words {word}: no entry of {recipe.tokenizer_folder}; name a whole word that is one")
+    shown = [numbers[word] for word in words] or known_words(tokens, found.counts)
+    frequent = np.argsort(-found.counts, kind="stable")[: min(PROJECTED, int((found.counts > 0).sum()))]
+    with SummaryWriter(str(out / "projector")) as board:
+        board.add_embedding(
+            torch.from_numpy(found.vectors[frequent]), [tokens[entry] for entry in frequent], tag="word2vec"
+        )
+    used = np.flatnonzero(found.counts)
+    return {
+        "entries": len(found.vectors),
+        "width": int(found.vectors.shape[1]),
+        "coverage": read_manifest(folder, word_vectors.KIND)["coverage"],
+        "initializer_range": config.initializer_range,
+        "norms": norms(found.vectors),
+        "norm_in_model": initialisation.length_of_vectors(found.vectors.shape[1], config.initializer_range),
+        "neighbours": {
+            tokens[entry]: [
+                (tokens[other], round(cosine, 3)) for other, cosine in neighbours(found.vectors, entry, used)
+            ]
+            for entry in shown
+        },
+    }
+
+
+def of_runs(runs: list[Path], until: int, out: Path) -> dict[str, Any]:
+    """Held-out losses of runs at their evaluations up to a step; drawn to `out`/runs.png.
+
+    Raises: ScalerError for a folder without such losses.
+    """
+    curves = {}
+    for run in runs:
+        logged = [record for record in files.records(run / files.METRICS) if "heldout_loss" in record]
+        if not logged:
+            raise ScalerError(f"{run}: no held-out losses in its {files.METRICS}; name the folder of a run")
+        if run.name in curves:
+            raise ScalerError(f"{run}: another run is called {run.name}, too; rename one")
+        curves[run.name] = {record["step"]: record["heldout_loss"] for record in logged if record["step"] <= until}
+    charts.draw_curves(curves, out / "runs.png")
+    return curves
+
+
+def render(content: dict[str, Any]) -> str:
+    """The report as text for people."""
+    coverage = content["coverage"]
+    lines = [
+        f"{content['entries']:,} vectors of {content['width']} numbers; {coverage['entries']:.2%} of the entries have "
+        f"one of their own, which stand for {coverage['tokens']:.2%} of the training tokens",
+        "  percentile          " + "".join(f"{f'{share} %':>9}" for share in SHARES),
+        "  length as trained   " + "".join(f"{content['norms'][f'p{share}']:>9.4f}" for share in SHARES),
+        f"  length of all in the model, for initializer_range {content['initializer_range']}: "
+        f"{content['norm_in_model']:.4f}",
+        "nearest by cosine",
+        *(
+            f"  {word:<16} " + ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)
+            for word, near in content["neighbours"].items()
+        ),
+    ]
+    for name, curve in content["runs"].items():
+        lines.append(
+            f"{name}: held-out loss " + ", ".join(f"{loss:.3f} at step {step:,}" for step, loss in curve.items())
+        )
+    return "\n".join(lines)

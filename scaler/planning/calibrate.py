@@ -1,0 +1,304 @@
+"""Measure what the plan assumes of a node: speed, memory, links."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+import yaml
+
+from scaler.config import batch as ds_config
+from scaler.config import deepspeed as config_deepspeed
+from scaler.config import typed
+from scaler.config.recipe import Recipe, load
+from scaler.core.errors import ScalerError, in_a_line
+from scaler.data.batches import Batch
+from scaler.distributed import collectives, devices, world
+from scaler.distributed.links import MOST_NUMBERS, bus_bandwidth, now
+from scaler.distributed.world import World
+from scaler.engine import engine, process_group
+from scaler.model import build, embeddings, masked_lm
+from scaler.planning import communication, hardware, step_time, workload
+from scaler.planning.hardware import Hardware
+
+ACCUMULATION = 2  # micro-batches of a step here: enough for what the second one does differently
+WARMUP = 2  # steps of each size
+SMALL_CALLS = 50  # all-reduces of one number, whose median is the latency
+PATIENCE = 60.0  # seconds that two processes of a node wait for each other
+UNLIMITED = 1e12  # bytes a second of a network that is not known, or adds nothing to what the cores take
+CONSISTENT = 1.4826  # of the median absolute deviation, to be a normal distribution's standard deviation
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one rank measured without others.
+
+    Attributes:
+        micro_seconds: of every micro-batch, by its rows; all measured ones.
+        update_seconds: of the optimizer steps.
+        memory_bytes: of the device, for this rank.
+    """
+
+    micro_seconds: dict[int, list[float]]
+    update_seconds: list[float]
+    memory_bytes: float
+
+
+def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
+    """Random tokens in two documents a row, as packed rows have several."""
+    seq_len, entries = recipe.data.seq_len, config.vocab_size
+    masked = recipe.masked_per_row(0.5)
+    half = seq_len // 2
+    positions = torch.cat([torch.arange(half), torch.arange(seq_len - half)]) + build.first_position(config)
+    segments = torch.ones(seq_len, dtype=torch.int64)
+    segments[half:] = 2
+    return Batch(
+        input_ids=torch.randint(5, entries, (rows, seq_len)),
+        position_ids=positions.expand(rows, -1).contiguous(),
+        segment_ids=segments.expand(rows, -1).contiguous(),
+        masked_positions=torch.arange(masked).expand(rows, -1).contiguous(),
+        labels=torch.randint(5, entries, (rows, masked)),
+    )
+
+
+def alone(recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float, here: World) -> Alone:
+    """Time steps of the engine on this rank's device, in a process that is a world of its own."""
+    process_group.join(here)
+    device = devices.device(here)
+    solved = ds_config.SolvedBatch(sizes[0] * ACCUMULATION, sizes[0], ACCUMULATION, 1)
+    native = devices.bf16_is_native(device)
+    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, rows=solved.rows))
+    resolved = config_deepspeed.resolve(config_deepspeed.read(path), path, recipe, solved, native)
+    config = workload.configuration(recipe)
+    network = build.build(config, recipe.seed)
+    if recipe.optimizer.frozen_embeddings:
+        embeddings.freeze(network)
+    running = engine.Engine(masked_lm.MaskedLM(network.train()).to(device), recipe.optimizer, resolved)
+    batches = {rows: random_batch(rows, config, recipe).to(device) for rows in sizes}
+    micro: dict[int, list[float]] = {rows: [] for rows in sizes}
+    updates: list[float] = []
+    taken, end = 0, math.inf
+    while taken < 2 * WARMUP or time.perf_counter() < end:
+        if taken == WARMUP:
+            end = time.perf_counter() + seconds
+        for rows, batch in batches.items():
+            spent, update = _step(running, batch, device)
+            if taken >= WARMUP:
+                micro[rows].append((spent - update) / ACCUMULATION)
+                updates.append(update)
+        taken += 1
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _share_of_memory(here)
+    process_group.leave()
+    return Alone(micro, updates, float(total))
+
+
+def _step(running: engine.Engine, batch: Batch, device: torch.device) -> tuple[float, float]:
+    """Seconds of a step, and of its update."""
+    start = update = now(device)
+    for number in range(ACCUMULATION):
+        loss, _ = running(batch)
+        running.backward(loss)
+        if number == ACCUMULATION - 1:
+            update = now(device)
+        running.step(1e-6)
+    end = now(device)
+    return end - start, end - update
+
+
+def _share_of_memory(here: World) -> float:
+    return float(psutil.virtual_memory().total) / here.local_size
+
+
+def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
+    """Operations a second, seconds of a micro-batch beside them, of an update, and spread: medians over the ranks.
+
+    Two sizes of micro-batch give a line through their medians: its slope is a row's time, and what is left at no rows
+    is a micro-batch's. The spread is that of a rank's micro-batches around their median, by the median absolute
+    deviation, which single late ones do not move.
+    """
+    by_rank = []
+    for rank in found:
+        (few, least), (many, most) = ((rows, statistics.median(times)) for rows, times in rank.micro_seconds.items())
+        row = (most - least) / (many - few)
+        if row <= 0:
+            raise ScalerError(
+                f"a micro-batch of {many} rows took {most:.3g} s, and one of {few} took {least:.3g} s: other programs "
+                "disturb it, or --rows are too close; try again with --rows farther apart or more --seconds"
+            )
+        times = rank.micro_seconds[many]
+        deviation = statistics.median(abs(value - most) for value in times)
+        by_rank.append(
+            {
+                "flops": flops_per_row / row,
+                "micro_seconds": max(0.0, least - few * row),
+                "update": statistics.median(rank.update_seconds),
+                "spread": CONSISTENT * deviation / most,
+            }
+        )
+    return {key: statistics.median(rank[key] for rank in by_rank) for key in by_rank[0]}
+
+
+def latency(here: World, device: torch.device) -> float:
+    """Seconds of a hop, of all-reduces of one number; every rank must call it."""
+    number, times = torch.ones(1, device=device), []
+    for _ in range(SMALL_CALLS):
+        start = now(device)
+        dist.all_reduce(number)
+        times.append(now(device) - start)
+    return statistics.median(times) / communication.hops("all_reduce", here.size, device.type == "cpu")
+
+
+def in_a_world_of_its_own(arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], here: World) -> Alone:
+    """Call `alone` in a new process, for DeepSpeed takes all ranks that its process knows. Raises its ScalerError."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, arguments, recipe, sizes, here))
+    process.start()
+    theirs.close()
+    try:
+        found = mine.recv()
+    except EOFError:
+        process.join()
+        raise ScalerError(
+            f"the measurement of rank {here.rank} ended with status {process.exitcode}; is there memory for --rows?"
+        ) from None
+    process.join()
+    if isinstance(found, str):
+        raise ScalerError(found)
+    assert isinstance(found, Alone)
+    return found
+
+
+def _child(pipe: Connection, arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], here: World) -> None:
+    # the last one lets torchrun's ranks wait for a store that it keeps for all of them
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
+        os.environ.pop(name, None)
+    by_itself = dataclasses.replace(here, rank=0, size=1)
+    try:
+        pipe.send(alone(recipe, arguments.deepspeed_config, sizes, arguments.seconds, by_itself))
+    except (ScalerError, RuntimeError) as error:
+        pipe.send(in_a_line(error))
+
+
+def _sizes(asked: tuple[int, int] | None, recipe: Recipe) -> tuple[int, int]:
+    most = max(2, min(recipe.training.max_micro_rows, recipe.training.rows))
+    return asked or (max(1, most // 4), most)
+
+
+def links_of(here: World, numbers: int) -> dict[str, float]:
+    """What the ranks' links are found to be, for gradients of so many numbers; every rank must call it."""
+    device = devices.device(here)
+    hosts = collectives.gathered(os.uname().nodename, here)
+    found = {"latency": latency(here, device)}
+    by_host = [[rank for rank, name in enumerate(hosts) if name == host] for host in dict.fromkeys(hosts)]
+    mine, _ = dist.new_subgroups_by_enumeration(by_host)
+    if hosts.count(hosts[here.rank]) > 1:
+        found["inside"] = bus_bandwidth(mine, numbers, device)
+    dist.barrier()
+    if len(by_host) > 1:
+        found["between"] = bus_bandwidth(None, numbers, device)
+    return found
+
+
+def without_cores(links: dict[str, float]) -> dict[str, float]:
+    """The same of ranks on CPUs with the network alone in `between`, which was measured with the cores' share."""
+    if "between" not in links:
+        return links
+    share = 1 / links["between"] - 1 / links["inside"]
+    return {**links, "between": 1 / share if share > 1 / UNLIMITED else UNLIMITED}
+
+
+def _links_of_two_processes(numbers: int) -> dict[str, float]:
+    """The links that one rank of a CPU node can have: two processes talk, and share the cores that it has alone."""
+    port, processes, pipe = world.free_port(), [], None
+    context = multiprocessing.get_context("spawn")
+    for rank in range(2):
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_one_of_two, args=(theirs, rank, port, numbers))
+        process.start()
+        theirs.close()
+        processes.append(process)
+        pipe = pipe or mine
+    assert pipe is not None
+    try:
+        found: dict[str, float] = pipe.recv()
+    except EOFError:
+        raise ScalerError("two processes of this node could not measure a connection; see above") from None
+    finally:
+        for process in processes:
+            process.join()
+    return {"latency": found["latency"], "inside": 2 * found["inside"]}
+
+
+def _one_of_two(pipe: Connection, rank: int, port: int, numbers: int) -> None:
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    here = World(rank, 2, rank, 2)
+    process_group.join(here, PATIENCE)
+    found = links_of(here, numbers)
+    process_group.leave()
+    pipe.send(found)
+
+
+def measure(arguments: argparse.Namespace, here: World) -> Hardware | None:
+    """All measurements; every rank must call it. None on all but the first rank."""
+    recipe, device = load(arguments.recipe, arguments.overrides), devices.device(here)
+    content = config_deepspeed.read(arguments.deepspeed_config)
+    base = hardware.load(arguments.hardware) if arguments.hardware else None
+    if here.size == 1 and device.type == "cuda" and base is None:
+        raise ScalerError(
+            "one GPU alone has no links to measure; say with --hardware whose they are, or start more ranks"
+        )
+    if here.size > 1:
+        process_group.join(here)
+    sizes = _sizes(arguments.rows, recipe)
+    found = collectives.attempt(lambda: in_a_world_of_its_own(arguments, recipe, sizes, here), here)
+    everybody = collectives.gathered(found, here)
+    precision = config_deepspeed.precision_of(content, devices.bf16_is_native(device))
+    width = 2 if precision == "bf16" else 4
+    work = workload.workload(recipe, width)
+    numbers = min(work.layout.trained, MOST_NUMBERS)
+    figures: dict[str, Any] = links_of(here, numbers) if here.size > 1 else {}
+    if not here.is_first:
+        return None
+    if device.type == "cpu":
+        figures = without_cores(figures if "inside" in figures else {**_links_of_two_processes(numbers), **figures})
+    fit = fitted(everybody, work.flops_per_row)
+    figures |= {
+        "devices": here.local_size,
+        "memory_bytes": min(rank.memory_bytes for rank in everybody),
+        "flops": {precision: fit["flops"]},
+        "micro_seconds": fit["micro_seconds"],
+        "memory_bandwidth": work.layout.trained * (step_time.OPTIMIZER_TRAFFIC + width) / fit["update"],
+        "spread": fit["spread"],
+        "on_cpu": device.type == "cpu",
+    }
+    keys = tuple(sorted(figures))
+    if base is not None:
+        return dataclasses.replace(base, name=arguments.out.stem, measured=keys, **figures)
+    return Hardware(**{"name": arguments.out.stem, "between": UNLIMITED, **figures, "measured": keys})
+
+
+def described(found: Hardware, recipe: str) -> str:
+    """The hardware as the YAML that the plan reads, with what was not measured set apart."""
+    plain = typed.plain(dataclasses.asdict(found))
+    measured = {key: plain[key] for key in found.measured}
+    others = {key: value for key, value in plain.items() if key not in measured and value is not None}
+    return (
+        f"# measured by python -m scaler.calibrate --recipe {recipe}\n{yaml.safe_dump(measured)}"
+        f"# not measured: set what you know\n{yaml.safe_dump(others)}"
+    )

@@ -1,0 +1,144 @@
+"""Choose the points of a scaling study and write them into its folder."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+from scaler.config import batch as ds_config
+from scaler.config import command_line, typed
+from scaler.config import deepspeed as config_deepspeed
+from scaler.config.recipe import Recipe
+from scaler.config.recipe import load as load_recipe
+from scaler.core import folders
+from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.files import read_json, write_whole
+from scaler.core.folders import names_in
+from scaler.data import prepared
+from scaler.distributed import devices, world
+from scaler.planning.workload import settings_of
+from scaler.studies import folder as study_folder
+from scaler.studies.folder import Point
+
+FIRST_WRITTEN = {folders.LOCK, study_folder.RECIPE, f"{study_folder.RECIPE}.partial"}  # before there are points
+OFFLOAD = {"no": (False,), "yes": (True,), "both": (False, True)}
+
+
+# ---- what to measure
+
+
+def kinds(arguments: argparse.Namespace, bucket: int, left_out: dict[str, str]) -> list[tuple[int, bool, int]]:
+    """Stages, offloads and buckets that go together; what does not is added to `left_out` with the reason."""
+    found = []
+    buckets = arguments.buckets or (bucket,)
+    for stage, offload, size in itertools.product(arguments.stages, OFFLOAD[arguments.offload], buckets):
+        if stage == 0 and offload:
+            left_out["stage 0 with offload"] = "there is no sharded state to put on the CPU; use stage 1, 2 or 3"
+        elif stage == 0 and size != buckets[0]:
+            left_out[f"stage 0 with a bucket of {size:,}"] = "stage 0 does not read reduce_bucket_size; one is enough"
+        else:
+            found.append((stage, offload, size))
+    return found
+
+
+def grid(
+    arguments: argparse.Namespace, recipe: Recipe, bucket: int, there: Sequence[Point]
+) -> tuple[list[Point], dict[str, str]]:
+    """All points that are asked for and possible, and what was left out with the reason.
+
+    Args:
+        bucket: of the DeepSpeed configuration.
+        there: points of the study so far. Where some are weak, a rank's share of the batch is theirs.
+    """
+    left_out: dict[str, str] = {}
+    of_stages = kinds(arguments, bucket, left_out)
+    sizes = list(itertools.product(arguments.nodes, arguments.ranks_per_node))
+    share = Fraction(recipe.training.rows, min(nodes * ranks for nodes, ranks in sizes))
+    share = next((Fraction(point.rows, point.ranks) for point in there if point.series == "weak"), share)
+    points = []
+    for series, (nodes, ranks) in itertools.product(arguments.series, sizes):
+        rows = recipe.training.rows if series == "strong" else share * nodes * ranks
+        for micro_rows in arguments.micro_rows or (None,):
+            size = f"{series} on {nodes} x {ranks} ranks" + (
+                "" if micro_rows is None else f", micro-batch {micro_rows}"
+            )
+            try:
+                if rows != int(rows):
+                    raise ScalerError(f"{float(share):g} rows a rank make no whole batch; change training.rows")
+                solved = ds_config.solve_batch(int(rows), nodes * ranks, micro_rows or recipe.training.max_micro_rows)
+                points += [
+                    Point(series, nodes, ranks, *kind, int(rows), micro_rows or solved.micro_rows) for kind in of_stages
+                ]
+            except ScalerError as error:
+                left_out[size] = str(error)
+    if not points:
+        raise ScalerError("no point is possible: " + "; ".join(f"{what}: {why}" for what, why in left_out.items()))
+    return points, left_out
+
+
+def configuration_of(content: dict[str, Any], point: Point) -> dict[str, Any]:
+    """The user's DeepSpeed configuration with the point's stage, offload and bucket, and batches left to be solved."""
+    zero = dict(content.get("zero_optimization", {}))
+    zero |= {"stage": point.stage, "reduce_bucket_size": point.bucket}
+    if point.offload:
+        zero["offload_optimizer"] = {**(zero.get("offload_optimizer") or {}), "device": "cpu"}
+    else:
+        zero.pop("offload_optimizer", None)
+    if not (point.offload and point.stage == 3):
+        zero.pop("offload_param", None)
+    batches = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return {**content, **dict.fromkeys(batches, "auto"), "zero_optimization": zero}
+
+
+def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
+    """Make the folder, or go on in it, and add the points asked for; hold it until the returned file is closed.
+
+    Returns: the lock, and what was left out.
+    Raises: ScalerError for settings that make no sense, a folder of something else or of another recipe or
+        configuration, and one that another process works in.
+    """
+    study: Path = arguments.folder
+    path, points_folder = study / study_folder.RECIPE, study / study_folder.POINTS
+    began = path.is_file() and points_folder.is_dir()
+    if study.exists() and not began and not (study.is_dir() and names_in(study) <= FIRST_WRITTEN):
+        raise ScalerError(
+            f"{study}: is neither new nor a study (no {path.name} and {points_folder.name}/); name another"
+        )
+    began_with = command_line.run_recipe(study)
+    recipe = command_line.chosen_recipe(argparse.Namespace(**vars(arguments), run_dir=study))[1]
+    if began_with is not None:
+        _refuse_mixed(study, "recipe", load_recipe(str(began_with)).to_plain(), recipe.to_plain())
+    prepared.open_prepared(recipe)
+    content = config_deepspeed.read(arguments.deepspeed_config)
+    there = [entry.point for entry in study_folder.read(study)] if began else []
+    for point in there:
+        before = read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG)
+        _refuse_mixed(study, "DeepSpeed configuration", before, configuration_of(content, point))
+    points, left_out = grid(arguments, recipe, settings_of(content, "fp32").bucket, there)
+    native = devices.bf16_is_native(devices.device(world.World()))
+    for point in points:  # so that what the recipe refuses is said once, and now
+        batch = ds_config.SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
+        config_deepspeed.resolve(configuration_of(content, point), arguments.deepspeed_config, recipe, batch, native)
+    lock = folders.lock(study)
+    try:
+        with naming_full_disk(study):
+            if began_with is None:
+                write_whole(path, recipe.to_yaml())
+            points_folder.mkdir(exist_ok=True)
+            for point in points:
+                study_folder.write_point(study, point, configuration_of(content, point))
+    except BaseException:
+        lock.close()
+        raise
+    return lock, left_out
+
+
+def _refuse_mixed(study: Path, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, (old, new) in typed.differences(before, now).items():
+        raise ScalerError(
+            f"{study}: its {what} has {name}={old!r}, and not {new!r}; give the same, or name another folder"
+        )

@@ -1,0 +1,94 @@
+"""Measure the points of a scaling study on this machine, one after another."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scaler.core import text
+from scaler.core.errors import EXIT_TRY_AGAIN, ScalerError
+from scaler.distributed import local_ranks
+from scaler.studies import folder as study_folder
+from scaler.studies import point
+from scaler.studies.folder import Entry
+
+# imported once for all points; the last of them DeepSpeed imports at every start, and it brings a compiler
+PRELOAD = ["scaler.studies.point", "scaler.engine.engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
+ATTEMPTS = 3  # at a point, over all starts
+
+
+# ---- on this machine
+
+
+def open_points(entries: Sequence[Entry]) -> list[Entry]:
+    """Those that are to be measured yet, and may be tried again."""
+    return [entry for entry in entries if entry.measured is None and len(entry.failures) < ATTEMPTS]
+
+
+def threads(study: Path, entries: Sequence[Entry]) -> int:
+    """Of each rank of each point, so that points compare: those of OMP_NUM_THREADS, or what the most ranks leave.
+
+    Raises: ScalerError where points were measured with others.
+    """
+    cores, most = len(os.sched_getaffinity(0)), max(entry.point.ranks for entry in entries)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    found = int(given) if given.isdigit() and int(given) else max(1, cores // most)
+    for entry in entries:
+        before = entry.measured.threads if entry.measured else 0
+        if before not in (0, found):
+            raise ScalerError(
+                f"{study}: {entry.point.name} was measured with {before} threads a rank, and now there would be "
+                f"{found}; set OMP_NUM_THREADS={before}, or name another folder"
+            )
+    if most > cores and not torch.cuda.is_available():
+        print(f"note: {most} ranks share {cores} cores, so they are slower than on a core each", flush=True)
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure what this machine can, each point until it is measured or has failed too often; say how it went."""
+    study: Path = arguments.folder
+    most = torch.cuda.device_count() or math.inf
+    entries = [entry for entry in study_folder.read(study) if entry.point.nodes == 1 and entry.point.ranks <= most]
+    os.environ["OMP_NUM_THREADS"] = str(threads(study, entries))
+    (study / study_folder.LOGS).mkdir(exist_ok=True)
+    to_do, done, began = open_points(entries), 0, time.monotonic()
+    for entry in to_do * ATTEMPTS:  # what has failed comes again after the others
+        folder = study_folder.folder_of(study, entry.point)
+        tried = len(study_folder.failures(folder))
+        if study_folder.read_measured(folder) is not None or tried == ATTEMPTS:
+            continue
+        log = study / study_folder.LOGS / f"{entry.point.name}-{tried + 1}.txt"
+        log.unlink(missing_ok=True)  # of a start that was stopped
+        words = [str(study), entry.point.name, f"--steps={arguments.steps}", f"--warmup={arguments.warmup}"]
+        status = local_ranks.start(entry.point.ranks, point.main, words, log, PRELOAD)
+        found = study_folder.read_measured(folder)
+        if found is None:
+            study_folder.note_failure(study, entry.point, local_ranks.reason_of(log, status))
+        done += found is not None or tried + 1 == ATTEMPTS
+        left = (time.monotonic() - began) / max(done, 1) * (len(to_do) - done)
+        came = (
+            f"{study_folder.step_seconds(found):.4g} s a step"
+            if found
+            else f"failed: {local_ranks.reason_of(log, status)}"
+        )
+        print(f"{done}/{len(to_do)} {entry.point.name}: {came}; {text.duration(left)} left", flush=True)
+    conclude(study)
+
+
+def conclude(study: Path) -> None:
+    """Say how many points are measured, and which have failed; status 75 if some have."""
+    entries = study_folder.read(study)
+    failed = [entry for entry in entries if entry.measured is None and len(entry.failures) >= ATTEMPTS]
+    measured = sum(entry.measured is not None for entry in entries)
+    for entry in failed:
+        print(f"failed: {entry.point.name}: {entry.failures[-1]}", flush=True)
+    print(f"{study}: {measured} measured, {len(failed)} failed, {len(open_points(entries))} left", flush=True)
+    if failed:
+        raise SystemExit(EXIT_TRY_AGAIN)

@@ -1,0 +1,39 @@
+"""Record what ran: versions, commit, hosts and devices of a start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from scaler.core import slurm
+from scaler.core.provenance import commit, processor, versions
+from scaler.distributed.world import World
+
+
+def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
+    """What a result may hang on and no recipe says: versions, commit, and the hosts of all ranks."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "cuda": torch.version.cuda,
+        "ranks": world.size,
+        "launcher": world.launcher,
+        "slurm": slurm.job_facts(),
+        "hosts": {host: hosts.count(host) for host in sorted(set(hosts))},
+        "system": platform.platform(),
+        "processor": processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_bytes": psutil.virtual_memory().total,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads_a_rank": torch.get_num_threads(),
+    }

@@ -63,16 +63,16 @@ test-slow: $(VENV)/dev.stamp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 test-slurm: $(VENV)/dev.stamp
-	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/test_job_scripts.py \
-		tests/test_slurm.py tests/test_launchers.py tests/test_preflight.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/end_to_end/test_job_scripts.py \
+		tests/end_to_end/test_slurm.py tests/end_to_end/test_launchers.py tests/cluster/test_preflight.py
 
 chaos: data
 	@rm -rf runs/chaos
-	@HF_HUB_OFFLINE=1 $(BIN)/python tests/chaos.py --recipe $(RECIPE) --folder runs/chaos
+	@PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tests/workers/chaos.py --recipe $(RECIPE) --folder runs/chaos
 
 resume-matrix: $(VENV)/run.stamp
 	@rm -rf runs/resume-matrix && mkdir -p runs/resume-matrix
-	@HF_HUB_OFFLINE=1 $(BIN)/python tests/resume_worker.py quickstart all runs/resume-matrix
+	@PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tests/workers/resume_worker.py quickstart all runs/resume-matrix
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .

@@ -30,7 +30,7 @@ from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm, parameters
 from scaler.planning import activations, memory, workload
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from ranks import ended, forked_calls
 
 SIZES = {"small": (2, 256, 8_192), "middle": (4, 384, 16_000), "large": (6, 768, 50_265)}  # layers, width, entries

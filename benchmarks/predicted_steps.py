@@ -30,7 +30,7 @@ from scaler.planning import hardware, step_time, workload
 from scaler.planning.step_time import Point
 from scaler.studies import folder as study_folder
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from slurm_cluster import Cluster
 
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"

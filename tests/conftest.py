@@ -27,6 +27,8 @@ from scaler.model import build, masked_lm
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+# where programs of tests/workers find the modules of tests/support
+SEARCH = os.pathsep.join([str(ROOT / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])])
 TINY_RECIPE = """
 corpus: {sources: [{source: SOURCE}], heldout_percent: 12, test_percent: 5, part_mib: 1}
 dedup: {exact: false, near: false}
@@ -109,7 +111,7 @@ def worker_figures(run_command, tmp_path_factory) -> Callable[..., Any]:
 
     def run(*command: object, timeout: float = 1200) -> Any:
         folder = tmp_path_factory.mktemp("worker")
-        done = run_command(*command, folder, cwd=folder, timeout=timeout, CUDA_VISIBLE_DEVICES="")
+        done = run_command(*command, folder, cwd=folder, timeout=timeout, CUDA_VISIBLE_DEVICES="", PYTHONPATH=SEARCH)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return json.loads((folder / "figures.json").read_text())
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_batches import VOCABULARY, make_documents, make_reader
+from packed import VOCABULARY, make_documents, make_reader
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaler.config.recipe import load

@@ -12,7 +12,7 @@ from scaler.config import deepspeed as ds_config
 @pytest.fixture(scope="module")
 def figures(worker_figures, tiny_recipe_file):
     """What three ranks found."""
-    return worker_figures(sys.executable, ROOT / "tests" / "exchange_worker.py", tiny_recipe_file)
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "exchange_worker.py", tiny_recipe_file)
 
 
 def test_sums_and_gathers_are_those_of_gloo_also_in_a_group_of_some_ranks(figures):

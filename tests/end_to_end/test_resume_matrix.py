@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow  # `make resume-matrix` tries all pairs
 
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "resume_worker.py", tiny_recipe_file, "some")
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "resume_worker.py", tiny_recipe_file, "some")
 
 
 def pairs(figures):

@@ -1,6 +1,6 @@
 """Interrupt a training at random moments, at another world size each time, and compare it with one left alone.
 
-`make chaos` runs it at length; tests/test_chaos.py a short form.
+`make chaos` runs it at length; tests/end_to_end/test_chaos.py a short form.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def vectors(recipe_file):
 
 @pytest.fixture(scope="module")
 def outcomes(recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "embeddings_worker.py", recipe_file)
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "embeddings_worker.py", recipe_file)
 
 
 def network_for(recipe_file, *overrides):

@@ -19,12 +19,12 @@ SLOW = (
 @pytest.fixture(scope="module")
 def quick_outcomes(tiny_recipe_file, worker_figures):
     without = [f"-{name}" for name in SLOW]
-    return worker_figures(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file, *without)
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "scenarios.py", tiny_recipe_file, *without)
 
 
 @pytest.fixture(scope="module")
 def slow_outcomes(tiny_recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "scenarios.py", tiny_recipe_file, "alone", *SLOW)
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "scenarios.py", tiny_recipe_file, "alone", *SLOW)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "switches_worker.py", tiny_recipe_file)
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "switches_worker.py", tiny_recipe_file)
 
 
 def apart(one: dict[str, list[float]], other: dict[str, list[float]]) -> float:

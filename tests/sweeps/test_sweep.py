@@ -26,7 +26,7 @@ from scaler.sweeps import sweep as sweeps_sweep
 from scaler.sweeps import trial as sweep_trial
 from scaler.sweeps.space import Parameter
 
-STUB = ROOT / "tests" / "training_stub.py"
+STUB = ROOT / "tests" / "workers" / "training_stub.py"
 RATE = "optimizer.learning_rate=log:1e-5:1e-1"
 SHORT = ["training.steps=12", "training.evaluate_every=2"]  # six evaluations
 

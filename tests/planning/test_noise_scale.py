@@ -119,7 +119,7 @@ def test_where_noise_drowns_the_gradient_no_number_is_given():
 @pytest.fixture(scope="module")
 def figures(worker_figures, tiny_recipe_file):
     """A finished run of the tiny recipe with dropout, all of its checkpoints kept; a copy that two ranks measured."""
-    return worker_figures(sys.executable, ROOT / "tests" / "noise_worker.py", tiny_recipe_file, BATCHES)
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "noise_worker.py", tiny_recipe_file, BATCHES)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
 def configuration(folder: Path, name: str, bf16: bool = False) -> Path:

@@ -12,7 +12,7 @@ BOUNDS = {"fp32": 2e-5, "bf16": 5e-2}
 
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
-    worker = ROOT / "tests" / "parity_worker.py"
+    worker = ROOT / "tests" / "workers" / "parity_worker.py"
     launcher = ("deepspeed", "--num_gpus", 2, "--master_port", world.free_port(), "--no_local_rank")
     return worker_figures(*launcher, worker, tiny_recipe_file, *CONFIGS)
 

@@ -19,7 +19,7 @@ from scaler import train
 from scaler.distributed import world
 from scaler.training import loop
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def forked(ranks: int, arguments: list[object], log: Path, patch: Callable[[], None] = lambda: None, cwd: Path = ROOT):

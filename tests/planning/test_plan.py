@@ -29,7 +29,7 @@ NOTHING = Activations(0, 0, 0)
 @pytest.fixture(scope="module")
 def figures(worker_figures, tiny_recipe_file):
     """By ZeRO stage and micro-batches, what two ranks hand to collectives in a step, and what is told."""
-    return worker_figures(sys.executable, ROOT / "tests" / "plan_worker.py", tiny_recipe_file)
+    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "plan_worker.py", tiny_recipe_file)
 
 
 @pytest.mark.parametrize("number", range(12))

@@ -7,19 +7,27 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SEARCH
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way_of_saving", ["synchronous", "asynchronous"])
 def test_a_run_interrupted_three_times_is_the_run_left_alone(tiny_recipe_file, run_command, tmp_path, way_of_saving):
     done = run_command(
-        *(sys.executable, ROOT / "tests" / "chaos.py", "--recipe", tiny_recipe_file, "--folder", tmp_path / "chaos"),
+        *(
+            sys.executable,
+            ROOT / "tests" / "workers" / "chaos.py",
+            "--recipe",
+            tiny_recipe_file,
+            "--folder",
+            tmp_path / "chaos",
+        ),
         *("--interruptions", 3, "--steps", 60, "--every", 6, "--seed", 3),
         *(["--synchronous"] if way_of_saving == "synchronous" else []),
         cwd=tmp_path,
         timeout=900,
         CUDA_VISIBLE_DEVICES="",
+        PYTHONPATH=SEARCH,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads(done.stdout[done.stdout.index("{\n") :])

@@ -236,7 +236,7 @@ def test_one_process_without_a_launcher_trains_too(tiny_recipe_file, run_command
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
 
 
-@pytest.mark.slow  # tests/test_survival.py has the same without the launcher
+@pytest.mark.slow  # tests/end_to_end/test_survival.py has the same without the launcher
 def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(tiny_recipe_file, tmp_path, run_command):
     run = tmp_path / "run"
     command = [*launch(2), "--recipe", tiny_recipe_file, "--run_dir", run, "training.steps=150", "training.log_every=1"]

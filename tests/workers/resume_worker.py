@@ -38,7 +38,7 @@ ALL = {
                 ("fp32", "bf16"))
     for size in WORLDS
 }  # fmt: skip
-CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
 def start(recipe, config: str, here: world.World, fresh: bool):

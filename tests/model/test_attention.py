@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_batches import VOCABULARY, make_documents, make_reader
-from test_isolation import FAMILIES, SEQ_LEN, SMALL
+from families import FAMILIES, SEQ_LEN, SMALL
+from packed import VOCABULARY, make_documents, make_reader
 from torch import nn
 
 from scaler.model import build, masked_lm

@@ -14,7 +14,7 @@ from pathlib import Path
 from scaler.config.deepspeed import DEFAULT_DS_CONFIG
 from scaler.config.recipe import DEFAULT_RECIPE
 from scaler.core.cli import command
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_whole
 from scaler.distributed import world
 from scaler.engine import process_group
@@ -54,7 +54,7 @@ def main() -> None:
     found = measure(arguments, world.detect())
     if found is not None:
         text = described(found, arguments.recipe)
-        with naming_full_disk(arguments.out.parent):
+        with explain_disk_errors(arguments.out.parent):
             write_whole(arguments.out, text)
         print(f"{text}{arguments.out}: for python -m scaler.plan --hardware {arguments.out}")
     process_group.leave()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scaler.config.recipe import load
 from scaler.core.cli import command
-from scaler.core.errors import naming_full_disk
+from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json
 from scaler.evaluation.evaluate import SPLITS, measure, render
 from scaler.model.exported import find_model
@@ -32,7 +32,7 @@ def main() -> None:
     folder, place, recipe = find_model(arguments.model, arguments.recipe)
     content = measure(folder, load(recipe), arguments.split)
     path = place / f"evaluation_{arguments.split}.json"
-    with naming_full_disk(place):
+    with explain_disk_errors(place):
         write_json(path, content)
     print(json.dumps(content, indent=2) if arguments.json else f"{render(content)}\n  {path}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scaler.config.recipe import Checkpoint
 from scaler.core.cli import command
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json
 from scaler.planning import failures
 from scaler.planning.failures import Spread
@@ -93,7 +93,7 @@ def main() -> None:
     found = [of_nodes(some, arguments, spread) for some in nodes]
     print(json.dumps(found, indent=2) if arguments.json else render(found))
     if arguments.out:
-        with naming_full_disk(arguments.out):
+        with explain_disk_errors(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
             write_json(arguments.out / "goodput.json", found)
             draw(found, arguments.out / "goodput.png")

@@ -21,7 +21,7 @@ from scaler.cluster.preflight import GRACE_SECONDS, Rank, conclude, wait_for_the
 from scaler.config.command_line import parser as command_line_parser
 from scaler.core import slurm
 from scaler.core.cli import command
-from scaler.core.errors import naming_full_disk
+from scaler.core.errors import explain_disk_errors
 from scaler.distributed import world
 from scaler.training import run_folder
 
@@ -46,7 +46,7 @@ def main() -> None:
     arguments = parse()
     here = world.detect()
     folder = arguments.run_dir / run_folder.PREFLIGHT / world.launch_id()
-    with naming_full_disk(folder):
+    with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if here.is_first and not slurm.job_facts():  # whose steps have folders of their own
             for path in folder.iterdir():  # of a start by hand before

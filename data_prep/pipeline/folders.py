@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.pipeline import card
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
 
 ADOPTED = {"adopted": True}  # what the shards were made from that `data_prep.adopt` took over
@@ -76,7 +76,7 @@ def staged(folder: Path, kind: str, made_from: dict[str, Any]) -> Iterator[Path]
         raise ScalerError(f"{folder}: holds something other than prepared {kind} files; name another folder")
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     begun = as_json({"format": FORMAT, "kind": kind, "made_from": made_from})
-    with naming_full_disk(folder):
+    with explain_disk_errors(folder):
         if old.exists():  # of a run that was killed
             shutil.rmtree(old)
         lock = _locked(partial)

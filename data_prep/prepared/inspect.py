@@ -13,7 +13,7 @@ from data_prep.cleaning.clean import EXAMPLES
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
 from data_prep.vocabulary import word2vec
-from scaler.core.errors import naming_full_disk
+from scaler.core.errors import explain_disk_errors
 from scaler.core.files import read_manifest
 from scaler.data import order, token_rows, word_vectors
 
@@ -99,7 +99,7 @@ def show_shards(folder: Path, text: Path | None) -> None:
     print("  training documents by tokens:")
     print(bars(*histogram(np.concatenate(list(lengths.values())))))
     picture = folder.parent / "lengths.png"
-    with naming_full_disk(picture):
+    with explain_disk_errors(picture):
         draw(lengths, picture)
     print(f"  {picture}")
 

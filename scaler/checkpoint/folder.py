@@ -16,7 +16,7 @@ from typing import Any, cast
 import xxhash
 
 from scaler.core import files
-from scaler.core.errors import ScalerError, in_a_line
+from scaler.core.errors import ScalerError, one_line
 from scaler.core.files import MANIFEST, checksum, write_json
 
 PARTIAL, DAMAGED = ".partial", ".damaged"
@@ -70,7 +70,7 @@ class CheckpointFolder:
                 if not is_nth and step_of(path) not in best:
                     self._remove(path)
         except OSError as error:
-            self.say(f"the checkpoint of step {step} is saved; its pointers or older ones: {in_a_line(error)}")
+            self.say(f"the checkpoint of step {step} is saved; its pointers or older ones: {one_line(error)}")
 
     def forget_after(self, step: int, best_step: int | None) -> None:
         """Remove what was saved after a step that the run has gone back to, and is no part of it."""

@@ -17,7 +17,7 @@ from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.folder import CheckpointFolder, read_manifest
 from scaler.checkpoint.format import Piece, fingerprint
 from scaler.core import files as core_files
-from scaler.core.errors import ScalerError, in_a_line, naming_full_disk
+from scaler.core.errors import ScalerError, one_line, explain_disk_errors
 from scaler.distributed.collectives import agree_or_raise, attempt, gathered
 from scaler.distributed.world import World
 
@@ -96,7 +96,7 @@ class Checkpoints:
             for share in shares
             for kind, tensor in share.tensors.items()
         }
-        with naming_full_disk(self.kept.folder):
+        with explain_disk_errors(self.kept.folder):
             partial.mkdir(parents=True, exist_ok=True)
             files = [checkpoint_format.write_file(partial / f"rank_{self.world.rank:05d}.safetensors", content)]
             if probe:
@@ -140,10 +140,10 @@ class Checkpoints:
             step = self._about["step"]
             try:
                 if problem is None:
-                    with naming_full_disk(self.kept.folder):
+                    with explain_disk_errors(self.kept.folder):
                         self._publish(records)
             except (ScalerError, OSError) as error:
-                problem = in_a_line(error)
+                problem = one_line(error)
             if problem is not None:
                 shutil.rmtree(self.kept.partial(step), ignore_errors=True)
             else:
@@ -223,7 +223,7 @@ class Checkpoints:
                 self.watch("reading a checkpoint")
                 checkpoint_folder.check_file(path / files[number]["name"], files[number])
         except (ScalerError, OSError) as error:
-            problem = in_a_line(error)
+            problem = one_line(error)
         return next((found for found in gathered(problem, self.world) if found), None)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ import torch
 from scaler.cluster import parity
 from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, table
 from scaler.core import provenance, slurm
-from scaler.core.errors import ScalerError, in_a_line, naming_full_disk
+from scaler.core.errors import ScalerError, one_line, explain_disk_errors
 from scaler.core.files import write_json
 from scaler.distributed import collectives, devices, links, world
 from scaler.distributed.world import World
@@ -174,7 +174,7 @@ class Rank:
 
 
 def _write_to(folder: Path) -> None:
-    with naming_full_disk(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with explain_disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(1 << 20))
         file.flush()
         os.fsync(file.fileno())
@@ -182,7 +182,7 @@ def _write_to(folder: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """What went wrong, in a line; of NCCL's words those behind its own "Last error"."""
-    said = in_a_line(error) or type(error).__name__
+    said = one_line(error) or type(error).__name__
     return said[max(0, said.find("Last error:")) :][:300]
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, in_a_line, status_of
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, one_line, status_of
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -18,7 +18,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except ScalerError as error:
-            print("error:", in_a_line(error), file=sys.stderr, flush=True)
+            print("error:", one_line(error), file=sys.stderr, flush=True)
             sys.exit(error.status)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C; nothing half-done counts as done", file=sys.stderr, flush=True)
@@ -28,7 +28,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except OSError as error:
             if error.filename is None:  # no file of the user's
                 raise
-            print("error:", in_a_line(error), file=sys.stderr, flush=True)
+            print("error:", one_line(error), file=sys.stderr, flush=True)
             sys.exit(status_of(error))
 
     return run

@@ -40,7 +40,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def naming_full_disk(folder: os.PathLike[str] | str) -> Iterator[None]:
+def explain_disk_errors(folder: os.PathLike[str] | str) -> Iterator[None]:
     """Turn the operating system's 'no space' and 'read-only' errors into one clear line about `folder`."""
     try:
         yield
@@ -56,7 +56,7 @@ def naming_full_disk(folder: os.PathLike[str] | str) -> Iterator[None]:
         raise
 
 
-def in_a_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What to tell the user of an error; of the operating system's, the file, the reason and the machine."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror} (on {platform.node()}); look at the disk, and run again"

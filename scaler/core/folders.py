@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from scaler.core import slurm
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 
 LOCK = ".lock"
 
@@ -37,7 +37,7 @@ def lock(folder: Path) -> IO[str]:
 
     Raises: ScalerError when another run is at work in it.
     """
-    with naming_full_disk(folder):
+    with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+", encoding="utf-8")
     job = slurm.job_facts()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from scaler.core.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ScalerError, TryAgain, in_a_line, status_of
+from scaler.core.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ScalerError, TryAgain, one_line, status_of
 from scaler.distributed.world import World
 
 Result = TypeVar("Result")
@@ -51,6 +51,6 @@ def attempt(work: Callable[[], Result], world: World) -> Result:
     try:
         result = work()
     except (ScalerError, OSError) as error:
-        problem, status = in_a_line(error), status_of(error)
+        problem, status = one_line(error), status_of(error)
     agree_or_raise(problem, world, status)
     return cast(Result, result)

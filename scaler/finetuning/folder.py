@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from scaler.config.typed import differences
 from scaler.core import folders
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json
 
 SETTINGS, RESULTS, RUNS, CANDIDATES, MODEL = "settings.json", "results.json", "runs", "candidates", "model"
@@ -32,7 +32,7 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> IO[str]:
     lock = folders.lock(folder)
     try:
         if not path.is_file():
-            with naming_full_disk(folder):
+            with explain_disk_errors(folder):
                 (folder / RUNS).mkdir(exist_ok=True)
                 (folder / CANDIDATES).mkdir(exist_ok=True)
                 write_json(path, settings)

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from scaler.core import provenance
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.distributed.collectives import attempt, gathered
 from scaler.distributed.world import World
@@ -110,7 +110,7 @@ def _keep(
 ) -> None:
     """Save the model if it is the best of its rate so far; then the record, which says that the run is done."""
     record = outcome.record
-    with naming_full_disk(out):
+    with explain_disk_errors(out):
         if finetune_folder.is_best(out, record, seeds, chosen_by):
             beside = out / finetune_folder.CANDIDATES / "partial"
             shutil.rmtree(beside, ignore_errors=True)
@@ -158,7 +158,7 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
         "packages": {**provenance.versions(), **{name: metadata.version(name) for name in PACKAGES}},
         **{"commit": provenance.commit(), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
     }
-    with naming_full_disk(out):
+    with explain_disk_errors(out):
         chosen = finetune_folder.candidate(out, content["chosen"]["learning_rate"])
         if (chosen / finetune_folder.PREDICTIONS).is_file():
             (chosen / finetune_folder.PREDICTIONS).replace(out / finetune_folder.PREDICTIONS)

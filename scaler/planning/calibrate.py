@@ -24,7 +24,7 @@ from scaler.config import batch as ds_config
 from scaler.config import deepspeed as config_deepspeed
 from scaler.config import typed
 from scaler.config.recipe import Recipe, load
-from scaler.core.errors import ScalerError, in_a_line
+from scaler.core.errors import ScalerError, one_line
 from scaler.data.batches import Batch
 from scaler.distributed import collectives, devices, world
 from scaler.distributed.links import MOST_NUMBERS, bus_bandwidth, now
@@ -190,7 +190,7 @@ def _child(pipe: Connection, arguments: argparse.Namespace, recipe: Recipe, size
     try:
         pipe.send(alone(recipe, arguments.deepspeed_config, sizes, arguments.seconds, by_itself))
     except (ScalerError, RuntimeError) as error:
-        pipe.send(in_a_line(error))
+        pipe.send(one_line(error))
 
 
 def _sizes(asked: tuple[int, int] | None, recipe: Recipe) -> tuple[int, int]:

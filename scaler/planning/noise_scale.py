@@ -21,7 +21,7 @@ from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.format import FROZEN, WEIGHT, Piece
 from scaler.config import command_line, recipe
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.data import order, prepared
 from scaler.data.batches import Batch, RowReader
 from scaler.distributed import collectives, devices
@@ -176,7 +176,7 @@ def keep(run_dir: Path, record: Record) -> None:
     """Put a measurement among those of the run, in place of an earlier one at its step; show all in TensorBoard."""
     by_step = {**{old.step: old for old in critical_batch.read(run_dir)}, record.step: record}
     records = [by_step[step] for step in sorted(by_step)]
-    with naming_full_disk(run_dir):
+    with explain_disk_errors(run_dir):
         critical_batch.write(run_dir, records)
         shutil.rmtree(run_dir / BOARD, ignore_errors=True)
         board = SummaryWriter(str(run_dir / BOARD))

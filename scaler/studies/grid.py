@@ -15,7 +15,7 @@ from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import Recipe
 from scaler.config.recipe import load as load_recipe
 from scaler.core import folders
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_whole
 from scaler.core.folders import names_in
 from scaler.data import prepared
@@ -125,7 +125,7 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
         config_deepspeed.resolve(configuration_of(content, point), arguments.deepspeed_config, recipe, batch, native)
     lock = folders.lock(study)
     try:
-        with naming_full_disk(study):
+        with explain_disk_errors(study):
             if began_with is None:
                 write_whole(path, recipe.to_yaml())
             points_folder.mkdir(exist_ok=True)

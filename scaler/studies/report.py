@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json, write_whole
 from scaler.studies import bottlenecks, page, words
 from scaler.studies import curves as scaling
@@ -126,7 +126,7 @@ def write(study: Study, out: Path) -> None:
         if foreign:
             raise ScalerError(f"--out {out}: has {foreign[0]} in it, which is no report's; choose another folder")
     beside = out.with_name(out.name + ".partial")
-    with naming_full_disk(out):
+    with explain_disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()

@@ -16,7 +16,7 @@ import torch
 from scaler.config import recipe
 from scaler.config.typed import differences
 from scaler.core import folders
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.core.folders import exclusive
 from scaler.distributed import world
@@ -59,7 +59,7 @@ def begin(arguments: argparse.Namespace, this: job.Job, space: tuple[sweep_space
         "rows_xxh3": this.data.manifest.xxh3("train"),
         "space": [asdict(one) for one in space],
     }
-    with naming_full_disk(folder):
+    with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
             if not (folder / SETTINGS).is_file():
@@ -78,7 +78,7 @@ def take(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, slot: i
     for number in range(arguments.trials):
         if sweep_trial.is_over(folder, number):
             continue
-        with naming_full_disk(folder):
+        with explain_disk_errors(folder):
             logs = sweep_trial.run_dir(folder, number) / run_folder.LOGS
             logs.mkdir(parents=True, exist_ok=True)
         try:

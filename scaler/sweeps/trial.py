@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scaler.core import files, folders
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json
 from scaler.training import run_folder
 from scaler.training.stop import STOP_FILE
@@ -180,5 +180,5 @@ class Trial:
         """Write down what is known of it."""
         now = time.monotonic()
         self.record["seconds"], self._clock = self.record["seconds"] + now - self._clock, now
-        with naming_full_disk(self.folder):
+        with explain_disk_errors(self.folder):
             write_json(record_file(self.folder, self.record["trial"]), self.record)

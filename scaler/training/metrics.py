@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from torch.utils.tensorboard import SummaryWriter
 
 from scaler.core.charts import save
-from scaler.core.errors import ScalerError, in_a_line, naming_full_disk
+from scaler.core.errors import ScalerError, one_line, explain_disk_errors
 from scaler.core.files import FAULTS, METRICS, records, write_whole
 from scaler.core.text import duration
 
@@ -80,7 +80,7 @@ class RunLog:
 
     def _open(self, step: int | None) -> None:
         path = self.run_dir / METRICS
-        with naming_full_disk(self.run_dir):
+        with explain_disk_errors(self.run_dir):
             last = -1 if step is None else step
             self.records = [record for record in records(path) if record["step"] <= last]
             write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
@@ -105,10 +105,10 @@ class RunLog:
     def noting_problem(self) -> Iterator[None]:
         """Do some writing; a full disk or the like becomes the log's `problem`."""
         try:
-            with naming_full_disk(self.run_dir):
+            with explain_disk_errors(self.run_dir):
                 yield
         except (ScalerError, OSError) as error:
-            self.problem = in_a_line(error)
+            self.problem = one_line(error)
 
     def fault(self, **facts: Any) -> None:
         """Record a fault; records of faults stay when the run goes back."""

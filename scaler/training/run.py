@@ -13,7 +13,7 @@ import torch
 from scaler.checkpoint import store
 from scaler.config import deepspeed as ds_config
 from scaler.core import folders, slurm, text
-from scaler.core.errors import naming_full_disk
+from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json, write_whole
 from scaler.data import token_rows
 from scaler.distributed import collectives, devices, world
@@ -30,7 +30,7 @@ from scaler.training.progress import Progress
 def write_settings(this: Job, here: world.World, hosts: list[str], step: int) -> None:
     """Write the settings of the run and this start of it into its folder; the recipe last, which makes it a run's."""
     settings = {"seed": this.recipe.seed, "rows_xxh3": this.data.manifest.xxh3("train"), "ds_config": this.resolved}
-    with naming_full_disk(this.run_dir):
+    with explain_disk_errors(this.run_dir):
         run_folder.set_state(this.run_dir, "running", step=step, steps=this.recipe.training.steps)
         run_folder.add_attempt(this.run_dir, environment.facts(here, hosts) | settings | {"changes": this.changes})
         write_json(this.run_dir / run_folder.DS_CONFIG, this.asked)
@@ -153,7 +153,7 @@ def end(running: loop.Running, stopped_by: str | None, started: float) -> None:
         state = running.engine.full_state()
         became = collectives.attempt(lambda: running.embeddings.said_of(state), running.here)
         if running.log:
-            with naming_full_disk(run_dir):
+            with explain_disk_errors(run_dir):
                 finish(running, running.log, state, measured, became, time.perf_counter() - started)
                 run_folder.set_state(run_dir, "finished", step=progress.step, steps=steps)
 

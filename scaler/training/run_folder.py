@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler.config import command_line
-from scaler.core.errors import ScalerError, naming_full_disk
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json
 from scaler.core.folders import LOCK, names_in
 
@@ -58,7 +58,7 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
 
 def set_state(folder: Path, state: str, **more: Any) -> None:
     """Say how the run stands: "running", "stopped" (goes on when started again), "finished" or "failed"."""
-    with naming_full_disk(folder):
+    with explain_disk_errors(folder):
         write_json(folder / STATE, {"state": state, **more, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 

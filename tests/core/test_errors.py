@@ -6,7 +6,7 @@ import os
 import pytest
 
 from scaler.core.cli import command
-from scaler.core.errors import ScalerError, naming_full_disk, nearest
+from scaler.core.errors import ScalerError, explain_disk_errors, nearest
 
 
 def run(failure: BaseException) -> None:
@@ -42,18 +42,18 @@ def test_a_bug_keeps_its_traceback():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
 def test_a_full_disk_is_named():
     refused = pytest.raises(ScalerError, match="/some/folder: the disk is full")
-    with refused, naming_full_disk("/some/folder"), open("/dev/full", "w", encoding="utf-8") as file:
+    with refused, explain_disk_errors("/some/folder"), open("/dev/full", "w", encoding="utf-8") as file:
         file.write("x")
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_a_folder_that_cannot_be_written_is_named(code):
-    with pytest.raises(ScalerError, match="/some/folder: not writable"), naming_full_disk("/some/folder"):
+    with pytest.raises(ScalerError, match="/some/folder: not writable"), explain_disk_errors("/some/folder"):
         raise OSError(code, os.strerror(code))
 
 
 def test_other_errors_of_the_system_stay_as_they_are():
-    with pytest.raises(FileNotFoundError), naming_full_disk("/some/folder"):
+    with pytest.raises(FileNotFoundError), explain_disk_errors("/some/folder"):
         raise FileNotFoundError(errno.ENOENT, "no such file")
 
 

@@ -21,7 +21,7 @@ import torch
 from scaler.cluster import parity
 from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, table
 from scaler.core import provenance, slurm
-from scaler.core.errors import ScalerError, one_line, explain_disk_errors
+from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
 from scaler.distributed import collectives, devices, links, world
 from scaler.distributed.world import World

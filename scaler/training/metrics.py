@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from torch.utils.tensorboard import SummaryWriter
 
 from scaler.core.charts import save
-from scaler.core.errors import ScalerError, one_line, explain_disk_errors
+from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import FAULTS, METRICS, records, write_whole
 from scaler.core.text import duration
 

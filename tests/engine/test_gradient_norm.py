@@ -1,4 +1,4 @@
-"""The sum of squares of a gradient, whatever its size, precision and magnitude; its use: tests/end_to_end/test_gradients.py."""
+"""The sum of squares of a gradient, whatever its size, precision and magnitude."""
 
 import pytest
 import torch

@@ -28,8 +28,6 @@ from scaler.core.files import write_json
 from scaler.distributed import mpi
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
-# set by mpiexec of MPICH and Intel MPI and srun --mpi=pmi2, by Open MPI's, and by PMIx
-MPI_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def gathered(processes: int | None = None) -> Iterator[Team]:
 
     Raises: ScalerError for fewer than one process, or where MPI cannot be used.
     """
-    if any(name in os.environ for name in MPI_VARIABLES):
+    if any(name in os.environ for name in mpi.VARIABLES):
         with _mpi() as executor:
             yield Team(executor)
         return
@@ -148,20 +146,16 @@ def gathered(processes: int | None = None) -> Iterator[Team]:
 
 @contextmanager
 def _mpi() -> Iterator[Executor | None]:
-    mpi.use_launchers_library()
-    try:
-        from mpi4py import MPI
-        from mpi4py.futures import MPICommExecutor
-    except ImportError as error:
-        raise ScalerError(
-            f"started by MPI, but mpi4py cannot be loaded ({error}); load the site's MPI module, "
-            "or install one with `pip install mpich`"
-        ) from error
+    MPI = mpi.load()
+    from mpi4py.futures import MPICommExecutor
+
     if MPI.COMM_WORLD.Get_size() == 1:
-        if int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
-            raise ScalerError(
-                "MPI sees one rank where several were started: mpi4py uses another MPI than this mpiexec is of"
-            )
+        for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+            if os.environ.get(name, "1") not in ("", "1"):
+                raise ScalerError(
+                    f"MPI sees one rank where several were started ({name}={os.environ[name]}): mpi4py uses another "
+                    "MPI than this mpiexec; load the MPI module of that launcher, or unset the variable"
+                )
         yield None
         return
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as found:

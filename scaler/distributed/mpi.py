@@ -1,6 +1,7 @@
-"""Where ranks that MPI started can meet: `python -m scaler.distributed.mpi` on each prints the first host and a port.
+"""Load the MPI that started this process, and agree on a meeting point of its ranks.
 
-It is a process of its own, for an MPI that does not fit aborts the whole process.
+`python -m scaler.distributed.mpi RANKS`, run on each rank, prints the first host and a port that is free there. It is a
+process of its own, because an MPI that does not fit its launcher aborts the whole process.
 """
 
 from __future__ import annotations
@@ -9,10 +10,16 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
-from scaler.core.errors import ScalerError
+from scaler.core.cli import command
+from scaler.core.errors import ScalerError, one_line
+
+# set by Open MPI's mpirun; by mpiexec of MPICH and Intel MPI, and srun --mpi=pmi2; by PMIx
+VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 
 
 def use_launchers_library(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -29,8 +36,27 @@ def use_launchers_library(environ: MutableMapping[str, str] = os.environ) -> Non
         environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
+def load() -> Any:
+    """Import mpi4py over the library of the MPI that started this process; return its module MPI.
+
+    Raises: ScalerError when mpi4py or that library cannot be loaded.
+    """
+    use_launchers_library()
+    try:
+        with warnings.catch_warnings():  # of another MPI's variables; whoever counts the ranks says it better
+            warnings.simplefilter("ignore")
+            from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # mpi4py raises the second for a missing or foreign library
+        started = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
+        raise ScalerError(
+            f"started by MPI ({started}), but mpi4py cannot be loaded ({one_line(error)}); load the MPI module of that "
+            "launcher, use the mpiexec of `pip install '.[mpi]'`, or, where MPI started nothing, unset the variable"
+        ) from error
+    return MPI
+
+
 def meeting_point(ranks: int) -> tuple[str, str]:
-    """Host of the first rank and a port that is free there; every rank must call it.
+    """Return the host of the first rank and a port that is free there; every rank must call it.
 
     Raises: ScalerError when MPI does not know so many ranks, or cannot be used.
     """
@@ -43,24 +69,25 @@ def meeting_point(ranks: int) -> tuple[str, str]:
     )
     found = asked.stdout.split()
     if asked.returncode or len(found) != 2:
-        said = " ".join(asked.stderr.split())[-300:]
-        raise ScalerError(f"MPI cannot tell where the first rank is ({said}); set MASTER_ADDR and MASTER_PORT")
+        lines = asked.stderr.splitlines()
+        reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), " ".join(lines))
+        raise ScalerError(f"MPI cannot tell where the first rank is ({reason[-400:]}); set MASTER_ADDR and MASTER_PORT")
     return found[0], found[1]
 
 
 def host_name(environ: Mapping[str, str] = os.environ) -> str:
-    """This host, by the name that its MPI reaches it by."""
+    """Return this host's name by which its MPI reaches it."""
     return environ.get("PMI_HOSTNAME") or environ.get("PMIX_HOSTNAME") or socket.gethostname()
 
 
+@command
 def agree() -> None:
     """Agree on the meeting point, and print it."""
-    use_launchers_library()
-    from mpi4py import MPI
-
-    everyone, ranks = MPI.COMM_WORLD, int(sys.argv[1])
+    everyone, ranks = load().COMM_WORLD, int(sys.argv[1])
     if everyone.Get_size() != ranks:
-        sys.exit(f"mpi4py sees {everyone.Get_size()} of {ranks} ranks: it uses another MPI than the launcher's")
+        raise ScalerError(
+            f"mpi4py sees {everyone.Get_size()} of {ranks} ranks: it uses another MPI than the launcher's"
+        )
     with socket.socket() as probe:
         probe.bind(("", 0))
         print(*everyone.bcast((host_name(), probe.getsockname()[1])))

@@ -1,5 +1,6 @@
 """Under MPI the same command makes the same bytes at any number of ranks, and ends as a whole."""
 
+import _ctypes
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,7 @@ from scaler.config.recipe import load
 from scaler.distributed import mpi
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+PIPS_MPICH = f"{sys.prefix}/lib/libmpi.so.12"
 PATIENCE = 60  # seconds in which a job with a dead rank has to end
 pytestmark = [
     pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec here: load an MPI module, or `pip install mpich`"),
@@ -134,11 +136,39 @@ def test_bad_input_under_mpi_is_one_line_and_a_non_zero_exit(recipe, tmp_path, r
     assert not (tmp_path / "data" / "corpus").exists()
 
 
-def test_ranks_that_do_not_see_each_other_are_refused(tmp_path, run_command):
-    code = "from data_prep.pipeline.workers import gathered\nwith gathered(): pass"
-    done = run_command(sys.executable, "-c", code, cwd=ROOT, OMPI_COMM_WORLD_SIZE="2")  # another MPI's
-    assert done.returncode != 0
-    assert "MPI sees one rank where several were started" in done.stderr
+@pytest.mark.parametrize("module", [["data_prep"], ["scaler.distributed.mpi", "2"]])
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize("library", ["absent", "no_library", "another_library"])
+def test_an_mpi_library_that_cannot_be_loaded_is_one_line(tmp_path, run_command, module, variable, library):
+    path = {"absent": tmp_path / "libmpi.so", "no_library": ROOT / "README.md", "another_library": _ctypes.__file__}
+    named = {variable: "2", "MPI4PY_LIBMPI": str(path[library])}
+    done = run_command(sys.executable, "-m", *module, cwd=ROOT, **named)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: started by MPI ({variable}=2), but mpi4py cannot be loaded (")
+    assert str(path[library]) in done.stderr and "load the MPI module" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", [["data_prep"], ["scaler.distributed.mpi", "2"]])
+def test_ranks_of_another_mpi_than_the_launchers_are_refused(run_command, module):
+    """Whether Open MPI is installed or not, without its mpirun no rank sees another."""
+    done = run_command(sys.executable, "-m", *module, cwd=ROOT, OMPI_COMM_WORLD_SIZE="2")
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # Open MPI may warn before
+    refused = ("MPI sees one rank where several were started", "mpi4py sees 1 of 2 ranks", "mpi4py cannot be loaded")
+    assert len(errors) == 1 and any(reason in errors[0] for reason in refused)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path(PIPS_MPICH).exists(), reason="no MPICH of pip here: `pip install mpich`")
+@pytest.mark.parametrize("module", [["data_prep"], ["scaler.distributed.mpi", "2"]])
+def test_ranks_that_do_not_see_each_other_are_refused(run_command, module):
+    done = run_command(sys.executable, "-m", *module, cwd=ROOT, PMI_SIZE="2", MPI4PY_LIBMPI=PIPS_MPICH)
+    assert done.returncode == 2
+    refused = ("MPI sees one rank where several were started (PMI_SIZE=2)", "mpi4py sees 1 of 2 ranks")
+    assert done.stderr.startswith(tuple(f"error: {reason}" for reason in refused))
+    assert done.stderr.count("\n") == 1
 
 
 def test_pips_mpich_tells_addresses_that_fit_a_line_of_slurms(tmp_path, monkeypatch):

@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import MPI_VARIABLES, PARALLELISM, Task, Team, gathered
+from data_prep.pipeline.workers import PARALLELISM, Task, Team, gathered
 from scaler.core.errors import ScalerError
+from scaler.distributed import mpi
 
 PATIENCE = 200  # seconds that another process may take to get where a test waits for it
 
 
 @pytest.fixture(autouse=True)
 def _no_mpi(monkeypatch):
-    for name in (*MPI_VARIABLES, "SLURM_STEP_NUM_TASKS"):
+    for name in (*mpi.VARIABLES, "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -218,11 +219,11 @@ def test_one_task_of_srun_works_alone(monkeypatch):
         assert team.executor is None
 
 
-@pytest.mark.parametrize("name", MPI_VARIABLES)
+@pytest.mark.parametrize("name", mpi.VARIABLES)
 def test_mpi_without_mpi4py_is_refused(monkeypatch, name):
     monkeypatch.setenv(name, "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(ScalerError, match=r"mpi4py cannot be loaded .*MPI module"), gathered():
+    with pytest.raises(ScalerError, match=rf"{name}=2\), but mpi4py cannot be loaded .*MPI module"), gathered():
         raise AssertionError
 
 

@@ -108,7 +108,7 @@ def main() -> None:
         ],
     )
     data = prepared.open_prepared(recipe)
-    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration_of(recipe, data.vocabulary)
     reader = data.rows("train", recipe, build.first_position(config))
     count = TOKENS_A_BATCH // arguments.seq_len
     rows = [row.tolist() for row in reader.assemble(np.arange(count))[0]]

@@ -292,7 +292,7 @@ def recipe_of(side: Side, arguments: argparse.Namespace) -> Recipe:
 def network_of(recipe: Recipe) -> Any:
     """The recipe's model, as all sides have it."""
     data = prepared.open_prepared(recipe)
-    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration_of(recipe, data.vocabulary)
     return build.build(config, recipe.seed).train()
 
 

@@ -17,8 +17,7 @@ from scaler.distributed import devices, world
 from scaler.evaluation import masked_words
 from scaler.evaluation.compare import load_masked_lm, read_texts, render
 from scaler.finetuning.folder import of_finetunings
-from scaler.model import parameters
-from scaler.model.exported import find_export
+from scaler.model import exported, parameters
 
 
 @command
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--finetuned", nargs="+", type=Path, default=[], help="folders of scaler.finetune")
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
     arguments = parser.parse_args()
-    folders = [find_export(path).resolve() for path in arguments.models]
+    folders = [exported.find(path).resolve() for path in arguments.models]
     scores = of_finetunings(arguments.finetuned, folders)
     stretches = list(masked_words.stretches(read_texts(arguments.texts, arguments.most)))
     models = [load_masked_lm(folder) for folder in folders]

@@ -15,7 +15,7 @@ from scaler.core.cli import command
 from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json
 from scaler.evaluation.evaluate import SPLITS, measure, render
-from scaler.model.exported import find_model
+from scaler.model.exported import find_with_recipe
 
 
 @command
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--recipe", help="whose data to evaluate on, name or YAML file (the run's)")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     arguments = parser.parse_args()
-    folder, place, recipe = find_model(arguments.model, arguments.recipe)
+    folder, place, recipe = find_with_recipe(arguments.model, arguments.recipe)
     content = measure(folder, load(recipe), arguments.split)
     path = place / f"evaluation_{arguments.split}.json"
     with explain_disk_errors(place):

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 from scaler.core.cli import command
 from scaler.data.tokenizer import load_tokenizer
 from scaler.evaluation.fill_mask import EXAMPLES, guesses
-from scaler.model.exported import find_export
+from scaler.model.exported import find_newest
 
 
 @command
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("sentence", nargs="*", help="sentences with <mask>; without one, some examples")
     parser.add_argument("--top", type=int, default=5, help="guesses for each mask (5)")
     arguments = parser.parse_args()
-    folder = find_export(arguments.model)
+    folder = find_newest(arguments.model)
     tokenizer = load_tokenizer(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
     print(folder)

@@ -98,7 +98,7 @@ def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.S
     given = {
         name: value for name, value in vars(arguments).items() if name in finetune_trial.Settings.__dataclass_fields__
     }
-    settings = finetune_trial.Settings(source=exported.find_encoder(arguments.model), **given)
+    settings = finetune_trial.Settings(source=exported.find_or_hub_id(arguments.model), **given)
     finetune_trial.check(settings, world)
     return settings
 

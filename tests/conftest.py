@@ -171,7 +171,7 @@ def recipe_beside(recipe: Recipe, folder: Path, name: str = "recipe.yaml") -> st
 def network_of(recipe: Recipe) -> PreTrainedModel:
     """The recipe's model, untrained."""
     data = prepared.open_prepared(recipe)
-    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration_of(recipe, data.vocabulary)
     return build.build(config, seed=0).eval()
 
 

@@ -80,14 +80,18 @@ def check(job: Job, here: World) -> Parity:
 
 
 def _network(job: Job, rounded: bool) -> masked_lm.MaskedLM:
-    """The model, small and without dropout; in bf16 rounded as DeepSpeed does before it makes its fp32 masters."""
+    """Build the recipe's model, small and without dropout.
+
+    Args:
+        rounded: round it to bf16, as DeepSpeed does before it makes its fp32 masters.
+    """
     recipe = job.recipe
-    config = build.configuration(recipe.model, job.data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration_of(recipe, job.data.vocabulary)
     config.num_hidden_layers = min(LAYERS, config.num_hidden_layers)
     for name, value in config.to_dict().items():  # what the recipe leaves out has a default that is not 0
         if "dropout" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    network = masked_lm.MaskedLM(build.build(config, job.recipe.seed))
+    network = masked_lm.MaskedLM(build.from_recipe(recipe, config))
     return network.bfloat16().float() if rounded else network
 
 

@@ -55,7 +55,7 @@ def of_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:
     Raises: ScalerError for a recipe without vectors, or a word that is no entry.
     """
     data = prepared.open_prepared(recipe)
-    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration_of(recipe, data.vocabulary)
     folder = recipe.word2vec_folder
     found = word_vectors.read(folder, data.manifest.tokenizer_xxh3, embeddings.width(config))
     tokens = data.tokenizer.convert_ids_to_tokens(range(len(found.vectors)))

@@ -1,4 +1,4 @@
-"""Any masked LM that Transformers can build, with its head on the masked positions only."""
+"""Build any masked LM that Transformers has, with the settings of a recipe."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from scaler.config.recipe import Recipe
 from scaler.core.errors import ScalerError, nearest
 from scaler.data.tokenizer import Vocabulary
+from scaler.model import embeddings
 
 # Families after fairseq's RoBERTa count positions from pad_token_id + 1; others from 0.
 POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "data2vec-text"}
@@ -68,6 +70,11 @@ def configuration(settings: Mapping[str, Any], vocabulary: Vocabulary, vocab_siz
     return config
 
 
+def configuration_of(recipe: Recipe, vocabulary: Vocabulary) -> Any:
+    """Build the configuration of a recipe's model. Raises ScalerError as `configuration` does."""
+    return configuration(recipe.model, vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+
+
 def check_rows_fit(config: PreTrainedConfig, seq_len: int, where: str) -> None:
     """Raises ScalerError, which begins with `where`, for a model that cannot take packed rows of so many tokens."""
     # an encoder-decoder's mask is another; MobileBERT's trigrams join a token's neighbours, whatever the mask
@@ -88,13 +95,25 @@ def first_position(config: PreTrainedConfig) -> int:
 
 
 def build(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    """Build the model with weights that hang on `seed` alone (the same on every rank), in fp32."""
+    """Build a model in fp32, with weights that depend on `seed` alone and are the same on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = AutoModelForMaskedLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
         except REFUSALS as error:
             raise _refused(error) from error
+    return model
+
+
+def from_recipe(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a recipe's model, with its token embeddings frozen where the recipe freezes them.
+
+    Args:
+        config: from `configuration_of`, or a smaller one.
+    """
+    model = build(config, recipe.seed)
+    if recipe.optimizer.frozen_embeddings:
+        embeddings.freeze(model)
     return model
 
 

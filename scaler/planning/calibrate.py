@@ -30,7 +30,7 @@ from scaler.distributed import collectives, devices, world
 from scaler.distributed.links import MOST_NUMBERS, bus_bandwidth, now
 from scaler.distributed.world import World
 from scaler.engine import engine, process_group
-from scaler.model import build, embeddings, masked_lm
+from scaler.model import build, masked_lm
 from scaler.planning import communication, hardware, step_time, workload
 from scaler.planning.hardware import Hardware
 
@@ -83,9 +83,7 @@ def alone(recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float, here
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, rows=solved.rows))
     resolved = config_deepspeed.resolve(config_deepspeed.read(path), path, recipe, solved, native)
     config = workload.configuration(recipe)
-    network = build.build(config, recipe.seed)
-    if recipe.optimizer.frozen_embeddings:
-        embeddings.freeze(network)
+    network = build.from_recipe(recipe, config)
     running = engine.Engine(masked_lm.MaskedLM(network.train()).to(device), recipe.optimizer, resolved)
     batches = {rows: random_batch(rows, config, recipe).to(device) for rows in sizes}
     micro: dict[int, list[float]] = {rows: [] for rows in sizes}

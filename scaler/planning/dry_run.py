@@ -23,10 +23,7 @@ from scaler.training.job import Job, vectors
 def empty_model(job: Job) -> PreTrainedModel:
     """The job's model without memory behind its weights."""
     with torch.device("meta"):
-        network = build.build(job.config, job.recipe.seed)
-    if job.recipe.optimizer.frozen_embeddings:
-        embeddings.freeze(network)
-    return network
+        return build.from_recipe(job.recipe, job.config)
 
 
 def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:

@@ -26,7 +26,7 @@ from scaler.data import order, prepared
 from scaler.data.batches import Batch, RowReader
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
-from scaler.model import build, embeddings, masked_lm, parameters
+from scaler.model import build, masked_lm, parameters
 from scaler.planning import critical_batch
 from scaler.planning.critical_batch import LEAST_BATCHES, Estimate, Record
 
@@ -56,14 +56,10 @@ class Run:
         if not self.checkpoints:
             raise ScalerError(f"{run_dir}: no checkpoint here; measure once the run has saved one")
         self.data = data = prepared.open_prepared(self.recipe)
-        entries, seq_len = self.recipe.tokenizer.vocab_size, self.recipe.data.seq_len
-        config = build.configuration(self.recipe.model, data.vocabulary, entries, seq_len)
+        config = build.configuration_of(self.recipe, data.vocabulary)
         self.reader: RowReader = data.rows("train", self.recipe, build.first_position(config))
         self.masked = self.recipe.masked_per_row(0.0)
-        plain = build.build(config, self.recipe.seed)
-        if self.recipe.optimizer.frozen_embeddings:
-            embeddings.freeze(plain)
-        self.network = masked_lm.MaskedLM(plain).to(device).train()
+        self.network = masked_lm.MaskedLM(build.from_recipe(self.recipe, config)).to(device).train()
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def load(self, path: Path) -> dict[str, Any] | None:

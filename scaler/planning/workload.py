@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from scaler.config import deepspeed as ds_config
 from scaler.config.recipe import Recipe
 from scaler.data.tokenizer import Vocabulary
-from scaler.model import build, embeddings
+from scaler.model import build
 from scaler.model import parameters as model
 from scaler.planning import activations, memory
 from scaler.planning.step_time import Settings, Workload
@@ -23,7 +23,7 @@ def configuration(recipe: Recipe) -> Any:
     """The model's configuration, without the tokenizer whose special ids it will have."""
     entries = recipe.tokenizer.vocab_size
     special = Vocabulary(size=entries, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
-    return build.configuration(recipe.model, special, entries, recipe.data.seq_len)
+    return build.configuration_of(recipe, special)
 
 
 def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
@@ -35,9 +35,7 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
     config, seq_len = configuration(recipe), recipe.data.seq_len
     frozen = recipe.optimizer.frozen_embeddings
     with torch.device("meta"):
-        empty = build.build(config, recipe.seed)
-    if frozen:
-        embeddings.freeze(empty)
+        empty = build.from_recipe(recipe, config)
 
     @functools.cache
     def measured(rows: int) -> memory.Activations:

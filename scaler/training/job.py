@@ -84,7 +84,7 @@ def resolve(arguments: argparse.Namespace, here: World) -> Job:
         now = {**settings.to_plain(), **_of_learning(path)}
         changes = compare(began_with, before, now, arguments.allow_changes)
     data = prepared.open_prepared(settings)
-    config = build.configuration(settings.model, data.vocabulary, settings.tokenizer.vocab_size, settings.data.seq_len)
+    config = build.configuration_of(settings, data.vocabulary)
     rows = {split: data.rows(split, settings, build.first_position(config)) for split in ("train", "heldout")}
     run_dir = run_folder.choose(arguments.run_dir, settings.name)
     return Job(settings, path, asked, resolved, batch, data, config, rows, run_dir, changes)
@@ -142,11 +142,9 @@ def vectors(job: Job) -> word_vectors.WordVectors:
 def starting_point(job: Job, unigram_counts: np.ndarray) -> PreTrainedModel:
     """The model that training begins with, the same on every rank."""
     settings = job.recipe
-    network = build.build(job.config, settings.seed)
+    network = build.from_recipe(settings, job.config)
     if settings.initialisation.word2vec:
         initialisation.start_from_vectors(network, vectors(job).vectors)
-    if settings.optimizer.frozen_embeddings:
-        embeddings.freeze(network)
     if settings.initialisation.unigram_bias:
         initialisation.start_from_unigram(network, unigram_counts)
     if settings.initialisation.neighbour_heads:

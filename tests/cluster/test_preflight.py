@@ -158,6 +158,13 @@ def test_the_model_of_the_parity_check_is_small_and_has_no_dropout_whatever_the_
     assert {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)} <= {0.0}
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_model_of_the_parity_check_trains_the_token_embeddings_only_where_the_run_does(tiny_recipe, frozen):
+    recipe = replace(tiny_recipe, optimizer=replace(tiny_recipe.optimizer, frozen_embeddings=frozen))
+    network = parity._network(SimpleNamespace(recipe=recipe, data=prepared.open_prepared(tiny_recipe)), rounded=True)
+    assert network.model.get_input_embeddings().weight.requires_grad is not frozen
+
+
 @pytest.fixture
 def preflight(run_command, tiny_recipe_file, tmp_path):
     def run(*arguments):

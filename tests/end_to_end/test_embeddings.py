@@ -65,7 +65,7 @@ def outcomes(recipe_file, worker_figures):
 def network_for(recipe_file, *overrides):
     recipe = load(str(recipe_file), overrides)
     data = prepared.open_prepared(recipe)
-    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration_of(recipe, data.vocabulary)
     return build.build(config, recipe.seed)
 
 

@@ -180,7 +180,7 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
 def digest(recipe, rows: int, batch: int) -> int:
     """Of all rows and masks that a run of so many rows trains on, whatever happens to it."""
     data = prepared.open_prepared(recipe)
-    config = build.configuration(recipe.model, data.vocabulary, recipe.tokenizer.vocab_size, recipe.data.seq_len)
+    config = build.configuration_of(recipe, data.vocabulary)
     reader = data.rows("train", recipe, build.first_position(config))
     return sum(batches.digest(reader.at(row, batch), row) for row in range(0, rows, batch)) % (1 << 64)
 

@@ -39,14 +39,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def experiment(arguments: argparse.Namespace) -> None:
     """Train as the configuration says until DeepSpeed ends the process; note a step's seconds beside its figures."""
-    from scaler.distributed import world
+    from scaler.distributed.world import detect_world
     from scaler.engine import engine
     from scaler.model import build as model
     from scaler.planning import calibrate
 
     content = json.loads(base64.urlsafe_b64decode(arguments.deepspeed_config))
-    recipe, here = load(arguments.recipe), world.detect()
-    engine.join(here)
+    recipe, world = load(arguments.recipe), detect_world()
+    engine.join(world)
     config = workload.configuration(recipe)
     network = model.MaskedLM(model.build(config, recipe.seed).train())
     running = engine.Engine(network, recipe.optimizer, content)
@@ -62,7 +62,7 @@ def experiment(arguments: argparse.Namespace) -> None:
             times.append(time.perf_counter() - start)
     except SystemExit:
         path = content["autotuning"].get("metric_path")
-        if here.is_first and path:
+        if world.is_first and path:
             Path(path).with_name(WALL).write_text(json.dumps(times[FIRST_STEP:]))
         raise
     finally:

@@ -24,7 +24,8 @@ from scaler.config import deepspeed as ds_config
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
-from scaler.distributed import collectives, devices, world
+from scaler.distributed import collectives, devices
+from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm
 from scaler.model import parameters as model
@@ -51,12 +52,12 @@ def main() -> None:
     parser.add_argument("--seq_len", type=int, default=64)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    here = world.detect()
-    process_group.join(here)
+    world = detect_world()
+    process_group.join(world)
     recipe = load(arguments.recipe)
-    recipe = replace(recipe, training=replace(recipe.training, rows=2 * here.size, max_micro_rows=2))
-    solved = batch.solve_batch(recipe.training.rows, here.size, 2)
-    device = devices.device(here)
+    recipe = replace(recipe, training=replace(recipe.training, rows=2 * world.size, max_micro_rows=2))
+    solved = batch.solve_batch(recipe.training.rows, world.size, 2)
+    device = devices.device(world)
     native = devices.bf16_is_native(device)
     resolved = ds_config.resolve(ds_config.read(arguments.config), arguments.config, recipe, solved, native)
     size = recipe.tokenizer.vocab_size
@@ -64,8 +65,8 @@ def main() -> None:
     config = build.configuration(recipe.model, vocabulary, size, recipe.data.seq_len)
     running = engine.Engine(masked_lm.MaskedLM(build.build(config, 0)), recipe.optimizer, resolved)
     probe = batch_of(2, arguments.seq_len, size)
-    folder = Path(collectives.gathered(tempfile.mkdtemp() if here.is_first else None, here)[0])
-    kept = store.Checkpoints(folder / "ours", here, keep_last=1, keep_every=None)
+    folder = Path(collectives.all_gather(tempfile.mkdtemp() if world.is_first else None, world)[0])
+    kept = store.Checkpoints(folder / "ours", world, keep_last=1, keep_every=None)
     steps = 0
 
     def step() -> float:
@@ -75,7 +76,7 @@ def main() -> None:
         running.backward(loss)
         running.step(1e-4)
         steps += 1
-        collectives.gathered(None, here)
+        collectives.all_gather(None, world)
         return time.perf_counter() - start
 
     def ours(asynchronous: bool) -> tuple[float, float]:
@@ -84,7 +85,7 @@ def main() -> None:
         kept.begin(running.held.pieces(steps), {"step": steps}, vars(probe), asynchronous)
         stall = time.perf_counter() - start
         if asynchronous:
-            while sum(collectives.gathered(kept.done, here)) < here.size:
+            while sum(collectives.all_gather(kept.done, world)) < world.size:
                 during.append(step())
         clock = time.perf_counter()
         assert kept.commit() is None
@@ -107,18 +108,18 @@ def main() -> None:
     for turn in range(arguments.turns + 1):
         for name, way in ways.items():
             alone.append(step())
-            collectives.gathered(None, here)
+            collectives.all_gather(None, world)
             taken = way()
             if turn:  # the first makes buffers and fills caches
                 seconds[name].append(taken)
-    if here.is_first:
+    if world.is_first:
         parameters, _ = model.count_parameters(running.module)
         figures = {
             name: {"stall": statistics.median(s for s, _ in each), "written": statistics.median(w for _, w in each)}
             for name, each in seconds.items()
         }
         figures["step"] = {"alone": statistics.median(alone), "while one is written": statistics.median(during)}
-        print(json.dumps({"parameters": parameters, "ranks": here.size, "seconds": figures}, indent=2))
+        print(json.dumps({"parameters": parameters, "ranks": world.size, "seconds": figures}, indent=2))
         shutil.rmtree(folder)
     kept.close()
     running.close()

@@ -25,7 +25,8 @@ from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Optimizer
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
-from scaler.distributed import collectives, world
+from scaler.distributed import collectives
+from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm, parameters
 from scaler.planning import activations, memory, workload
@@ -98,14 +99,14 @@ def _status(key: str) -> int:
 
 def one(size: tuple[int, int, int], stage: int, offload: str, file: Path) -> None:
     """On one rank: the tiny model, then the one that is measured; the first rank writes the most that any took."""
-    here = world.detect()
-    process_group.join(here)
-    asked = ds_config(stage, offload, here.size)
+    world = detect_world()
+    process_group.join(world)
+    asked = ds_config(stage, offload, world.size)
     peak(TINY, asked)
     gc.collect()
     before = _status("VmRSS")
-    taken = max(collectives.gathered(peak(size, asked) - before, here))
-    if here.is_first:
+    taken = max(collectives.all_gather(peak(size, asked) - before, world))
+    if world.is_first:
         file.write_text(json.dumps(taken))
     process_group.leave()
 

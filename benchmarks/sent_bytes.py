@@ -19,7 +19,8 @@ from typing import Any
 
 import measurements
 
-from scaler.distributed import collectives, world
+from scaler.distributed import collectives
+from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.engine.patches import direct_collectives
 from scaler.model.masked_lm import MaskedLM
@@ -41,26 +42,26 @@ def one(own: bool, stage: int, recipe: str, overrides: list[str], steps: int, ou
     """On one rank: train, and count between the steps; the first rank writes."""
     if not own:
         direct_collectives.give_to = direct_collectives.reduce_by = lambda *_: None
-    here = world.detect()
-    process_group.join(here)
+    world = detect_world()
+    process_group.join(world)
     config = CONFIGS / f"zero{stage}.json"
     asked = {"recipe": recipe, "overrides": overrides, "deepspeed_config": config}
-    this = job.resolve(argparse.Namespace(**asked, run_dir=None, ranks=None, allow_changes=False), here)
+    this = job.resolve(argparse.Namespace(**asked, run_dir=None, ranks=None, allow_changes=False), world)
     network = job.starting_point(this, this.data.manifest.unigram_counts())
     running = engine.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved)
     running.train(True)
     weights = sum(weight.numel() * weight.element_size() for weight in running.module.parameters())
     progress, counts, losses = Progress(), [], []
     for _ in range(steps + 1):
-        summed, _ = loop.train_batch(running, this, progress, here)
-        losses.append(sum(collectives.gathered(float(summed), here)) / this.batch.accumulation / here.size)
+        summed, _ = loop.train_batch(running, this, progress, world)
+        losses.append(sum(collectives.all_gather(float(summed), world)) / this.batch.accumulation / world.size)
         progress.step += 1
         progress.consumed_rows += this.batch.rows
         counts.append(loopback())
-        collectives.gathered(None, here)  # nobody goes on before all have counted
-    sent = (counts[-1] - counts[0]) / steps / here.size
-    if here.is_first:
-        out.write_text(json.dumps({"sent": sent * here.size / (here.size - 1), "weights": weights, "losses": losses}))
+        collectives.all_gather(None, world)  # nobody goes on before all have counted
+    sent = (counts[-1] - counts[0]) / steps / world.size
+    if world.is_first:
+        out.write_text(json.dumps({"sent": sent * world.size / (world.size - 1), "weights": weights, "losses": losses}))
     process_group.leave()
 
 

@@ -28,7 +28,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from scaler.config import deepspeed as ds_config
-from scaler.distributed import collectives, world
+from scaler.distributed import collectives
+from scaler.distributed.world import World, detect_world
 from scaler.engine import engine, process_group
 from scaler.model import masked_lm, parameters
 from scaler.training import job, loop
@@ -104,7 +105,7 @@ def page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, Any]:
+def measure(this: Job, world: World, steps: int, warmup: int) -> dict[str, Any]:
     """Alternate steps with measurements of the ceiling, then profile as many steps."""
     network = job.starting_point(this, this.data.manifest.unigram_counts())
     running = engine.Engine(masked_lm.MaskedLM(network), this.recipe.optimizer, this.resolved)
@@ -127,7 +128,7 @@ def measure(this: Job, here: world.World, steps: int, warmup: int) -> dict[str, 
 
     def step() -> float:
         start = time.perf_counter()
-        loop.train_batch(running, this, progress, here)
+        loop.train_batch(running, this, progress, world)
         progress.step += 1
         progress.consumed_rows += batch.rows
         return time.perf_counter() - start
@@ -183,16 +184,16 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=[])
     arguments = parser.parse_intermixed_args()
     arguments.overrides = arguments.overrides or ["training.rows=16", "training.max_micro_rows=4"]
-    here = world.detect()
-    process_group.join(here)
+    world = detect_world()
+    process_group.join(world)
     asked = argparse.Namespace(**vars(arguments), run_dir=None, ranks=None, allow_changes=False)
-    found = measure(job.resolve(asked, here), here, arguments.steps, arguments.warmup)
+    found = measure(job.resolve(asked, world), world, arguments.steps, arguments.warmup)
     process_group.leave()
-    if not here.is_first:
+    if not world.is_first:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "profile.json").write_text(json.dumps(found, indent=1))
-    table = [f"{measurements.machine()}, {here.size} ranks", "| part | share of the operators' time |", "|---|---|"]
+    table = [f"{measurements.machine()}, {world.size} ranks", "| part | share of the operators' time |", "|---|---|"]
     table += [f"| {part} | {share:.1%} |" for part, share in found["parts"].items()]
     table.append(
         f"\na step takes {found['step_seconds']:.3g} s, {found['tokens_per_second']:,.0f} tokens/s: "
@@ -203,7 +204,7 @@ def main() -> None:
     print("\n".join(table))
     print("\n".join(f"{share:6.1%} {name}" for name, share in found["operators"].items()))
     draw(found, arguments.out / "profile.png")
-    what, took = f"{arguments.recipe}, {here.size} ranks", found["step_seconds"]
+    what, took = f"{arguments.recipe}, {world.size} ranks", found["step_seconds"]
     lines = [
         measurements.Measurement(f"{name}, {what}", *pair, unit, arguments.steps)
         for name, pair, unit in (

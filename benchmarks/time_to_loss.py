@@ -35,7 +35,8 @@ import torch
 from scaler.config.recipe import load
 from scaler.data import prepared
 from scaler.data.batches import Batch
-from scaler.distributed import devices, world
+from scaler.distributed import devices
+from scaler.distributed.world import detect_world
 from scaler.evaluation import heldout
 from scaler.model import build, head
 
@@ -71,7 +72,7 @@ def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
         def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
             if state.global_step % EVALUATE_EVERY == 0:
                 network.eval()
-                found = heldout.evaluate(scored, held_out, 8, world.detect())
+                found = heldout.evaluate(scored, held_out, 8, detect_world())
                 network.train()
                 print(f"step {state.global_step} | held-out loss {found.loss:.3f}", flush=True)
 

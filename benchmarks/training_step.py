@@ -51,7 +51,8 @@ from scaler.config.batch import solve_batch
 from scaler.config.recipe import Recipe, load
 from scaler.data import prepared
 from scaler.data import tokenizer as data_tokenizer
-from scaler.distributed import collectives, devices, world
+from scaler.distributed import collectives, devices
+from scaler.distributed.world import detect_world
 from scaler.engine.patches import allocator
 from scaler.model import build
 from scaler.model import masked_lm as model
@@ -163,7 +164,7 @@ def trained_by_the_trainer(side: Side, recipe: Recipe, steps: int, warmup: int) 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             times.append(time.perf_counter())
 
-    batch = solve_batch(recipe.training.rows, world.detect().size, recipe.training.max_micro_rows)
+    batch = solve_batch(recipe.training.rows, detect_world().size, recipe.training.max_micro_rows)
     with tempfile.TemporaryDirectory() as folder:
         asked = TrainingArguments(
             output_dir=folder,
@@ -224,7 +225,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
 
 def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[str, Any]:
     """Take steps of our model on our batches without DeepSpeed: each rank keeps all of AdamW's state."""
-    here, cpu = world.detect(), torch.device("cpu")
+    world, cpu = detect_world(), torch.device("cpu")
     torch.distributed.init_process_group("gloo")
     allocator.keep_freed_memory()
     base = devices.memory_bytes(cpu)
@@ -236,13 +237,13 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
     weights = list(wrapped.parameters())
     masters = [weight.detach().float() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=1e-6, weight_decay=0.01, fused=True)
-    batch = solve_batch(recipe.training.rows, here.size, recipe.training.max_micro_rows)
+    batch = solve_batch(recipe.training.rows, world.size, recipe.training.max_micro_rows)
     times = []
     for number in range(warmup + steps):
         if number == warmup:
             devices.forget_peak(cpu)
         start = time.perf_counter()
-        first = number * batch.rows + here.rank * batch.micro_rows * batch.accumulation
+        first = number * batch.rows + world.rank * batch.micro_rows * batch.accumulation
         for micro in range(batch.accumulation):
             with contextlib.nullcontext() if micro == batch.accumulation - 1 else wrapped.no_sync():
                 loss, _ = wrapped(reader.at(first + micro * batch.micro_rows, batch.micro_rows))
@@ -258,8 +259,8 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
                 weight.copy_(master)
         wrapped.zero_grad()
         times.append(time.perf_counter() - start)
-    peak = max(collectives.gathered(devices.peak_bytes(cpu) - base, here))
-    slowest = [max(step) for step in zip(*collectives.gathered(times, here), strict=True)]
+    peak = max(collectives.all_gather(devices.peak_bytes(cpu) - base, world))
+    slowest = [max(step) for step in zip(*collectives.all_gather(times, world), strict=True)]
     del wrapped  # where its reducer is the last to hold the process group, torch 2.13 may hang as it lets go
     torch.distributed.destroy_process_group()
     return {"seconds": slowest[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
@@ -345,7 +346,7 @@ def one(name: str, out: Path, arguments: argparse.Namespace) -> None:
     recipe = recipe_of(side, arguments)
     train = {"trainer": trained_by_the_trainer, "plain": trained_plainly, "ddp": trained_by_ddp}[side.kind]
     found = train(side, recipe, arguments.steps, arguments.warmup)
-    if world.detect().is_first:
+    if detect_world().is_first:
         out.write_text(json.dumps(found))
 
 

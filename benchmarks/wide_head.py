@@ -27,7 +27,8 @@ from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
-from scaler.distributed import devices, world
+from scaler.distributed import devices
+from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.model import build, embeddings, head, masked_lm
 
@@ -50,8 +51,8 @@ def batch_of(rows: int, entries: int) -> Batch:
 
 def one(side: str, recipe_name: str, rows: int, steps: int) -> dict[str, float]:
     """Take some steps, the first not timed; bytes at the peak, and seconds a step."""
-    recipe, here = load(recipe_name), world.detect()
-    device, entries = devices.device(here), recipe.tokenizer.vocab_size
+    recipe, world = load(recipe_name), detect_world()
+    device, entries = devices.device(world), recipe.tokenizer.vocab_size
     native = devices.bf16_is_native(device)
     vocabulary = Vocabulary(size=entries, begin_id=2, end_id=3, pad_id=0, mask_id=4, special_ids=(0, 1, 2, 3, 4))
     network = build.build(build.configuration(recipe.model, vocabulary, entries, SEQ_LEN), 0)
@@ -71,7 +72,7 @@ def one(side: str, recipe_name: str, rows: int, steps: int) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad()
     else:
-        process_group.join(here)
+        process_group.join(world)
         recipe = replace(recipe, training=replace(recipe.training, rows=rows, max_micro_rows=rows))
         path = CONFIGS / f"{config}.json"
         solved = ds_config.solve_batch(rows, 1, rows)

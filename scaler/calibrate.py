@@ -16,7 +16,7 @@ from scaler.config.recipe import DEFAULT_RECIPE
 from scaler.core.cli import command
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_whole
-from scaler.distributed import world
+from scaler.distributed.world import detect_world
 from scaler.engine import process_group
 from scaler.planning.calibrate import described, measure
 
@@ -51,7 +51,7 @@ def main() -> None:
         raise ScalerError(f"--seconds {arguments.seconds:g}: give more than 0")
     if arguments.out.suffix != ".yaml" or not arguments.out.parent.is_dir():
         raise ScalerError(f"{arguments.out}: a file *.yaml in a folder that is there is needed; name another")
-    found = measure(arguments, world.detect())
+    found = measure(arguments, detect_world())
     if found is not None:
         text = described(found, arguments.recipe)
         with explain_disk_errors(arguments.out.parent):

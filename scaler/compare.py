@@ -13,7 +13,8 @@ from pathlib import Path
 from scaler.core.cli import command
 from scaler.core.errors import ScalerError
 from scaler.core.files import write_json
-from scaler.distributed import devices, world
+from scaler.distributed import devices
+from scaler.distributed.world import World
 from scaler.evaluation import masked_words
 from scaler.evaluation.compare import load_masked_lm, read_texts, render
 from scaler.finetuning.folder import of_finetunings
@@ -44,9 +45,9 @@ def main() -> None:
             f"--texts: no stretch of {masked_words.WORDS} words in them that all models can take; name longer ones, or "
             "leave a model of few positions out"
         )
-    here, content = world.World(), []
+    world, content = World(), []
     for asked, folder, (network, tokenizer) in zip(arguments.models, folders, models, strict=True):
-        found = masked_words.measure(network.to(devices.device(here)), tokenizer, short)
+        found = masked_words.measure(network.to(devices.device(world)), tokenizer, short)
         row = {"model": str(asked), "parameters": parameters.count_parameters(network)[0], "entries": len(tokenizer)}
         content.append({**row, **asdict(found), "finetuned": scores[folder], "left_out": len(stretches) - len(short)})
     if arguments.out:

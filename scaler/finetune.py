@@ -14,8 +14,8 @@ import torch
 
 from scaler.core.cli import command
 from scaler.core.errors import ScalerError
-from scaler.distributed.collectives import attempt
-from scaler.distributed.world import World, detect
+from scaler.distributed.collectives import all_or_none
+from scaler.distributed.world import World, detect_world
 from scaler.finetuning import sweep as finetune_sweep
 from scaler.finetuning import trial as finetune_trial
 from scaler.finetuning.examples import READERS, TASKS, Reading
@@ -107,7 +107,7 @@ def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.S
 def main() -> None:
     """Run the command line."""
     arguments = arguments_of()
-    world = detect()
+    world = detect_world()
     for package in ("accelerate", "seqeval"):
         if importlib.util.find_spec(package) is None:
             raise ScalerError(f"fine-tuning needs {package}; install it with `pip install '.[finetune]'`")
@@ -119,8 +119,8 @@ def main() -> None:
     elif torch.cuda.device_count() > 1:
         raise ScalerError("this machine has several GPUs: start a rank for each, or set CUDA_VISIBLE_DEVICES to one")
     try:
-        settings = attempt(lambda: settings_of(arguments, world), world)
-        finetune_sweep.run(arguments, settings, attempt(lambda: splits_of(arguments), world), world)
+        settings = all_or_none(lambda: settings_of(arguments, world), world)
+        finetune_sweep.run(arguments, settings, all_or_none(lambda: splits_of(arguments), world), world)
     finally:
         if ranks:
             process_group.leave()

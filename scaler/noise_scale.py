@@ -15,7 +15,7 @@ import torch
 
 from scaler.core.cli import command
 from scaler.core.errors import ScalerError
-from scaler.distributed import world
+from scaler.distributed.world import detect_world
 from scaler.planning.noise_scale import run
 
 
@@ -31,17 +31,17 @@ def main() -> None:
     parser.add_argument("--steps", choices=("all", "last"), default="all", help="checkpoints to measure (%(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs: a list, one object a checkpoint")
     arguments = parser.parse_args()
-    here = world.detect()
-    if here.size > 1:
+    world = detect_world()
+    if world.size > 1:
         from scaler.engine import process_group  # not for one rank, which needs no DeepSpeed
 
-        process_group.join(here)
+        process_group.join(world)
     try:
-        run(arguments, here)
+        run(arguments, world)
     except torch.OutOfMemoryError as error:
-        raise ScalerError(f"rank {here.rank}: the GPU's memory is full; lower --rows {arguments.rows}") from error
+        raise ScalerError(f"rank {world.rank}: the GPU's memory is full; lower --rows {arguments.rows}") from error
     finally:
-        if here.size > 1:
+        if world.size > 1:
             process_group.leave()
 
 

@@ -22,7 +22,7 @@ from scaler.config.command_line import parser as command_line_parser
 from scaler.core import slurm
 from scaler.core.cli import command
 from scaler.core.errors import explain_disk_errors
-from scaler.distributed import world
+from scaler.distributed.world import detect_world, launch_id
 from scaler.training import run_folder
 
 
@@ -44,21 +44,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run the command line."""
     arguments = parse()
-    here = world.detect()
-    folder = arguments.run_dir / run_folder.PREFLIGHT / world.launch_id()
+    world = detect_world()
+    folder = arguments.run_dir / run_folder.PREFLIGHT / launch_id()
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if here.is_first and not slurm.job_facts():  # whose steps have folders of their own
+        if world.is_first and not slurm.job_facts():  # whose steps have folders of their own
             for path in folder.iterdir():  # of a start by hand before
                 if time.time() - path.stat().st_mtime > GRACE_SECONDS:
                     path.unlink(missing_ok=True)
-    rank = Rank(arguments, here, folder)
+    rank = Rank(arguments, world, folder)
 
     def give_up() -> None:
-        os._exit(conclude(rank, GRACE_SECONDS) if here.is_first else wait_for_the_first(rank))
+        os._exit(conclude(rank, GRACE_SECONDS) if world.is_first else wait_for_the_first(rank))
 
     rank.go(give_up)
-    status = conclude(rank, arguments.seconds + GRACE_SECONDS) if here.is_first else wait_for_the_first(rank)
+    status = conclude(rank, arguments.seconds + GRACE_SECONDS) if world.is_first else wait_for_the_first(rank)
     sys.stdout.flush()
     os._exit(status)  # a process group that never met does not end by itself
 

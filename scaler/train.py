@@ -16,7 +16,7 @@ import torch
 from scaler.config.command_line import parser as command_line_parser
 from scaler.core.cli import command
 from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, TryAgain
-from scaler.distributed import world
+from scaler.distributed.world import detect_world
 from scaler.planning import dry_run
 from scaler.training import job
 
@@ -36,32 +36,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run the command line."""
     arguments = parse()
-    here = world.detect()
+    world = detect_world()
     if not arguments.dry_run:
         from scaler.engine import process_group  # not for the dry run, which needs no DeepSpeed
         from scaler.training.run import run
 
         try:
-            run(arguments, here)
+            run(arguments, world)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C at once; --run_dir goes on from the last checkpoint", file=sys.stderr, flush=True)
             os._exit(EXIT_INTERRUPTED)  # no waiting for a write to a disk that hangs
         except torch.OutOfMemoryError as error:
             raise ScalerError(
-                f"rank {here.rank}: the GPU's memory is full ({str(error).splitlines()[0][:160]}); lower "
+                f"rank {world.rank}: the GPU's memory is full ({str(error).splitlines()[0][:160]}); lower "
                 "training.max_micro_rows, or take a ds_config of a higher ZeRO stage"
             ) from error
         except RuntimeError as error:
             if not process_group.is_lost_connection(error):
                 raise
             raise TryAgain(
-                f"rank {here.rank}: another rank has gone ({str(error).splitlines()[0][:200]}); "
+                f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]}); "
                 "the same command with --run_dir goes on from the last checkpoint"
             ) from error
         finally:
             process_group.leave()
-    elif here.is_first:
-        this = job.resolve(arguments, here)
+    elif world.is_first:
+        this = job.resolve(arguments, world)
         content = dry_run.describe(this)
         print(json.dumps(content, indent=2) if arguments.json else dry_run.render(content))
 

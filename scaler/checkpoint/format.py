@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, flush
-from scaler.distributed.collectives import gathered
+from scaler.distributed.collectives import all_gather
 from scaler.distributed.world import World
 
 WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
@@ -89,7 +89,7 @@ def sum_up(fingerprints: Sequence[Mapping[str, int]]) -> dict[str, str]:
 
 def total_fingerprint(pieces: Sequence[Piece], world: World) -> dict[str, str]:
     """The fingerprint of the whole model and optimizer, from what all ranks hold; every rank must call it."""
-    return sum_up(gathered(fingerprint(piece.share(world) for piece in pieces), world))
+    return sum_up(all_gather(fingerprint(piece.share(world) for piece in pieces), world))
 
 
 def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.folder import CheckpointFolder, read_manifest
 from scaler.checkpoint.format import Piece, fingerprint
 from scaler.core import files as core_files
-from scaler.core.errors import ScalerError, explain_disk_errors, one_line
-from scaler.distributed.collectives import agree_or_raise, attempt, gathered
+from scaler.core.errors import ScalerError, one_line, explain_disk_errors
+from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_none
 from scaler.distributed.world import World
 
 Result = TypeVar("Result")
@@ -117,7 +117,7 @@ class Checkpoints:
         return self._write is None or self._write.done()
 
     def _wait(self) -> None:
-        while not all(gathered(self.done, self.world)):
+        while not all(all_gather(self.done, self.world)):
             self.watch("writing a checkpoint")
             futures.wait([self._write] if self._write else [], timeout=1.0)
 
@@ -134,7 +134,7 @@ class Checkpoints:
             record = write.result()
         except Exception as error:  # whatever it is, the other ranks wait to hear of it
             record = {"problem": f"rank {self.world.rank}: {error}"}
-        records = gathered(record, self.world)
+        records = all_gather(record, self.world)
         problem = next((found["problem"] for found in records if "problem" in found), None)
         if self.world.is_first:
             step = self._about["step"]
@@ -148,7 +148,7 @@ class Checkpoints:
                 shutil.rmtree(self.kept.partial(step), ignore_errors=True)
             else:
                 self.kept.tidy(step, self.best_step)
-        return next((found for found in gathered(problem, self.world) if found), None)
+        return next((found for found in all_gather(problem, self.world) if found), None)
 
     def _publish(self, records: Sequence[Mapping[str, Any]]) -> None:
         partial = self.kept.partial(self._about["step"])
@@ -186,7 +186,7 @@ class Checkpoints:
         self._on_first(self.kept.clear_partial)
 
     def _on_first(self, work: Callable[[], Result]) -> Result | None:
-        return attempt(lambda: work() if self.world.is_first else None, self.world)
+        return all_or_none(lambda: work() if self.world.is_first else None, self.world)
 
     # ---- reading
 
@@ -197,7 +197,7 @@ class Checkpoints:
 
         Raises: ScalerError where all are damaged.
         """
-        paths = gathered(self._on_first(self.kept.found), self.world)[0]
+        paths = all_gather(self._on_first(self.kept.found), self.world)[0]
         whole: Path | None = None
         for path in paths:
             problem = self.damage(path)
@@ -224,7 +224,7 @@ class Checkpoints:
                 checkpoint_folder.check_file(path / files[number]["name"], files[number])
         except (ScalerError, OSError) as error:
             problem = one_line(error)
-        return next((found for found in gathered(problem, self.world) if found), None)
+        return next((found for found in all_gather(problem, self.world) if found), None)
 
     def close(self) -> None:
         """End the threads that write and remove."""

@@ -43,9 +43,9 @@ class Parity:
     bound: float
 
 
-def check(job: Job, here: World) -> Parity:
+def check(job: Job, world: World) -> Parity:
     """Take the steps, and compare. Every rank must call it."""
-    device = devices.device(here)
+    device = devices.device(world)
     bf16 = bool(job.resolved["bf16"].get("enabled"))
 
     same = _network(job, bf16).to(device)
@@ -55,11 +55,11 @@ def check(job: Job, here: World) -> Parity:
     plain = _network(job, bf16).to(device)
     before = {name: p.detach().clone() for name, p in plain.model.named_parameters()}
     optimizer = engine.make_optimizer(plain, PLAIN_SGD)
-    _backward(plain, job, here.rank * ROWS)
+    _backward(plain, job, world.rank * ROWS)
     gradients = [p.grad for p in plain.parameters() if p.grad is not None]
     for gradient in gradients:
         dist.all_reduce(gradient)
-        gradient.div_(here.size)
+        gradient.div_(world.size)
     clipping = float(job.resolved.get("gradient_clipping", 0.0))
     torch.nn.utils.clip_grads_with_norm_(
         plain.parameters(), clipping or torch.inf, torch.nn.utils.get_total_norm(gradients)
@@ -68,7 +68,7 @@ def check(job: Job, here: World) -> Parity:
         group["lr"] = PLAIN_SGD.learning_rate * group["rate"]
     optimizer.step()
 
-    moved = _engine_after_a_step(job, bf16, here)
+    moved = _engine_after_a_step(job, bf16, world)
     wrong = way = 0.0
     for (name, start), found in moved.items():
         expected = plain.model.get_parameter(name).detach().flatten()[start : start + len(found)]
@@ -109,16 +109,16 @@ def _backward(network: masked_lm.MaskedLM, job: Job, first: int) -> float:
     return total
 
 
-def _engine_after_a_step(job: Job, bf16: bool, here: World) -> dict[tuple[str, int], torch.Tensor]:
+def _engine_after_a_step(job: Job, bf16: bool, world: World) -> dict[tuple[str, int], torch.Tensor]:
     """The stretches of weights that this rank holds, by name and where they start in the flattened parameter."""
-    batch = ds_config.SolvedBatch(ROWS * here.size, MICRO_ROWS, ROWS // MICRO_ROWS, here.size)
+    batch = ds_config.SolvedBatch(ROWS * world.size, MICRO_ROWS, ROWS // MICRO_ROWS, world.size)
     small = replace(job.recipe, training=replace(job.recipe.training, rows=batch.rows, max_micro_rows=MICRO_ROWS))
     asked = {name: value for name, value in job.asked.items() if name not in BATCH_KEYS}
     resolved = config_deepspeed.resolve(asked, job.ds_config_file, small, batch, bf16)
     running = engine.Engine(_network(job, bf16), PLAIN_SGD, resolved)
-    first = here.rank * ROWS
+    first = world.rank * ROWS
     for start in range(first, first + ROWS, MICRO_ROWS):
-        loss, _ = running(_rows(job, start, devices.device(here)))
+        loss, _ = running(_rows(job, start, devices.device(world)))
         running.backward(loss)
         running.step(PLAIN_SGD.learning_rate)
     found = {

@@ -23,8 +23,8 @@ from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, table
 from scaler.core import provenance, slurm
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
-from scaler.distributed import collectives, devices, links, world
-from scaler.distributed.world import World
+from scaler.distributed import collectives, devices, links
+from scaler.distributed.world import World, hosts_of_ranks
 from scaler.engine import process_group
 from scaler.model import parameters
 from scaler.planning import dry_run
@@ -44,14 +44,14 @@ class Rank:
         folder: of all reports.
     """
 
-    def __init__(self, arguments: argparse.Namespace, here: World, folder: Path) -> None:
-        self.arguments, self.here, self.folder = arguments, here, folder
-        self.report = Report(here.rank, slurm.node_name())
+    def __init__(self, arguments: argparse.Namespace, world: World, folder: Path) -> None:
+        self.arguments, self.world, self.folder = arguments, world, folder
+        self.report = Report(world.rank, slurm.node_name())
         self.job: Job | None = None
 
     def write(self) -> None:
         """Leave the report where the first rank looks."""
-        write_json(self.folder / f"rank_{self.here.rank:05d}.json", asdict(self.report))
+        write_json(self.folder / f"rank_{self.world.rank:05d}.json", asdict(self.report))
 
     def go(self, give_up: Callable[[], None]) -> None:
         """Go through all phases, or to the first problem. Where one takes too long, `give_up` ends the process."""
@@ -82,7 +82,7 @@ class Rank:
 
     def settings(self) -> dict[str, Any]:
         """Recipe, configuration and data are there and agree."""
-        self.job = job.resolve(self.arguments, self.here)
+        self.job = job.resolve(self.arguments, self.world)
         manifest = self.job.data.manifest
         empty = dry_run.empty_model(self.job)
         self._shared_disk(dry_run.checkpoint_bytes(self.job, *parameters.count_parameters(empty)))
@@ -95,7 +95,7 @@ class Rank:
     def machine(self) -> dict[str, Any]:
         """Device, memory and disks."""
         assert self.job is not None
-        device = devices.device(self.here)
+        device = devices.device(self.world)
         wanted = self.arguments.gpu
         on_gpu = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {len(os.sched_getaffinity(0))} cores"
@@ -106,7 +106,7 @@ class Rank:
             if free < 0.9 * total:
                 raise ScalerError(f"{name}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free; who uses it?")
         else:
-            free = psutil.virtual_memory().available // self.here.local_size
+            free = psutil.virtual_memory().available // self.world.local_size
         need = self.report.facts["memory_needed"]
         if need > free:
             raise ScalerError(f"{free / 2**30:.1f} GiB of memory are free, and a rank needs {need / 2**30:.1f}")
@@ -131,12 +131,12 @@ class Rank:
     def meeting(self) -> dict[str, Any]:
         """Go on only once all have come so far, for whoever has not would be waited for in each collective."""
         go, stop = self.folder / "go", self.folder / "stop"
-        while self.here.is_first and not go.exists() and not stop.exists():
+        while self.world.is_first and not go.exists() and not stop.exists():
             ready = PHASES.index("meeting")
             reports = read(self.folder)
             if any(report.problem for report in reports):
                 stop.touch()
-            elif sum(PHASES.index(report.phase) >= ready for report in reports) == self.here.size:
+            elif sum(PHASES.index(report.phase) >= ready for report in reports) == self.world.size:
                 go.touch()
             else:
                 time.sleep(POLL_SECONDS[0])
@@ -153,20 +153,20 @@ class Rank:
         """All ranks meet; clocks and links."""
         # a rank that ends must not take the first one with it before that has spoken
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        process_group.join(self.here, self.arguments.seconds)
-        hosts = collectives.gathered(self.report.host, self.here)
-        return {"clock": self._clock(), **asdict(links.measure(hosts, self.here.rank, devices.device(self.here)))}
+        process_group.join(self.world, self.arguments.seconds)
+        hosts = collectives.all_gather(self.report.host, self.world)
+        return {"clock": self._clock(), **asdict(links.measure(hosts, self.world.rank, devices.device(self.world)))}
 
     def _clock(self) -> float:
         """Seconds by which this clock is ahead of the first rank's; right to the milliseconds that a word takes."""
-        collectives.gathered(None, self.here)  # from here all go on together
+        collectives.all_gather(None, self.world)  # from here all go on together
         now = time.time()
-        return now - float(collectives.gathered(now, self.here)[0])
+        return now - float(collectives.all_gather(now, self.world)[0])
 
     def parity(self) -> dict[str, Any]:
         """The same rows give the same everywhere, and the engine's step is plain PyTorch's."""
         assert self.job is not None
-        found = parity.check(self.job, self.here)
+        found = parity.check(self.job, self.world)
         return {
             **{"loss": found.loss, "gradient_norm": found.gradient_norm},
             **{"error": found.relative_error, "bound": found.bound},
@@ -211,13 +211,13 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
 
     Returns: the status of the command.
     """
-    arguments, here = rank.arguments, rank.here
+    arguments, world = rank.arguments, rank.world
     end = time.monotonic() + wait_seconds
     reports = read(rank.folder)
-    while sum(report.over for report in reports) < here.size and time.monotonic() < end:
+    while sum(report.over for report in reports) < world.size and time.monotonic() < end:
         time.sleep(POLL_SECONDS[0])
         reports = read(rank.folder)
-    hosts = world.hosts(here)
+    hosts = hosts_of_ranks(world)
     ended = any(report.over for report in reports if report.rank)  # others have, so those that have not are silent
     for report in reports:
         hosts[report.rank] = report.host
@@ -233,7 +233,7 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
         names = ", ".join(verdict.bad)
         print(f"error: preflight: bad nodes: {names}; start again without them", file=sys.stderr, flush=True)
     else:
-        print(f"preflight: {here.size} ranks on {len(set(hosts))} nodes are well", flush=True)
+        print(f"preflight: {world.size} ranks on {len(set(hosts))} nodes are well", flush=True)
     known = [host for host in verdict.bad if host in hosts] if not verdict.setting else []
     (rank.folder / BAD_NODES).write_text("".join(f"{','.join(known)}\n" for _ in known[:1]), encoding="utf-8")
     result = {"bad_nodes": verdict.bad, "setting": verdict.setting, "unclear": verdict.unclear}

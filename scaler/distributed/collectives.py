@@ -22,7 +22,7 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def gathered(value: Any, world: World) -> list[Any]:
+def all_gather(value: Any, world: World) -> list[Any]:
     """Every rank's value, by rank; every rank must call it."""
     values = [value]
     if dist.is_initialized() and world.size > 1:
@@ -36,13 +36,13 @@ def agree_or_raise(problem: str | None, world: World, status: int = EXIT_BAD_INP
 
     Raises: ScalerError with the first problem on rank 0, which says it; SystemExit on the others.
     """
-    for found, ends_with in gathered((problem, status), world):
+    for found, ends_with in all_gather((problem, status), world):
         if found is not None:
             kind = TryAgain if ends_with == EXIT_TRY_AGAIN else ScalerError
             raise kind(found) if world.is_first else SystemExit(ends_with)
 
 
-def attempt(work: Callable[[], Result], world: World) -> Result:
+def all_or_none(work: Callable[[], Result], world: World) -> Result:
     """Do something that may fail on one rank alone, and let all ranks fail together.
 
     Where `work` has collectives of its own, it must fail on all ranks or on none.

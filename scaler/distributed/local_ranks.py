@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from scaler.distributed import world
+from scaler.distributed.world import free_port
 
 GRACE_SECONDS = 10.0  # that the other ranks have to end by themselves after one has failed
 
@@ -55,7 +55,7 @@ def start(ranks: int, main: Callable[[], None], arguments: list[str], log: Path,
         "WORLD_SIZE": ranks,
         "LOCAL_WORLD_SIZE": ranks,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": world.free_port(),
+        "MASTER_PORT": free_port(),
         "TOKENIZERS_PARALLELISM": "false",
     }
     status = 0

@@ -50,7 +50,7 @@ class World:
         return self.rank == 0
 
 
-def detect(environ: Mapping[str, str] = os.environ) -> World:
+def detect_world(environ: Mapping[str, str] = os.environ) -> World:
     """Read the rank facts from whichever launcher's variables are there; one rank if there are none.
 
     Raises ScalerError when a launcher's variables are not numbers or contradict each other.
@@ -83,7 +83,7 @@ def _local_size(launcher: str, said: str, environ: Mapping[str, str]) -> int:
     return counts[int(environ.get("SLURM_NODEID", 0))]
 
 
-def hosts(world: World) -> list[str]:
+def hosts_of_ranks(world: World) -> list[str]:
     """The node of each rank, where the launcher says it; else ""."""
     return (slurm.step_hosts() if world.launcher == "srun" else []) or [""] * world.size
 

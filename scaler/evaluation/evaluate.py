@@ -77,9 +77,9 @@ def measure(folder: Path, recipe: Recipe, split: str) -> dict[str, Any]:
     token_rows.verify(manifest, splits=[split])
     network = load_model(folder, manifest)
     reader = data.rows(split, recipe, build.first_position(network.config))
-    here = World()
-    engine = masked_lm.MaskedLM(network).to(devices.device(here))
-    found = heldout.evaluate(engine, reader, recipe.training.max_micro_rows, here)
+    world = World()
+    engine = masked_lm.MaskedLM(network).to(devices.device(world))
+    found = heldout.evaluate(engine, reader, recipe.training.max_micro_rows, world)
     return {
         "model": str(folder),
         "data": str(manifest.folder),

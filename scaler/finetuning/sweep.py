@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from scaler.core import provenance
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
-from scaler.distributed.collectives import attempt, gathered
+from scaler.distributed.collectives import all_gather, all_or_none
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, features, scores
 from scaler.finetuning import folder as finetune_folder
@@ -35,27 +35,27 @@ NO_SETTINGS = ("out", "local_rank", "data", VALIDATION, TEST)  # for files, thei
 
 def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits, world: World) -> None:
     """Do the sweep of a command line, or what is missing of it, and say what came out. Every rank calls it."""
-    tokenizer, max_length, encoded = attempt(lambda: _encoded(arguments, settings, splits), world)
+    tokenizer, max_length, encoded = all_or_none(lambda: _encoded(arguments, settings, splits), world)
     notes = [*splits.notes, *cut(encoded, max_length)]
     name = f"{encoder.name_of(settings.source)}-{settings.task}{'-from_scratch' * settings.from_scratch}"
     out: Path = arguments.out or Path("runs") / name
     identity = {
         **{name: value for name, value in vars(arguments).items() if name not in NO_SETTINGS},
-        **{"model": settings.source, "model_files": attempt(lambda: encoder.identity(settings.source), world)},
+        **{"model": settings.source, "model_files": all_or_none(lambda: encoder.identity(settings.source), world)},
         **{"data": splits.checksums, "max_length": max_length},
     }
-    lock = attempt(lambda: finetune_folder.begin(out, identity) if world.is_first else None, world)
+    lock = all_or_none(lambda: finetune_folder.begin(out, identity) if world.is_first else None, world)
     try:
         wanted = [(rate, seed) for rate in arguments.learning_rates for seed in arguments.seeds]
-        missing = attempt(lambda: [some for some in wanted if finetune_folder.record(out, *some) is None], world)
-        missing = gathered(missing, world)[0]
+        missing = all_or_none(lambda: [some for some in wanted if finetune_folder.record(out, *some) is None], world)
+        missing = all_gather(missing, world)[0]
         if world.is_first:
             _say_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds))
         for rate, seed in missing:
             board = out / "tensorboard" / finetune_folder.name_of(rate, seed)
             outcome = finetune_trial.run(settings, rate, seed, splits, encoded, tokenizer, out / "work", board)
             kept = (out, outcome, scores.chosen_by(settings.task), arguments.seeds, splits, tokenizer, max_length)
-            attempt(partial(_keep, *kept) if world.is_first else lambda: None, world)
+            all_or_none(partial(_keep, *kept) if world.is_first else lambda: None, world)
         if world.is_first:
             _finish(out, identity, splits, settings.task, notes)
     finally:

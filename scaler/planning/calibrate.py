@@ -26,9 +26,9 @@ from scaler.config import typed
 from scaler.config.recipe import Recipe, load
 from scaler.core.errors import ScalerError, one_line
 from scaler.data.batches import Batch
-from scaler.distributed import collectives, devices, world
+from scaler.distributed import collectives, devices
 from scaler.distributed.links import MOST_NUMBERS, bus_bandwidth, now
-from scaler.distributed.world import World
+from scaler.distributed.world import World, free_port
 from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm
 from scaler.planning import communication, hardware, step_time, workload
@@ -74,10 +74,10 @@ def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
     )
 
 
-def alone(recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float, here: World) -> Alone:
+def alone(recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float, world: World) -> Alone:
     """Time steps of the engine on this rank's device, in a process that is a world of its own."""
-    process_group.join(here)
-    device = devices.device(here)
+    process_group.join(world)
+    device = devices.device(world)
     solved = ds_config.SolvedBatch(sizes[0] * ACCUMULATION, sizes[0], ACCUMULATION, 1)
     native = devices.bf16_is_native(device)
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, rows=solved.rows))
@@ -98,7 +98,7 @@ def alone(recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float, here
                 micro[rows].append((spent - update) / ACCUMULATION)
                 updates.append(update)
         taken += 1
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _share_of_memory(here)
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _share_of_memory(world)
     process_group.leave()
     return Alone(micro, updates, float(total))
 
@@ -116,8 +116,8 @@ def _step(running: engine.Engine, batch: Batch, device: torch.device) -> tuple[f
     return end - start, end - update
 
 
-def _share_of_memory(here: World) -> float:
-    return float(psutil.virtual_memory().total) / here.local_size
+def _share_of_memory(world: World) -> float:
+    return float(psutil.virtual_memory().total) / world.local_size
 
 
 def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
@@ -149,21 +149,21 @@ def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
     return {key: statistics.median(rank[key] for rank in by_rank) for key in by_rank[0]}
 
 
-def latency(here: World, device: torch.device) -> float:
+def latency(world: World, device: torch.device) -> float:
     """Seconds of a hop, of all-reduces of one number; every rank must call it."""
     number, times = torch.ones(1, device=device), []
     for _ in range(SMALL_CALLS):
         start = now(device)
         dist.all_reduce(number)
         times.append(now(device) - start)
-    return statistics.median(times) / communication.hops("all_reduce", here.size, device.type == "cpu")
+    return statistics.median(times) / communication.hops("all_reduce", world.size, device.type == "cpu")
 
 
-def in_a_world_of_its_own(arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], here: World) -> Alone:
+def in_a_world_of_its_own(arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], world: World) -> Alone:
     """Call `alone` in a new process, for DeepSpeed takes all ranks that its process knows. Raises its ScalerError."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, arguments, recipe, sizes, here))
+    process = context.Process(target=_child, args=(theirs, arguments, recipe, sizes, world))
     process.start()
     theirs.close()
     try:
@@ -171,7 +171,7 @@ def in_a_world_of_its_own(arguments: argparse.Namespace, recipe: Recipe, sizes: 
     except EOFError:
         process.join()
         raise ScalerError(
-            f"the measurement of rank {here.rank} ended with status {process.exitcode}; is there memory for --rows?"
+            f"the measurement of rank {world.rank} ended with status {process.exitcode}; is there memory for --rows?"
         ) from None
     process.join()
     if isinstance(found, str):
@@ -180,11 +180,11 @@ def in_a_world_of_its_own(arguments: argparse.Namespace, recipe: Recipe, sizes: 
     return found
 
 
-def _child(pipe: Connection, arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], here: World) -> None:
+def _child(pipe: Connection, arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], world: World) -> None:
     # the last one lets torchrun's ranks wait for a store that it keeps for all of them
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
         os.environ.pop(name, None)
-    by_itself = dataclasses.replace(here, rank=0, size=1)
+    by_itself = dataclasses.replace(world, rank=0, size=1)
     try:
         pipe.send(alone(recipe, arguments.deepspeed_config, sizes, arguments.seconds, by_itself))
     except (ScalerError, RuntimeError) as error:
@@ -196,14 +196,14 @@ def _sizes(asked: tuple[int, int] | None, recipe: Recipe) -> tuple[int, int]:
     return asked or (max(1, most // 4), most)
 
 
-def links_of(here: World, numbers: int) -> dict[str, float]:
+def links_of(world: World, numbers: int) -> dict[str, float]:
     """What the ranks' links are found to be, for gradients of so many numbers; every rank must call it."""
-    device = devices.device(here)
-    hosts = collectives.gathered(os.uname().nodename, here)
-    found = {"latency": latency(here, device)}
+    device = devices.device(world)
+    hosts = collectives.all_gather(os.uname().nodename, world)
+    found = {"latency": latency(world, device)}
     by_host = [[rank for rank, name in enumerate(hosts) if name == host] for host in dict.fromkeys(hosts)]
     mine, _ = dist.new_subgroups_by_enumeration(by_host)
-    if hosts.count(hosts[here.rank]) > 1:
+    if hosts.count(hosts[world.rank]) > 1:
         found["inside"] = bus_bandwidth(mine, numbers, device)
     dist.barrier()
     if len(by_host) > 1:
@@ -221,7 +221,7 @@ def without_cores(links: dict[str, float]) -> dict[str, float]:
 
 def _links_of_two_processes(numbers: int) -> dict[str, float]:
     """The links that one rank of a CPU node can have: two processes talk, and share the cores that it has alone."""
-    port, processes, pipe = world.free_port(), [], None
+    port, processes, pipe = free_port(), [], None
     context = multiprocessing.get_context("spawn")
     for rank in range(2):
         mine, theirs = context.Pipe(duplex=False)
@@ -245,39 +245,39 @@ def _one_of_two(pipe: Connection, rank: int, port: int, numbers: int) -> None:
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    here = World(rank, 2, rank, 2)
-    process_group.join(here, PATIENCE)
-    found = links_of(here, numbers)
+    world = World(rank, 2, rank, 2)
+    process_group.join(world, PATIENCE)
+    found = links_of(world, numbers)
     process_group.leave()
     pipe.send(found)
 
 
-def measure(arguments: argparse.Namespace, here: World) -> Hardware | None:
+def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     """All measurements; every rank must call it. None on all but the first rank."""
-    recipe, device = load(arguments.recipe, arguments.overrides), devices.device(here)
+    recipe, device = load(arguments.recipe, arguments.overrides), devices.device(world)
     content = config_deepspeed.read(arguments.deepspeed_config)
     base = hardware.load(arguments.hardware) if arguments.hardware else None
-    if here.size == 1 and device.type == "cuda" and base is None:
+    if world.size == 1 and device.type == "cuda" and base is None:
         raise ScalerError(
             "one GPU alone has no links to measure; say with --hardware whose they are, or start more ranks"
         )
-    if here.size > 1:
-        process_group.join(here)
+    if world.size > 1:
+        process_group.join(world)
     sizes = _sizes(arguments.rows, recipe)
-    found = collectives.attempt(lambda: in_a_world_of_its_own(arguments, recipe, sizes, here), here)
-    everybody = collectives.gathered(found, here)
+    found = collectives.all_or_none(lambda: in_a_world_of_its_own(arguments, recipe, sizes, world), world)
+    everybody = collectives.all_gather(found, world)
     precision = config_deepspeed.precision_of(content, devices.bf16_is_native(device))
     width = 2 if precision == "bf16" else 4
     work = workload.workload(recipe, width)
     numbers = min(work.layout.trained, MOST_NUMBERS)
-    figures: dict[str, Any] = links_of(here, numbers) if here.size > 1 else {}
-    if not here.is_first:
+    figures: dict[str, Any] = links_of(world, numbers) if world.size > 1 else {}
+    if not world.is_first:
         return None
     if device.type == "cpu":
         figures = without_cores(figures if "inside" in figures else {**_links_of_two_processes(numbers), **figures})
     fit = fitted(everybody, work.flops_per_row)
     figures |= {
-        "devices": here.local_size,
+        "devices": world.local_size,
         "memory_bytes": min(rank.memory_bytes for rank in everybody),
         "flops": {precision: fit["flops"]},
         "micro_seconds": fit["micro_seconds"],

@@ -106,16 +106,16 @@ class Run:
             (loss * len(some.labels) / rows).backward()  # all rows have equally many masked positions
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
 
-    def noise_at(self, path: Path, batches: int, rows: int, here: World) -> Record | None:
+    def noise_at(self, path: Path, batches: int, rows: int, world: World) -> Record | None:
         """The noise scale at a checkpoint; None where the run has just removed it. Collective."""
         clock = time.perf_counter()
-        manifest = collectives.attempt(lambda: self.load(path), here)
-        there = collectives.gathered(manifest is not None, here)
+        manifest = collectives.all_or_none(lambda: self.load(path), world)
+        there = collectives.all_gather(manifest is not None, world)
         if manifest is None or not all(there):
             return None
         first = int(manifest["progress"]["consumed_rows"])
         numbers = range(first, first + batches * rows, rows)
-        estimate = measure(lambda number: self.gradient(numbers[number], rows), self.trained, batches, rows, here)
+        estimate = measure(lambda number: self.gradient(numbers[number], rows), self.trained, batches, rows, world)
         tokens = sum(int((some.segment_ids > 0).sum()) for some in self.batch(first, batches * rows))
         return Record(
             **dataclasses.asdict(estimate),
@@ -133,7 +133,7 @@ def measure(
     like: Sequence[torch.Tensor],
     batches: int,
     rows: int,
-    here: World,
+    world: World,
 ) -> Estimate:
     """The noise scale from the gradients of so many batches, shared among the ranks. Collective.
 
@@ -146,7 +146,7 @@ def measure(
         batches: their number.
         rows: of a batch.
     """
-    mine = range(here.rank, batches, here.size)
+    mine = range(world.rank, batches, world.size)
     mean = [torch.zeros_like(part) for part in like]
     squares, products = np.zeros(batches), np.zeros(batches)
     for number in mine:
@@ -158,9 +158,9 @@ def measure(
     for number in mine:
         pairs = zip(gradient_of(number), mean, strict=True)
         products[number] = sum(float(torch.dot(part.flatten(), whole.flatten())) for part, whole in pairs)
-    squares, products = (np.sum(collectives.gathered(of_rank, here), axis=0) for of_rank in (squares, products))
+    squares, products = (np.sum(collectives.all_gather(of_rank, world), axis=0) for of_rank in (squares, products))
     diverged = f"the gradient of {rows} rows is not finite, for the run diverges; lower its learning rate"
-    collectives.agree_or_raise(None if np.isfinite(squares).all() else diverged, here)
+    collectives.agree_or_raise(None if np.isfinite(squares).all() else diverged, world)
     return critical_batch.estimate(squares, products, _square(mean), rows)
 
 
@@ -210,33 +210,33 @@ def check(run: Run, batches: int, rows: int) -> None:
         )
 
 
-def run(arguments: argparse.Namespace, here: World) -> None:
+def run(arguments: argparse.Namespace, world: World) -> None:
     """Measure the checkpoints that are asked for, and keep and print what is found. Collective."""
     run_dir = arguments.run_dir
 
     def opened() -> Run:
-        found = Run(run_dir, devices.device(here))
+        found = Run(run_dir, devices.device(world))
         check(found, arguments.batches, arguments.rows)
         critical_batch.read(run_dir)  # before the work, for it may be damaged
         return found
 
-    this = collectives.attempt(opened, here)
+    this = collectives.all_or_none(opened, world)
     records = []
-    for path in collectives.gathered(this.checkpoints, here)[0][-1 if arguments.steps == "last" else 0 :]:
-        record = this.noise_at(path, arguments.batches, arguments.rows, here)
+    for path in collectives.all_gather(this.checkpoints, world)[0][-1 if arguments.steps == "last" else 0 :]:
+        record = this.noise_at(path, arguments.batches, arguments.rows, world)
         if record is None:
-            if here.is_first:
+            if world.is_first:
                 print(f"{path}: removed by the run in the meantime; left out", file=sys.stderr, flush=True)
             continue
         records.append(record)
-        collectives.attempt(functools.partial(keep, run_dir, record) if here.is_first else lambda: None, here)
-        if here.is_first and not arguments.json:
+        collectives.all_or_none(functools.partial(keep, run_dir, record) if world.is_first else lambda: None, world)
+        if world.is_first and not arguments.json:
             print(render(record), flush=True)
     gone = f"{run_dir}: its checkpoints were removed while they were read; raise checkpoint.keep_last"
-    collectives.agree_or_raise(None if records else gone, here)
-    if here.is_first and arguments.json:
+    collectives.agree_or_raise(None if records else gone, world)
+    if world.is_first and arguments.json:
         print(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
-    elif here.is_first:
+    elif world.is_first:
         print(summary(run_dir))
 
 

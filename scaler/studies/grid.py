@@ -19,7 +19,8 @@ from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_whole
 from scaler.core.folders import names_in
 from scaler.data import prepared
-from scaler.distributed import devices, world
+from scaler.distributed import devices
+from scaler.distributed.world import World
 from scaler.planning.workload import settings_of
 from scaler.studies import folder as study_folder
 from scaler.studies.folder import Point
@@ -119,7 +120,7 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
         before = read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG)
         _refuse_mixed(study, "DeepSpeed configuration", before, configuration_of(content, point))
     points, left_out = grid(arguments, recipe, settings_of(content, "fp32").bucket, there)
-    native = devices.bf16_is_native(devices.device(world.World()))
+    native = devices.bf16_is_native(devices.device(World()))
     for point in points:  # so that what the recipe refuses is said once, and now
         batch = ds_config.SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
         config_deepspeed.resolve(configuration_of(content, point), arguments.deepspeed_config, recipe, batch, native)

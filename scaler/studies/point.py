@@ -22,10 +22,8 @@ from scaler.config import recipe
 from scaler.core import folders, provenance, slurm
 from scaler.core.cli import command
 from scaler.core.errors import EXIT_BAD_INPUT, ScalerError, TryAgain
-from scaler.distributed import collectives as world
-from scaler.distributed import devices
-from scaler.distributed import world as distributed_world
-from scaler.distributed.world import World
+from scaler.distributed import collectives, devices
+from scaler.distributed.world import World, detect_world
 from scaler.model.masked_lm import MaskedLM
 from scaler.studies import folder as study_folder
 from scaler.studies.folder import Measured, Point
@@ -61,18 +59,18 @@ def check_steps(arguments: argparse.Namespace) -> None:
             raise ScalerError(f"--{name} {getattr(arguments, name)}: {least} is the least")
 
 
-def check_ranks(point: Point, here: World) -> None:
+def check_ranks(point: Point, world: World) -> None:
     """Raises ScalerError on the first rank where others were started than the point is for; the others end."""
-    if (here.size, here.local_size) != (point.ranks, point.ranks_per_node):
-        if not here.is_first:
+    if (world.size, world.local_size) != (point.ranks, point.ranks_per_node):
+        if not world.is_first:
             raise SystemExit(EXIT_BAD_INPUT)
         raise ScalerError(
-            f"{point.name}: is for {point.nodes} nodes x {point.ranks_per_node} ranks, but this is one of {here.size} "
-            f"ranks, {here.local_size} of them here, started by {here.launcher}; start as many as it says"
+            f"{point.name}: is for {point.nodes} nodes x {point.ranks_per_node} ranks, but this is one of {world.size} "
+            f"ranks, {world.local_size} of them here, started by {world.launcher}; start as many as it says"
         )
 
 
-def resolved(study: Path, point: Point, here: World) -> job.Job:
+def resolved(study: Path, point: Point, world: World) -> job.Job:
     """The point as a training. Raises ScalerError where recipe, configuration and data do not agree."""
     asked = argparse.Namespace(
         recipe=str(study / study_folder.RECIPE),
@@ -82,7 +80,7 @@ def resolved(study: Path, point: Point, here: World) -> job.Job:
         ranks=None,
         allow_changes=False,
     )
-    return job.resolve(asked, here)
+    return job.resolve(asked, world)
 
 
 def with_masks(this: job.Job, share: float) -> job.Job:
@@ -91,7 +89,7 @@ def with_masks(this: job.Job, share: float) -> job.Job:
     return dataclasses.replace(this, recipe=dataclasses.replace(this.recipe, objective=objective))
 
 
-def measure(this: job.Job, here: World, steps: int, warmup: int) -> Measured:
+def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
     """Train for the warm-up, the measured steps, and some in which communication is timed. Every rank calls it.
 
     All have the mean share of masks, but for one step that has the most, for its memory.
@@ -99,19 +97,21 @@ def measure(this: job.Job, here: World, steps: int, warmup: int) -> Measured:
     from scaler.engine import engine
     from scaler.engine.patches.timed_collectives import timed_collectives
 
-    started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), devices.device(here)
-    world.attempt(lambda: engine.check(this.resolved, this.ds_config_file), here)
-    unigram_counts = world.attempt(this.data.manifest.unigram_counts, here)
+    started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), devices.device(world)
+    collectives.all_or_none(lambda: engine.check(this.resolved, this.ds_config_file), world)
+    unigram_counts = collectives.all_or_none(this.data.manifest.unigram_counts, world)
     base = 0 if device.type == "cuda" else devices.memory_bytes(device)
-    network = world.attempt(lambda: job.starting_point(this, unigram_counts), here)
-    running = world.attempt(lambda: engine.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved), here)
+    network = collectives.all_or_none(lambda: job.starting_point(this, unigram_counts), world)
+    running = collectives.all_or_none(
+        lambda: engine.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved), world
+    )
     running.train(True)
     progress, objective = Progress(), this.recipe.objective
     mean = with_masks(this, objective.at(0.5))
 
     def step(job_of_step: job.Job = mean) -> float:
         clock = time.perf_counter()
-        _, norm = loop.train_batch(running, job_of_step, progress, here)
+        _, norm = loop.train_batch(running, job_of_step, progress, world)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - clock
@@ -119,7 +119,7 @@ def measure(this: job.Job, here: World, steps: int, warmup: int) -> Measured:
         progress.consumed_rows += this.batch.rows
         if not math.isfinite(norm):  # on all ranks; a loss that is not finite makes it so
             problem = f"step {progress.step}: the gradient norm is {norm}; lower optimizer.learning_rate"
-            world.agree_or_raise(problem, here)
+            collectives.agree_or_raise(problem, world)
         return seconds
 
     for _ in range(warmup):
@@ -129,15 +129,15 @@ def measure(this: job.Job, here: World, steps: int, warmup: int) -> Measured:
     step(with_masks(this, max(objective.at(0.0), objective.at(1.0))))
     peak = devices.peak_bytes(device) - base
     own, waited = [], []
-    with timed_collectives(device) as collectives:
+    with timed_collectives(device) as calls:
         for _ in range(COMMUNICATION_STEPS):
-            collectives.clear()
+            calls.clear()
             seconds = step()
-            waited.append(sum(collectives))
+            waited.append(sum(calls))
             own.append(max(0.0, seconds - waited[-1]))
     running.close()
     found = (slurm.node_name(), times, own, statistics.median(waited), peak)
-    hosts, step_seconds, own_seconds, communication, peaks = zip(*world.gathered(found, here), strict=True)
+    hosts, step_seconds, own_seconds, communication, peaks = zip(*collectives.all_gather(found, world), strict=True)
     manifest = this.data.manifest
     return Measured(
         hosts=hosts,
@@ -156,19 +156,21 @@ def measure(this: job.Job, here: World, steps: int, warmup: int) -> Measured:
     )
 
 
-def run(arguments: argparse.Namespace, point: Point, here: World) -> None:
+def run(arguments: argparse.Namespace, point: Point, world: World) -> None:
     """Measure the point, and write it into the study."""
     from scaler.engine import process_group
 
     study: Path = arguments.folder
-    process_group.join(here, recipe.load(str(study / study_folder.RECIPE)).faults.hang_seconds)
+    process_group.join(world, recipe.load(str(study / study_folder.RECIPE)).faults.hang_seconds)
     folder = study_folder.folder_of(study, point)
-    lock = world.attempt(lambda: folders.lock(folder) if here.is_first else None, here)
+    lock = collectives.all_or_none(lambda: folders.lock(folder) if world.is_first else None, world)
     try:
-        this = world.attempt(lambda: resolved(study, point, here), here)
-        found = measure(this, here, arguments.steps, arguments.warmup)
-        world.attempt(lambda: study_folder.write_measured(study, point, found) if here.is_first else None, here)
-        if here.is_first:
+        this = collectives.all_or_none(lambda: resolved(study, point, world), world)
+        found = measure(this, world, arguments.steps, arguments.warmup)
+        collectives.all_or_none(
+            lambda: study_folder.write_measured(study, point, found) if world.is_first else None, world
+        )
+        if world.is_first:
             print(f"{point.name}: {study_folder.step_seconds(found):.4g} s a step", flush=True)
     finally:
         if lock:
@@ -179,23 +181,23 @@ def run(arguments: argparse.Namespace, point: Point, here: World) -> None:
 def main() -> None:
     """Run the command line."""
     arguments = parse()
-    here = distributed_world.detect()
+    world = detect_world()
     point = study_folder.read_point(arguments.folder / study_folder.POINTS / arguments.point)
-    check_ranks(point, here)
+    check_ranks(point, world)
     from scaler.engine import process_group  # seconds for DeepSpeed
 
     try:
-        run(arguments, point, here)
+        run(arguments, point, world)
     except ScalerError:
         raise
     except torch.OutOfMemoryError as error:
         said = str(error).splitlines()[0][:160]
-        raise ScalerError(f"rank {here.rank}: out of memory ({said}); fewer micro_rows, or another stage") from error
+        raise ScalerError(f"rank {world.rank}: out of memory ({said}); fewer micro_rows, or another stage") from error
     except Exception as error:  # the reason of a failed point is a line; who started the ranks looks for it
         if isinstance(error, RuntimeError) and process_group.is_lost_connection(error):
-            raise TryAgain(f"rank {here.rank}: another rank has gone ({str(error).splitlines()[0][:200]})") from error
+            raise TryAgain(f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]})") from error
         traceback.print_exc()
-        raise ScalerError(f"rank {here.rank}: {type(error).__name__}: {error}") from error
+        raise ScalerError(f"rank {world.rank}: {type(error).__name__}: {error}") from error
     finally:
         process_group.leave()
 

@@ -19,7 +19,7 @@ from scaler.core import folders
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.core.folders import exclusive
-from scaler.distributed import world
+from scaler.distributed.world import World
 from scaler.sweeps import report as sweep_report
 from scaler.sweeps import space as sweep_space
 from scaler.sweeps import trial as sweep_trial
@@ -37,7 +37,7 @@ OF_A_TRIAL = ["training.patience=null", "checkpoint.keep_last=1", "checkpoint.ke
 def resolved(arguments: argparse.Namespace, more: list[str]) -> job.Job:
     """A trial's job, checked against data and engine before anything starts."""
     given = {**vars(arguments), "run_dir": None, "allow_changes": False, "overrides": [*arguments.overrides, *more]}
-    return job.resolve(argparse.Namespace(**given), world.World(size=arguments.ranks, local_size=arguments.ranks))
+    return job.resolve(argparse.Namespace(**given), World(size=arguments.ranks, local_size=arguments.ranks))
 
 
 def begin(arguments: argparse.Namespace, this: job.Job, space: tuple[sweep_space.Parameter, ...]) -> None:

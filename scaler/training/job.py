@@ -61,22 +61,22 @@ class Job:
     changes: tuple[str, ...]
 
 
-def resolve(arguments: argparse.Namespace, here: World) -> Job:
+def resolve(arguments: argparse.Namespace, world: World) -> Job:
     """Read recipe, DeepSpeed configuration and data, and make them agree. Raises ScalerError where they cannot.
 
     In the folder of a run its own recipe and configuration are the defaults; so is the configuration beside a recipe.
     """
-    if arguments.ranks not in (None, here.size):
+    if arguments.ranks not in (None, world.size):
         raise ScalerError(
-            f"--ranks {arguments.ranks}, but this is one of {here.size} ranks started by {here.launcher}; start them "
+            f"--ranks {arguments.ranks}, but this is one of {world.size} ranks started by {world.launcher}; start them "
             "by srun, deepspeed, torchrun or mpiexec, or say the right number"
         )
     began_with = run_recipe(arguments.run_dir)
     name, settings = chosen_recipe(arguments)
     path = arguments.deepspeed_config or _configuration_beside(began_with or recipe.find(name))
-    batch = ds_config.solve_batch(settings.training.rows, here.size, settings.training.max_micro_rows)
+    batch = ds_config.solve_batch(settings.training.rows, world.size, settings.training.max_micro_rows)
     asked = config_deepspeed.read(path)
-    native_bf16 = devices.bf16_is_native(devices.device(here))
+    native_bf16 = devices.bf16_is_native(devices.device(world))
     resolved = config_deepspeed.resolve(asked, path, settings, batch, native_bf16)
     changes: tuple[str, ...] = ()
     if began_with is not None:

@@ -16,7 +16,8 @@ from scaler.config import schedule
 from scaler.config.recipe import Recipe
 from scaler.core import files
 from scaler.data import batches, order
-from scaler.distributed import collectives, devices, world
+from scaler.distributed import collectives, devices
+from scaler.distributed.world import World
 from scaler.evaluation import heldout
 from scaler.model.embeddings import TokenEmbeddings
 from scaler.training import faults, metrics, resume, run_folder, stop, watchdog
@@ -30,7 +31,7 @@ class Running:
     """A run between its steps, on this rank. The first rank has the log and the lock of the folder."""
 
     job: Job
-    here: world.World
+    world: World
     engine: Any
     embeddings: TokenEmbeddings
     progress: Progress
@@ -55,15 +56,15 @@ class Running:
         return self.job.run_dir
 
 
-def train_batch(engine: Any, this: Job, progress: Progress, here: world.World) -> tuple[torch.Tensor, float]:
+def train_batch(engine: Any, this: Job, progress: Progress, world: World) -> tuple[torch.Tensor, float]:
     """Train on the next batch; return this rank's summed loss over micro-batches, and the gradient norm."""
     recipe, batch, reader = this.recipe, this.batch, this.rows["train"]
-    device = devices.device(here)
+    device = devices.device(world)
     rate, masked = learning_rate(recipe, progress.step), recipe.masked_per_row(progress.step / recipe.training.steps)
     # dropout is another one on each rank and at each step, and the same again after a resume
-    torch.manual_seed(int(order.key(recipe.seed, progress.consumed_rows, here.rank) >> 1))
+    torch.manual_seed(int(order.key(recipe.seed, progress.consumed_rows, world.rank) >> 1))
     summed, norm = torch.zeros((), device=device, dtype=torch.float64), 0.0
-    first = progress.consumed_rows + here.rank * batch.micro_rows * batch.accumulation
+    first = progress.consumed_rows + world.rank * batch.micro_rows * batch.accumulation
     for start in range(first, first + batch.micro_rows * batch.accumulation, batch.micro_rows):
         with engine.own_work:
             rows = reader.at(start, batch.micro_rows, masked)
@@ -90,18 +91,18 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def evaluated(running: Running) -> heldout.HeldOut:
     """The held-out rows' loss now."""
     running.engine.train(False)
-    found = heldout.evaluate(running.engine, running.job.rows["heldout"], running.job.batch.micro_rows, running.here)
+    found = heldout.evaluate(running.engine, running.job.rows["heldout"], running.job.batch.micro_rows, running.world)
     running.engine.train(True)
     return found
 
 
 def measure(running: Running) -> None:
     """Evaluate the held-out rows, show it, and note whether it is the best yet."""
-    this, here, engine, log = running.job, running.here, running.engine, running.log
+    this, world, engine, log = running.job, running.world, running.engine, running.log
     progress, clock = running.progress, time.perf_counter()
     found = evaluated(running)
     engine.train(False)
-    samples = heldout.filled_masks(engine, this.rows["heldout"], this.data.tokenizer, here)
+    samples = heldout.filled_masks(engine, this.rows["heldout"], this.data.tokenizer, world)
     engine.train(True)
     if log:
         log.write(
@@ -122,12 +123,12 @@ def report(running: Running, norm: float) -> None:
     """Log the steps since the last report."""
     recipe, step = running.job.recipe, running.progress.step
     values = running.meter.read(recipe.training.steps - step, recipe.training.evaluate_every)
-    own = collectives.gathered(running.engine.own_work.read(), running.here)
+    own = collectives.all_gather(running.engine.own_work.read(), running.world)
     values["speed_slowest_rank"] = own.index(max(own))
     values["speed_slowest_rank_to_median"] = max(own) / statistics.median(own)
     rate = learning_rate(recipe, step - 1)
     if running.log:
-        values["speed_memory_bytes"] = devices.memory_bytes(devices.device(running.here))
+        values["speed_memory_bytes"] = devices.memory_bytes(devices.device(running.world))
         running.log.write(step, train_learning_rate=rate, train_gradient_norm=norm, **values)
     running.say(
         f"step {step:>6,}/{recipe.training.steps:,} | loss {values['train_loss']:.3f} | lr {rate:.1e} | "
@@ -154,14 +155,14 @@ def meet_fault(running: Running, judge: faults.Judge, verdict: Verdict, by_rank:
             f"{running.job.recipe.faults.rollbacks} returns to a checkpoint did not help; training stopped; {record} "
             "names rows and ranks; lower optimizer.learning_rate, or look at those"
         )
-        collectives.agree_or_raise(problem, running.here)
+        collectives.agree_or_raise(problem, running.world)
     if verdict is Verdict.GO_BACK:
         rollbacks = judge.rollbacks  # which a checkpoint that is committed on the way back must not reset
         # each return but the first goes behind the one that the last went to
         running.progress = running.saves.go_back(progress, skip=min(1, rollbacks - 1))
         judge.went_back(running.progress.recent_losses, rollbacks)
         log, step = running.log, running.progress.step
-        collectives.attempt(lambda: log.go_back(step) if log else None, running.here)
+        collectives.all_or_none(lambda: log.go_back(step) if log else None, running.world)
 
 
 def agree(running: Running, summed: torch.Tensor, flags: list[float]) -> tuple[float, str | None, bool]:
@@ -176,15 +177,15 @@ def agree(running: Running, summed: torch.Tensor, flags: list[float]) -> tuple[f
     signs = torch.tensor([0.0, *flags, *ends], dtype=torch.float64).to(summed.device)
     signs[0] = summed
     total, *asked, log_failed, written = collectives.total(signs).tolist()
-    ranks = running.here.size
+    ranks = running.world.size
     if log_failed:
-        collectives.agree_or_raise(log_problem, running.here)
+        collectives.agree_or_raise(log_problem, running.world)
     return total / (running.job.batch.accumulation * ranks), stop.reason(asked), written == ranks
 
 
 def train(running: Running) -> str | None:
     """Train to the recipe's last step, or to an early stop; return who stopped it before that, or None."""
-    this, here, saves = running.job, running.here, running.saves
+    this, world, saves = running.job, running.world, running.saves
     training, keep = this.recipe.training, this.recipe.checkpoint
     judge = faults.Judge(this.recipe.faults, running.progress.recent_losses)
 
@@ -204,7 +205,7 @@ def train(running: Running) -> str | None:
     while running.goes_on and stopped_by is None:
         progress = running.progress
         clock = time.perf_counter()
-        summed, norm = train_batch(running.engine, this, progress, here)
+        summed, norm = train_batch(running.engine, this, progress, world)
         loss, stopped_by, written = agree(running, summed, running.requests.flags())
         running.meter.add(loss, time.perf_counter() - clock)
         progress.step += 1
@@ -215,7 +216,7 @@ def train(running: Running) -> str | None:
             saves.commit()
         if verdict is not Verdict.FINE:
             meet_fault(
-                running, judge, verdict, collectives.gathered(float(summed) / this.batch.accumulation, here), norm
+                running, judge, verdict, collectives.all_gather(float(summed) / this.batch.accumulation, world), norm
             )
         if verdict is Verdict.GO_BACK:
             continue
@@ -238,5 +239,5 @@ def train(running: Running) -> str | None:
         problem = (
             f"stopped by {stopped_by}, and could not save; --run_dir {running.run_dir} goes on from the one before"
         )
-        collectives.agree_or_raise(problem, here)
+        collectives.agree_or_raise(problem, world)
     return stopped_by if running.goes_on else None

@@ -31,16 +31,16 @@ PROBE_ROWS = 8
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
 
 
-def probe_loss(engine: Any, batch: Batch, here: World) -> float:
+def probe_loss(engine: Any, batch: Batch, world: World) -> float:
     """The loss on a batch without dropout; every rank must call it, with the same batch."""
     engine.train(False)
     with torch.no_grad():
-        loss, _ = engine(batch.to(devices.device(here)))
+        loss, _ = engine(batch.to(devices.device(world)))
     engine.train(True)
     return float(loss)
 
 
-def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, here: World, asynchronous: bool) -> None:
+def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, world: World, asynchronous: bool) -> None:
     """Begin a checkpoint of the engine's state; `Checkpoints.commit` ends it."""
     reader = job.rows["heldout"]
     rows = np.arange(min(PROBE_ROWS, len(reader.rows)))
@@ -51,10 +51,10 @@ def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, he
         "recipe": job.recipe.to_plain(),
         "tokenizer_xxh3": job.data.manifest.tokenizer_xxh3,
         "rows_xxh3": job.data.manifest.xxh3("train"),
-        "ranks": here.size,
+        "ranks": world.size,
         "zero_stage": ds_config.zero_stage(job.resolved),
         "precision": precision(job.resolved),
-        "probe_loss": probe_loss(engine, probe, here),
+        "probe_loss": probe_loss(engine, probe, world),
     }
     checkpoints.best_step = progress.best_step
     checkpoints.begin(engine.held.pieces(progress.updates), about, vars(probe), asynchronous)
@@ -64,7 +64,7 @@ def restore(
     engine: Any,
     job: Job,
     path: Path,
-    here: World,
+    world: World,
     say: Say,
     allow_changes: bool,
 ) -> Progress:
@@ -75,17 +75,17 @@ def restore(
 
     Raises: ScalerError when it is another run's checkpoint, or what was read is not what was saved.
     """
-    manifest = collectives.attempt(lambda: checkpoint_folder.read_manifest(path), here)
-    for change in collectives.attempt(lambda: belongs(path, manifest, job, allow_changes), here):
+    manifest = collectives.all_or_none(lambda: checkpoint_folder.read_manifest(path), world)
+    for change in collectives.all_or_none(lambda: belongs(path, manifest, job, allow_changes), world):
         say(f"changed, as asked for: {change}")
     progress = Progress(**manifest["progress"])
-    progress.digest *= here.is_first  # each rank adds its own part to it, and saving sums them up
-    collectives.attempt(lambda: checkpoint_format.fill(engine.held.pieces(progress.updates), path, manifest), here)
+    progress.digest *= world.is_first  # each rank adds its own part to it, and saving sums them up
+    collectives.all_or_none(lambda: checkpoint_format.fill(engine.held.pieces(progress.updates), path, manifest), world)
     engine.held.take_over(progress.updates)
     saved, now = manifest["precision"], precision(job.resolved)
-    fingerprint = checkpoint_format.total_fingerprint(engine.held.pieces(progress.updates), here)
-    probe = collectives.attempt(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), here)
-    loss = probe_loss(engine, probe, here)
+    fingerprint = checkpoint_format.total_fingerprint(engine.held.pieces(progress.updates), world)
+    probe = collectives.all_or_none(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), world)
+    loss = probe_loss(engine, probe, world)
 
     def prove() -> None:
         for kind, expected in manifest["fingerprint"].items():
@@ -103,11 +103,11 @@ def restore(
                 f"{loss:.5f}; this engine does not go on where that one stopped"
             )
 
-    collectives.attempt(prove, here)
+    collectives.all_or_none(prove, world)
     stage = ds_config.zero_stage(job.resolved)
     say(
         f"resumed from {path}, saved by {manifest['ranks']} ranks at ZeRO-{manifest['zero_stage']} in {saved}, on "
-        f"{here.size} ranks at ZeRO-{stage} in {now}: parameters and optimizer state equal (fingerprint "
+        f"{world.size} ranks at ZeRO-{stage} in {now}: parameters and optimizer state equal (fingerprint "
         f"{fingerprint[checkpoint_format.WEIGHT]}), probe loss {manifest['probe_loss']:.5f} then and {loss:.5f} now"
     )
     return progress
@@ -124,9 +124,9 @@ class Saves:
     """
 
     def __init__(
-        self, engine: Any, job: Job, checkpoints: Checkpoints, here: World, say: Say, saved_at: int | None
+        self, engine: Any, job: Job, checkpoints: Checkpoints, world: World, say: Say, saved_at: int | None
     ) -> None:
-        self.engine, self.job, self.checkpoints, self.here, self.say = engine, job, checkpoints, here, say
+        self.engine, self.job, self.checkpoints, self.world, self.say = engine, job, checkpoints, world, say
         self.saved_at = saved_at
         self.failed = 0  # in a row
         self._has_one = saved_at is not None
@@ -137,9 +137,9 @@ class Saves:
         """Save the run where it stands; unless asynchronous, all is over when this returns."""
         self.commit()
         clock = time.perf_counter()
-        progress.digest = sum(collectives.gathered(progress.digest, self.here)) % (1 << 64)
-        save(self.engine, self.job, progress, self.checkpoints, self.here, asynchronous)
-        progress.digest *= self.here.is_first
+        progress.digest = sum(collectives.all_gather(progress.digest, self.world)) % (1 << 64)
+        save(self.engine, self.job, progress, self.checkpoints, self.world, asynchronous)
+        progress.digest *= self.world.is_first
         self.saved_at = progress.step
         self._stall_seconds = time.perf_counter() - clock
         if not asynchronous:
@@ -162,7 +162,7 @@ class Saves:
         self.failed, self.saved_at = self.failed + 1, None
         said = f"the checkpoint of step {step} could not be saved: {problem}"
         if not self._has_one or self.failed >= self.job.recipe.faults.failed_saves:
-            collectives.agree_or_raise(f"{said}; {self.failed} in a row; training stopped", self.here)
+            collectives.agree_or_raise(f"{said}; {self.failed} in a row; training stopped", self.world)
         self.say(f"{said}; the one before stays, and the next try is after {self.job.recipe.checkpoint.every} steps")
 
     def go_back(self, progress: Progress, skip: int) -> Progress:
@@ -171,9 +171,9 @@ class Saves:
         path = self.checkpoints.newest(skip)
         if path is None:
             problem = f"{self.checkpoints.kept.folder}: there is no checkpoint to go back to; training stopped"
-            collectives.agree_or_raise(problem, self.here)
+            collectives.agree_or_raise(problem, self.world)
             raise AssertionError(problem)
-        before = restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
+        before = restore(self.engine, self.job, path, self.world, self.say, allow_changes=True)
         before.consumed_rows = progress.consumed_rows
         self.checkpoints.best_step = before.best_step
         self.checkpoints.forget_after(before.step)
@@ -189,7 +189,7 @@ class Saves:
         if problem is not None:
             self.say(f"{problem}; the last weights are taken and not the best")
             return progress
-        return restore(self.engine, self.job, path, self.here, self.say, allow_changes=True)
+        return restore(self.engine, self.job, path, self.world, self.say, allow_changes=True)
 
 
 def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> list[str]:

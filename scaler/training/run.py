@@ -16,7 +16,8 @@ from scaler.core import folders, slurm, text
 from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json, write_whole
 from scaler.data import token_rows
-from scaler.distributed import collectives, devices, world
+from scaler.distributed import collectives, devices
+from scaler.distributed.world import World
 from scaler.engine import engine, process_group
 from scaler.evaluation import heldout
 from scaler.model import build, masked_lm
@@ -27,12 +28,12 @@ from scaler.training.job import Job
 from scaler.training.progress import Progress
 
 
-def write_settings(this: Job, here: world.World, hosts: list[str], step: int) -> None:
+def write_settings(this: Job, world: World, hosts: list[str], step: int) -> None:
     """Write the settings of the run and this start of it into its folder; the recipe last, which makes it a run's."""
     settings = {"seed": this.recipe.seed, "rows_xxh3": this.data.manifest.xxh3("train"), "ds_config": this.resolved}
     with explain_disk_errors(this.run_dir):
         run_folder.set_state(this.run_dir, "running", step=step, steps=this.recipe.training.steps)
-        run_folder.add_attempt(this.run_dir, environment.facts(here, hosts) | settings | {"changes": this.changes})
+        run_folder.add_attempt(this.run_dir, environment.facts(world, hosts) | settings | {"changes": this.changes})
         write_json(this.run_dir / run_folder.DS_CONFIG, this.asked)
         write_whole(this.run_dir / run_folder.RECIPE, this.recipe.to_yaml())
 
@@ -51,54 +52,59 @@ def be_silent(line: str) -> None:
     """What the other ranks do instead."""
 
 
-def start(arguments: argparse.Namespace, here: world.World) -> loop.Running | None:
+def start(arguments: argparse.Namespace, world: World) -> loop.Running | None:
     """All that comes before the first step; None where the run is finished."""
     # ---- the ranks meet; inputs are opened and verified, each rank its share
     started = time.perf_counter()
-    process_group.join(here)
-    this = collectives.attempt(lambda: job.resolve(arguments, here), here)
-    this = replace(this, run_dir=collectives.gathered(this.run_dir, here)[0])
+    process_group.join(world)
+    this = collectives.all_or_none(lambda: job.resolve(arguments, world), world)
+    this = replace(this, run_dir=collectives.all_gather(this.run_dir, world)[0])
     recipe, training, run_dir = this.recipe, this.recipe.training, this.run_dir
-    tell = say if here.is_first else be_silent
-    if collectives.attempt(lambda: run_folder.state(run_dir), here).get("state") == "finished" and not this.changes:
+    tell = say if world.is_first else be_silent
+    if (
+        collectives.all_or_none(lambda: run_folder.state(run_dir), world).get("state") == "finished"
+        and not this.changes
+    ):
         tell(f"{run_dir}: this run is finished; its model is in {run_dir / 'export'}; name another --run_dir")
         return None
-    collectives.attempt(lambda: engine.check(this.resolved, this.ds_config_file), here)
-    collectives.attempt(lambda: token_rows.verify(this.data.manifest, here.rank, here.size), here)
+    collectives.all_or_none(lambda: engine.check(this.resolved, this.ds_config_file), world)
+    collectives.all_or_none(lambda: token_rows.verify(this.data.manifest, world.rank, world.size), world)
 
     # ---- model and engine; the run folder, and where the run stands
-    device = devices.device(here)
-    unigram_counts = collectives.attempt(this.data.manifest.unigram_counts, here)
-    network = collectives.attempt(lambda: job.starting_point(this, unigram_counts), here)
+    device = devices.device(world)
+    unigram_counts = collectives.all_or_none(this.data.manifest.unigram_counts, world)
+    network = collectives.all_or_none(lambda: job.starting_point(this, unigram_counts), world)
     parameters, trainable = model.count_parameters(network)
     table = model.render_table(model.what_trains(network, recipe.optimizer.weight_decay))
     flops_per_row = model.flops_per_row(network, recipe.data.seq_len, recipe.masked_per_row(0.5))
-    ds_engine = collectives.attempt(
-        lambda: engine.Engine(masked_lm.MaskedLM(network), recipe.optimizer, this.resolved), here
+    ds_engine = collectives.all_or_none(
+        lambda: engine.Engine(masked_lm.MaskedLM(network), recipe.optimizer, this.resolved), world
     )
-    lock = collectives.attempt(lambda: folders.lock(run_dir) if here.is_first else None, here)
+    lock = collectives.all_or_none(lambda: folders.lock(run_dir) if world.is_first else None, world)
     keep = recipe.checkpoint
-    checkpoints = store.Checkpoints(run_dir / "checkpoints", here, keep.keep_last, keep.keep_every, tell)
+    checkpoints = store.Checkpoints(run_dir / "checkpoints", world, keep.keep_last, keep.keep_every, tell)
     checkpoints.clear_partial()
     newest = checkpoints.newest()
     progress = Progress()
     if newest is not None:
-        progress = resume.restore(ds_engine, this, newest, here, tell, arguments.allow_changes)
+        progress = resume.restore(ds_engine, this, newest, world, tell, arguments.allow_changes)
         short = f"training.steps={training.steps}, but {run_dir} has done {progress.step}; name another --run_dir"
-        collectives.agree_or_raise(short if progress.step > training.steps else None, here)
+        collectives.agree_or_raise(short if progress.step > training.steps else None, world)
         if this.changes:
             progress.worse = 0  # the patience begins anew
     token_embeddings = ds_engine.token_embeddings()
     # only now, so that a start that is refused changes nothing
-    hosts = collectives.gathered(slurm.node_name(), here)
-    collectives.attempt(lambda: write_settings(this, here, hosts, progress.step) if here.is_first else None, here)
+    hosts = collectives.all_gather(slurm.node_name(), world)
+    collectives.all_or_none(
+        lambda: write_settings(this, world, hosts, progress.step) if world.is_first else None, world
+    )
     if newest is not None:
         checkpoints.set_aside_after(progress.step)
     for change in this.changes:
         tell(f"changed, as asked for: {change}")
     begun_at = None if newest is None else progress.step
-    log = collectives.attempt(lambda: metrics.RunLog(run_dir, begun_at) if here.is_first else None, here)
-    saves = resume.Saves(ds_engine, this, checkpoints, here, tell, begun_at)
+    log = collectives.all_or_none(lambda: metrics.RunLog(run_dir, begun_at) if world.is_first else None, world)
+    saves = resume.Saves(ds_engine, this, checkpoints, world, tell, begun_at)
 
     # ---- the machine's ceiling, and the loss that needs no model
     ceiling = devices.measure_matmul_flops(device, torch.bfloat16 if ds_engine.bf16 else torch.float32)
@@ -107,27 +113,27 @@ def start(arguments: argparse.Namespace, here: world.World) -> loop.Running | No
     meter = metrics.Meter(training.rows, recipe.data.seq_len, flops_per_row / ceiling)
     tell(
         f"{table}\n"
-        f"{run_dir}: {parameters:,} parameters, {trainable:,} of them trained, {here.size} ranks, "
+        f"{run_dir}: {parameters:,} parameters, {trainable:,} of them trained, {world.size} ranks, "
         f"ZeRO-{ds_engine.stage}, {ds_config.precision(this.resolved)}, "
         f"{training.steps:,} steps of {training.rows} x {recipe.data.seq_len} "
         f"tokens ({this.batch.micro_rows} rows x {this.batch.accumulation} accumulation a rank); "
         f"matrix-multiply ceiling {ceiling / 1e9:,.0f} GFLOP/s; started in {time.perf_counter() - started:.0f} s"
     )
-    requests = stop.StopRequests(run_dir if here.is_first else None)
-    dog = watchdog.Watchdog(run_dir, here, recipe.faults.hang_seconds)
+    requests = stop.StopRequests(run_dir if world.is_first else None)
+    dog = watchdog.Watchdog(run_dir, world, recipe.faults.hang_seconds)
     ds_engine.watch = checkpoints.watch = dog.beat
     return loop.Running(
-        this, here, ds_engine, token_embeddings, progress, saves, log, tell, meter, unigram, requests, dog, lock
+        this, world, ds_engine, token_embeddings, progress, saves, log, tell, meter, unigram, requests, dog, lock
     )
 
 
-def run(arguments: argparse.Namespace, here: world.World) -> None:
+def run(arguments: argparse.Namespace, world: World) -> None:
     """Run the whole training on this rank: train, evaluate, export."""
     started = time.perf_counter()
-    running = start(arguments, here)
+    running = start(arguments, world)
     if running is None:
         return
-    with run_folder.telling_failure(running.run_dir if here.is_first else None), running.requests, running.dog:
+    with run_folder.telling_failure(running.run_dir if world.is_first else None), running.requests, running.dog:
         end(running, loop.train(running), started)
     running.saves.checkpoints.close()
     running.engine.close()
@@ -151,7 +157,7 @@ def end(running: loop.Running, stopped_by: str | None, started: float) -> None:
             running.progress = running.saves.best(progress)
         measured = loop.evaluated(running)
         state = running.engine.full_state()
-        became = collectives.attempt(lambda: running.embeddings.said_of(state), running.here)
+        became = collectives.all_or_none(lambda: running.embeddings.said_of(state), running.world)
         if running.log:
             with explain_disk_errors(run_dir):
                 finish(running, running.log, state, measured, became, time.perf_counter() - started)
@@ -167,7 +173,7 @@ def finish(
     seconds: float,
 ) -> None:
     """Write the picture, the export and its card; the first rank's last act."""
-    this, here, unigram, progress = running.job, running.here, running.unigram, running.progress
+    this, world, unigram, progress = running.job, running.world, running.unigram, running.progress
     recipe, manifest = this.recipe, this.data.manifest
     if not log.series("heldout_loss")[0]:  # somebody has removed the log
         log.write(progress.step, **measured.records("heldout"))
@@ -185,7 +191,7 @@ def finish(
             "optimizer steps": f"{progress.step:,}",
             "token embeddings": became,
             "tokens seen or stepped over": f"{progress.consumed_rows * recipe.data.seq_len:,}",
-            "time": f"{text.duration(seconds)} on {here.size} ranks, since the last start",
+            "time": f"{text.duration(seconds)} on {world.size} ranks, since the last start",
         },
         f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
         f"tokens for training, {manifest.count('heldout', 'documents'):,} documents held out.",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from scaler.core.errors import EXIT_TRY_AGAIN
-from scaler.distributed.collectives import attempt
+from scaler.distributed.collectives import all_or_none
 from scaler.distributed.world import World
 
 GRACE_SECONDS = 5.0  # that ranks wait for each other's reports
@@ -38,7 +38,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self._file = attempt(self._prepare, self.world)
+        self._file = all_or_none(self._prepare, self.world)
         self._last = time.monotonic()
         self._thread.start()
         return self

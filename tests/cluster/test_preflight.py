@@ -12,7 +12,8 @@ from conftest import ROOT
 from scaler.cluster import parity
 from scaler.cluster.verdict import Report, judge, table
 from scaler.data import prepared
-from scaler.distributed import links, world
+from scaler.distributed import links
+from scaler.distributed.world import free_port
 
 HOSTS = [f"node{number}" for number in range(4)]
 WELL = {
@@ -168,7 +169,7 @@ def test_the_model_of_the_parity_check_trains_the_token_embeddings_only_where_th
 @pytest.fixture
 def preflight(run_command, tiny_recipe_file, tmp_path):
     def run(*arguments):
-        launcher = ("deepspeed", "--num_gpus", 2, "--master_port", world.free_port())
+        launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port())
         program = (*launcher, ROOT / "scaler" / "preflight.py", "--run_dir", tmp_path / "run")
         return run_command(*program, "--recipe", tiny_recipe_file, *arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
 

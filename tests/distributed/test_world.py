@@ -11,7 +11,7 @@ from conftest import ROOT
 from scaler.core import slurm
 from scaler.core.errors import ScalerError
 from scaler.distributed import devices
-from scaler.distributed.world import World, detect, publish
+from scaler.distributed.world import World, detect_world, publish
 from scaler.engine import process_group
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"}
@@ -42,12 +42,12 @@ MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
     ],
 )
 def test_every_launcher_is_understood(environ, launcher):
-    assert detect(environ) == World(rank=5, size=8, local_rank=1, local_size=4, launcher=launcher)
+    assert detect_world(environ) == World(rank=5, size=8, local_rank=1, local_size=4, launcher=launcher)
 
 
 @pytest.mark.parametrize("environ", [{}, {"RANK": "0"}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}])
 def test_without_a_launcher_there_is_one_rank(environ):
-    assert detect(environ) == World(0, 1, 0, 1, "none")
+    assert detect_world(environ) == World(0, 1, 0, 1, "none")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_without_a_launcher_there_is_one_rank(environ):
 )
 def test_facts_that_make_no_sense_are_refused_by_name(name, value):
     with pytest.raises(ScalerError, match=name):
-        detect({**TORCHRUN, name: value})
+        detect_world({**TORCHRUN, name: value})
 
 
 def test_only_the_first_rank_writes():
@@ -64,7 +64,7 @@ def test_only_the_first_rank_writes():
 
 def test_facts_are_published_for_torch_unless_the_launcher_did():
     environ = {**OPEN_MPI, "MASTER_ADDR": "node0", "MASTER_PORT": "29500", "LOCAL_RANK": "7"}
-    publish(detect(environ), environ)
+    publish(detect_world(environ), environ)
     published = [environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     assert published == ["5", "8", "7", "4"]
 
@@ -78,12 +78,12 @@ def test_one_rank_finds_a_free_port_by_itself():
 
 def test_several_ranks_need_an_address_and_the_error_says_which():
     with pytest.raises(ScalerError, match="MASTER_PORT are not both set for 8 ranks started by torchrun"):
-        publish(detect(TORCHRUN), {"MASTER_ADDR": "node0"})
+        publish(detect_world(TORCHRUN), {"MASTER_ADDR": "node0"})
 
 
 def test_srun_needs_no_address():
     environ = {**SRUN, "SLURM_STEP_NODELIST": "gpu[03-05,9]", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2"}
-    publish(detect(environ), environ)
+    publish(detect_world(environ), environ)
     assert environ["MASTER_ADDR"] == "gpu03" and 10000 <= int(environ["MASTER_PORT"]) < 30000
 
 
@@ -134,22 +134,23 @@ RANK_PROGRAM = """
 import sys
 import torch, torch.distributed as dist
 from scaler.core.cli import command
-from scaler.distributed import collectives, world
+from scaler.distributed import collectives
+from scaler.distributed.world import detect_world
 
 @command
 def main():
-    here = world.detect()
-    dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=here.rank, world_size=here.size)
+    world = detect_world()
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=world.rank, world_size=world.size)
     try:
-        together(here)
+        together(world)
     finally:
         dist.destroy_process_group()  # or gloo's threads may abort the process as it ends
 
-def together(here):
-    collectives.agree_or_raise(None, here)
-    mine = torch.tensor([1.0 + here.rank])
+def together(world):
+    collectives.agree_or_raise(None, world)
+    mine = torch.tensor([1.0 + world.rank])
     print("total", collectives.total(mine).item(), "own", mine.item())
-    collectives.agree_or_raise("the disk of rank 1 is full" if here.rank == 1 else None, here)
+    collectives.agree_or_raise("the disk of rank 1 is full" if world.rank == 1 else None, world)
     print("went on")
 
 main()

@@ -72,7 +72,7 @@ def network_for(recipe_file, *overrides):
 def started(recipe_file, *overrides):
     """The model that training begins with."""
     arguments = train.parse(["--recipe", str(recipe_file), *overrides])
-    this = job.resolve(arguments, run.world.World())
+    this = job.resolve(arguments, run.World())
     return job.starting_point(this, this.data.manifest.unigram_counts())
 
 

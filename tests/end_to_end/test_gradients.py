@@ -3,7 +3,7 @@
 import pytest
 from conftest import ROOT
 
-from scaler.distributed import world
+from scaler.distributed.world import free_port
 
 CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 # of the distance that the weights moved: fp32 differs in summation order alone; bf16 keeps 8 bits of each gradient
@@ -13,7 +13,7 @@ BOUNDS = {"fp32": 2e-5, "bf16": 5e-2}
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
     worker = ROOT / "tests" / "workers" / "parity_worker.py"
-    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", world.free_port(), "--no_local_rank")
+    launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port(), "--no_local_rank")
     return worker_figures(*launcher, worker, tiny_recipe_file, *CONFIGS)
 
 

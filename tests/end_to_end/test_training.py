@@ -19,8 +19,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 from scaler import train
 from scaler.config.recipe import load
 from scaler.data import prepared
-from scaler.distributed import devices, world
-from scaler.distributed.world import World
+from scaler.distributed import devices
+from scaler.distributed.world import World, free_port
 from scaler.evaluation import heldout
 from scaler.model import build, masked_lm
 from scaler.training import job, loop
@@ -33,7 +33,7 @@ TRAIN = ROOT / "scaler" / "train.py"
 
 
 def launch(ranks: int) -> list[object]:
-    return ["deepspeed", "--num_gpus", ranks, "--master_port", world.free_port(), TRAIN]
+    return ["deepspeed", "--num_gpus", ranks, "--master_port", free_port(), TRAIN]
 
 
 def metric(run: Path, name: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The sum of squares of a gradient, whatever its size, precision and magnitude."""
+"""The sum of squares of a gradient, at any size, precision and magnitude; test_gradients.py tests its use."""
 
 import pytest
 import torch

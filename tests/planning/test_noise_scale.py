@@ -57,7 +57,7 @@ class Regression:
 
 def test_the_noise_of_a_known_problem_is_found_within_its_error():
     known = Regression(width=20, delta=0.5, sigma=2.0, rows=4, seed=0)
-    found = planning_noise_scale.measure(known.gradient, known.parameters, batches=400, rows=4, here=World())
+    found = planning_noise_scale.measure(known.gradient, known.parameters, batches=400, rows=4, world=World())
     assert abs(found.gradient - known.square) < 3 * found.gradient_error < 0.5 * known.square
     assert abs(found.noise - known.noise) < 3 * found.noise_error < 0.5 * known.noise
     assert abs(found.rows - known.noise / known.square) < 3 * found.rows_error < 0.5 * found.rows
@@ -65,7 +65,7 @@ def test_the_noise_of_a_known_problem_is_found_within_its_error():
 
 def test_standard_errors_are_those_of_many_measurements():
     runs = [
-        planning_noise_scale.measure(known.gradient, known.parameters, batches=24, rows=4, here=World())
+        planning_noise_scale.measure(known.gradient, known.parameters, batches=24, rows=4, world=World())
         for known in (Regression(width=10, delta=0.5, sigma=1.0, rows=4, seed=seed) for seed in range(1, 81))
     ]
     known = Regression(10, 0.5, 1.0, 4, 0)
@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_is_no_noise():
     parts = [torch.ones(3)]
     with pytest.raises(ScalerError, match="not finite"):
         planning_noise_scale.measure(
-            lambda number: [part / number for part in parts], parts, batches=3, rows=1, here=World()
+            lambda number: [part / number for part in parts], parts, batches=3, rows=1, world=World()
         )
 
 
@@ -187,7 +187,7 @@ def test_the_gradient_is_that_of_the_rows_that_come_next_with_their_dropout(run_
 
     asked, gradient = [], run.gradient
     run.gradient = lambda first, rows: asked.append((first, rows)) or gradient(first, rows)
-    run.noise_at(run.checkpoints[1], batches=3, rows=8, here=World())  # after 6 steps of 12 rows
+    run.noise_at(run.checkpoints[1], batches=3, rows=8, world=World())  # after 6 steps of 12 rows
     assert asked == 2 * [(72, 8), (80, 8), (88, 8)]
 
 

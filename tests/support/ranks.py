@@ -16,7 +16,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports 
 import torch
 
 from scaler import train
-from scaler.distributed import world
+from scaler.distributed.world import detect_world, free_port
 from scaler.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def forked(ranks: int, arguments: list[object], log: Path, patch: Callable[[], N
 
 def forked_calls(ranks: int, work: Callable[..., None], *arguments: object):
     """Call `work` in so many new processes that know which ranks they are, as from a launcher."""
-    port, processes = world.free_port(), []
+    port, processes = free_port(), []
     for rank in range(ranks):
         facts = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
         facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
@@ -75,11 +75,11 @@ def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> 
     def patch() -> None:
         inner, over = loop.train_batch, []
 
-        def train_batch(engine, this, progress, here):
-            if progress.step == step and not over and rank in (None, world.detect().rank):
+        def train_batch(engine, this, progress, world):
+            if progress.step == step and not over and rank in (None, detect_world().rank):
                 over.append(True)
                 act()
-            return inner(engine, this, progress, here)
+            return inner(engine, this, progress, world)
 
         loop.train_batch = train_batch
 

@@ -84,13 +84,13 @@ def slow(step_file: Path) -> None:
         time.sleep(WRITE_SECONDS)
         return write(path, content)
 
-    def told_batch(engine, this, progress, here):
-        if here.is_first:
+    def told_batch(engine, this, progress, world):
+        if world.is_first:
             beside = step_file.with_name("step.partial")
             beside.write_text(str(progress.step))
             beside.replace(step_file)
         time.sleep(STEP_SECONDS)
-        return train_batch(engine, this, progress, here)
+        return train_batch(engine, this, progress, world)
 
     checkpoint_format.write_file, loop.train_batch = slow_write, told_batch
     loop.stop._FILE_SECONDS = 0.0

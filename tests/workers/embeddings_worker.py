@@ -30,10 +30,10 @@ def counting(file: Path):
         for name in SENDS:
             setattr(torch.distributed, name, _counted(getattr(torch.distributed, name), moved))
 
-        def train_batch(engine, this, progress, here):
+        def train_batch(engine, this, progress, world):
             moved[0] = 0
-            found = inner(engine, this, progress, here)
-            if progress.step == 2 and here.is_first:
+            found = inner(engine, this, progress, world)
+            if progress.step == 2 and world.is_first:
                 file.write_text(str(moved[0]))
             return found
 
@@ -55,10 +55,10 @@ def meddling() -> None:
     """A patch: one number of the frozen matrix changes in the ninth step, on all ranks."""
     inner = loop.train_batch
 
-    def train_batch(engine, this, progress, here):
+    def train_batch(engine, this, progress, world):
         if progress.step == 8:
             engine.module.model.get_input_embeddings().weight.data[7, 3] += 1.0
-        return inner(engine, this, progress, here)
+        return inner(engine, this, progress, world)
 
     loop.train_batch = train_batch
 

@@ -14,7 +14,8 @@ from ranks import ROOT, ended, forked_calls
 from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
-from scaler.distributed import collectives, world
+from scaler.distributed import collectives
+from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.engine.patches import direct_collectives
 from scaler.model import build, masked_lm
@@ -28,7 +29,7 @@ BUCKETS = {"one bucket": 10_000_000, "many": 5_000}
 
 def compared(group: object, ranks: list[int]) -> list[float]:
     """The largest differences from gloo's own collectives; every rank of the group calls it."""
-    here, differences = dist.get_rank(group), []
+    rank, differences = dist.get_rank(group), []
     for dtype in (torch.float32, torch.bfloat16):
         for lengths, some in zip(LENGTHS, OWNERS, strict=True):
             owners = [owner % len(ranks) for owner in some]
@@ -38,7 +39,7 @@ def compared(group: object, ranks: list[int]) -> list[float]:
                 dist.all_reduce(part, group=group)
             direct_collectives.reduce_to_owners(parts, owners, group)
             for part, owner, right in zip(parts, owners, expected, strict=True):
-                if owner == here and len(part):
+                if owner == rank and len(part):
                     differences.append(float((part.float() - right).abs().max() / right.abs().max()))
         given = torch.randn(len(ranks), 50).to(dtype)
         output, expected = torch.empty(50, dtype=dtype), given.float()
@@ -47,10 +48,10 @@ def compared(group: object, ranks: list[int]) -> list[float]:
         direct_collectives.reduce_scatter(output, given, dist.ReduceOp.SUM, group)
         assert torch.equal(before, given)
         direct_collectives.reduce_scatter(
-            given[here], given, dist.ReduceOp.SUM, group
+            given[rank], given, dist.ReduceOp.SUM, group
         )  # into its own part, as DeepSpeed does
-        assert torch.equal(given[here], output)
-        differences.append(float((output.float() - expected[here]).abs().max() / expected[here].abs().max()))
+        assert torch.equal(given[rank], output)
+        differences.append(float((output.float() - expected[rank]).abs().max() / expected[rank].abs().max()))
         mine, whole, right = torch.randn(33).to(dtype), *(torch.empty(33 * len(ranks), dtype=dtype) for _ in range(2))
         dist.all_gather_into_tensor(right, mine, group=group)
         under_way = [(torch.empty_like(right), mine + number) for number in range(3)]
@@ -60,8 +61,8 @@ def compared(group: object, ranks: list[int]) -> list[float]:
             handle.wait()
             handle.wait()  # as where each collective is timed
             assert torch.equal(other, torch.cat([part + number for part in right.split(33)]))
-        right[33 * here : 33 * (here + 1)] = 7
-        direct_collectives.all_gather(right, right[33 * here : 33 * (here + 1)], group)  # from its own place
+        right[33 * rank : 33 * (rank + 1)] = 7
+        direct_collectives.all_gather(right, right[33 * rank : 33 * (rank + 1)], group)  # from its own place
         assert (right == 7).all()
     return differences
 
@@ -91,14 +92,14 @@ def trained(
 
     In bf16 gradients of micro-batches are added up in fp32.
     """
-    recipe, here = load(recipe_file), world.detect()
+    recipe, world = load(recipe_file), detect_world()
     content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
     content["bf16"] = {"enabled": bf16}
     if bf16:
         content["data_types"] = {"grad_accum_dtype": "fp32"}
     content["zero_optimization"] |= {"reduce_bucket_size": bucket, "use_multi_rank_bucket_allreduce": not to_owners}
     content |= {
-        "train_batch_size": 2 * accumulation * here.size,
+        "train_batch_size": 2 * accumulation * world.size,
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": accumulation,
     }
@@ -114,7 +115,7 @@ def trained(
         inner(parts, owners, group)
 
     backend.reduce_to_owners = counted
-    torch.manual_seed(here.rank)
+    torch.manual_seed(world.rank)
     norms = []
     log.clear()
     for _ in range(3):
@@ -143,12 +144,12 @@ def work(recipe_file: str, file: Path) -> None:
     """On one rank; the first writes."""
     log: list[int] = []
     counted_reduces(log)  # before DeepSpeed takes its own reference
-    process_group.join(world.detect())
-    here = dist.get_rank()
-    torch.manual_seed(here)
+    process_group.join(detect_world())
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
     groups = [(None, [0, 1, 2]), (dist.new_group([1, 2]), [1, 2]), (dist.new_group([0]), [0])]
-    found: dict[str, object] = {"differences": [compared(*each) for each in groups if here in each[1]]}
-    found["differences"] = collectives.gathered(found["differences"], world.detect())
+    found: dict[str, object] = {"differences": [compared(*each) for each in groups if rank in each[1]]}
+    found["differences"] = collectives.all_gather(found["differences"], detect_world())
     for stage in (1, 2):
         for accumulation in (1, 2):
             kinds = {
@@ -171,7 +172,7 @@ def work(recipe_file: str, file: Path) -> None:
     for name, bucket in BUCKETS.items():
         kind = trained(recipe_file, 2, bucket, 2, False, log, bf16=True)
         found[f"fp32 sums of bf16, {name}"] = kind["norms"], kind["straight"] / kind["size"]
-    if here == 0:
+    if rank == 0:
         file.write_text(json.dumps(found))
     process_group.leave()
 

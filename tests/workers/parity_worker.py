@@ -14,7 +14,7 @@ from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
-from scaler.distributed import world
+from scaler.distributed.world import World, detect_world
 from scaler.engine import engine, process_group
 from scaler.model import build as model
 from scaler.model import masked_lm
@@ -74,15 +74,15 @@ def plain(recipe, clipping: float, rounded: bool) -> tuple[dict[str, torch.Tenso
     return dict(network.model.named_parameters()), norms
 
 
-def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
-    batch = ds_config.solve_batch(ROWS, here.size, MICRO_ROWS)
+def through_engine(recipe, content, path: Path, bf16: bool, world: World):
+    batch = ds_config.solve_batch(ROWS, world.size, MICRO_ROWS)
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=MICRO_ROWS))
     resolved = config_deepspeed.resolve(content, path, recipe, batch, native_bf16=bf16)
     running = engine.Engine(build(recipe, bf16), recipe.optimizer, resolved)
     cross_entropy.SCORES_AT_ONCE = 700  # the engine's loss comes in pieces, the plain one's at once
     norms = []
     for step in range(STEPS):
-        first = here.rank * batch.micro_rows * batch.accumulation
+        first = world.rank * batch.micro_rows * batch.accumulation
         for micro in range(batch.accumulation):
             start = first + micro * batch.micro_rows
             loss, _ = running(part(make_batch(step), start, start + batch.micro_rows))
@@ -97,8 +97,8 @@ def through_engine(recipe, content, path: Path, bf16: bool, here: world.World):
 
 def main() -> None:
     recipe_file, *configs, folder = sys.argv[1:]
-    here = world.detect()
-    process_group.join(here)
+    world = detect_world()
+    process_group.join(world)
     figures = {}
     for optimizer, overrides in {"adamw": {"optimizer.learning_rate": 1e-3}, "sgd": SGD}.items():
         recipe = load(recipe_file, [f"{name}={value}" for name, value in overrides.items()])
@@ -108,7 +108,7 @@ def main() -> None:
                 path = Path(name)
                 content = config_deepspeed.read(path)
                 expected, expected_norms = plain(recipe, content["gradient_clipping"], bf16)
-                state, norms = through_engine(recipe, content, path, bf16, here)
+                state, norms = through_engine(recipe, content, path, bf16, world)
                 assert set(state) == set(expected)
                 moved = torch.cat([(expected[n] - before[n]).flatten() for n in expected]).detach()
                 wrong = torch.cat([(state[n] - expected[n]).flatten() for n in expected]).detach()
@@ -116,7 +116,7 @@ def main() -> None:
                     "relative_error": float(wrong.norm() / moved.norm()),
                     "norm_error": max(abs(a / b - 1) for a, b in zip(norms, expected_norms, strict=True)),
                 }
-    if here.is_first:
+    if world.is_first:
         (Path(folder) / "figures.json").write_text(json.dumps(figures))
     torch.distributed.destroy_process_group()
 

@@ -13,7 +13,7 @@ from ranks import ROOT, ended, forked_calls
 from scaler.config import batch as ds_config
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
-from scaler.distributed import world
+from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.engine.patches import direct_collectives, timed_collectives
 from scaler.model import build, masked_lm
@@ -53,14 +53,14 @@ def counted(log: dict[str, list[int]]) -> None:
 
 def compare(recipe_file: str, file: Path) -> None:
     """On one rank: a few steps of each case; the first rank writes what came of the last."""
-    recipe, here = load(recipe_file), world.detect()
+    recipe, world = load(recipe_file), detect_world()
     log: dict[str, list[int]] = {}
     counted(log)  # before DeepSpeed takes its own references
-    process_group.join(here)
+    process_group.join(world)
     figures = []
     for stage, accumulation, bf16, changes in CASES:
         work = workload.workload(recipe, 2 if bf16 else 4, on_cpu=True)
-        batch = ds_config.SolvedBatch(MICRO_ROWS * accumulation * here.size, MICRO_ROWS, accumulation, here.size)
+        batch = ds_config.SolvedBatch(MICRO_ROWS * accumulation * world.size, MICRO_ROWS, accumulation, world.size)
         content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
         content["bf16"] = {"enabled": bf16}
         content.setdefault("zero_optimization", {}).update(changes, reduce_bucket_size=BUCKET)
@@ -94,7 +94,7 @@ def compare(recipe_file: str, file: Path) -> None:
             }
         )
         running.close()
-    if here.is_first:
+    if world.is_first:
         file.write_text(json.dumps(figures))
     process_group.leave()
 

@@ -20,7 +20,8 @@ from scaler.checkpoint import store
 from scaler.config import batch as ds_config
 from scaler.config import deepspeed as config_deepspeed
 from scaler.config.recipe import load
-from scaler.distributed import collectives, world
+from scaler.distributed import collectives
+from scaler.distributed.world import World, detect_world
 from scaler.engine import engine, process_group
 
 ROWS, STEPS = 12, 3
@@ -41,11 +42,11 @@ ALL = {
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
-def start(recipe, config: str, here: world.World, fresh: bool):
+def start(recipe, config: str, world: World, fresh: bool):
     """An engine of a model of which one matrix does not train, as in the recipes of frozen embeddings."""
     name, precision = config.split(":")
     path = CONFIGS / f"{name}.json"
-    batch = ds_config.solve_batch(ROWS, here.size, 2)
+    batch = ds_config.solve_batch(ROWS, world.size, 2)
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=2))
     resolved = config_deepspeed.resolve(
         config_deepspeed.read(path), path, recipe, batch, native_bf16=precision == "bf16"
@@ -59,20 +60,20 @@ def start(recipe, config: str, here: world.World, fresh: bool):
     return engine.Engine(network, recipe.optimizer, resolved), recipe, batch
 
 
-def train(running, recipe, batch, here: world.World, steps, spoilt: int | None = None) -> list[float]:
+def train(running, recipe, batch, world: World, steps, spoilt: int | None = None) -> list[float]:
     """Mean losses of the steps; on the last rank the loss of one of them can be made not a number."""
     losses = []
     for step in steps:
         total = torch.zeros(())
-        first = here.rank * batch.micro_rows * batch.accumulation
+        first = world.rank * batch.micro_rows * batch.accumulation
         for micro in range(batch.accumulation):
             begin = first + micro * batch.micro_rows
             loss, _ = running(part(make_batch(step), begin, begin + batch.micro_rows))
-            bad = step == spoilt and here.rank == here.size - 1 and micro == 0
+            bad = step == spoilt and world.rank == world.size - 1 and micro == 0
             running.backward(loss * float("nan") if bad else loss)
             running.step(rate_of(recipe, step))
             total += loss.detach()
-        losses.append(float(collectives.total(total)) / (batch.accumulation * here.size))
+        losses.append(float(collectives.total(total)) / (batch.accumulation * world.size))
     return losses
 
 
@@ -84,53 +85,53 @@ def probe(running) -> float:
     return float(loss)
 
 
-def save(recipe, folder: Path, config: str, here: world.World, asynchronous: bool):
+def save(recipe, folder: Path, config: str, world: World, asynchronous: bool):
     """Save after three steps, and train on; between them a step whose gradient is not a number changes nothing."""
-    running, recipe, batch = start(recipe, config, here, fresh=False)
-    train(running, recipe, batch, here, range(STEPS))
-    kept = store.Checkpoints(folder / f"{here.size}-{config}", here, keep_last=1, keep_every=None)
+    running, recipe, batch = start(recipe, config, world, fresh=False)
+    train(running, recipe, batch, world, range(STEPS))
+    kept = store.Checkpoints(folder / f"{world.size}-{config}", world, keep_last=1, keep_every=None)
     before = probe(running)
     kept.begin(running.held.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
-    fingerprint = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here)
-    train(running, recipe, batch, here, [50], spoilt=50)
-    unmoved = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here) == fingerprint
-    after = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
+    fingerprint = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), world)
+    train(running, recipe, batch, world, [50], spoilt=50)
+    unmoved = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), world) == fingerprint
+    after = train(running, recipe, batch, world, range(STEPS, 2 * STEPS))
     assert kept.commit() is None
     kept.close()
     running.close()
     return {"probe": before, "losses": after, "unmoved": unmoved}
 
 
-def read(recipe, folder: Path, source: str, config: str, here: world.World):
+def read(recipe, folder: Path, source: str, config: str, world: World):
     """Read a checkpoint into another engine, and train on."""
-    running, recipe, batch = start(recipe, config, here, fresh=True)
-    kept = store.Checkpoints(folder / source, here, keep_last=1, keep_every=None)
+    running, recipe, batch = start(recipe, config, world, fresh=True)
+    kept = store.Checkpoints(folder / source, world, keep_last=1, keep_every=None)
     path = kept.newest()
     manifest = checkpoint_folder.read_manifest(path)
     checkpoint_format.fill(running.held.pieces(STEPS), path, manifest)
     running.held.take_over(STEPS)
-    found = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), here)
+    found = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), world)
     differ = [kind for kind, expected in manifest["fingerprint"].items() if found[kind] != expected]
     figures = {"differ": differ, "probe": probe(running)}
-    figures["losses"] = train(running, recipe, batch, here, range(STEPS, 2 * STEPS))
+    figures["losses"] = train(running, recipe, batch, world, range(STEPS, 2 * STEPS))
     kept.close()
     running.close()
     return figures
 
 
 def work(recipe_file: str, folder: Path, names, sources) -> None:
-    here = world.detect()
-    process_group.join(here)
+    world = detect_world()
+    process_group.join(world)
     recipe = load(recipe_file, ["optimizer.learning_rate=1e-3"])
     figures = {}
     for number, config in enumerate(names):
         if sources is None:
-            figures[f"{here.size}-{config}"] = save(recipe, folder, config, here, asynchronous=number % 2 == 0)
+            figures[f"{world.size}-{config}"] = save(recipe, folder, config, world, asynchronous=number % 2 == 0)
         else:
             for source in sources:
-                figures[f"{source} {here.size}-{config}"] = read(recipe, folder, source, config, here)
-    if here.is_first:
-        (folder / f"{'save' if sources is None else 'read'}-{here.size}.json").write_text(json.dumps(figures))
+                figures[f"{source} {world.size}-{config}"] = read(recipe, folder, source, config, world)
+    if world.is_first:
+        (folder / f"{'save' if sources is None else 'read'}-{world.size}.json").write_text(json.dumps(figures))
     process_group.leave()
 
 

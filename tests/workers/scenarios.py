@@ -28,7 +28,7 @@ from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
-from scaler.distributed import world
+from scaler.distributed.world import detect_world
 from scaler.evaluation import heldout
 from scaler.model import masked_lm
 from scaler.training import loop, metrics
@@ -169,7 +169,7 @@ def nobody_listens(scene: Scene):
     """What reads the run's words goes away: `| head -1`."""
 
     def patch() -> None:
-        if world.detect().is_first:
+        if detect_world().is_first:
             read, write = os.pipe()
             os.close(read)
             os.dup2(write, 1)
@@ -199,13 +199,13 @@ def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("na
     def patch() -> None:
         forward, train_batch, rows = masked_lm.MaskedLM.forward, loop.train_batch, []
 
-        def told(engine, this, progress, here):
+        def told(engine, this, progress, world):
             rows[:] = [progress.consumed_rows // this.recipe.training.rows]
-            return train_batch(engine, this, progress, here)
+            return train_batch(engine, this, progress, world)
 
         def spoilt(self, batch):
             loss, scores = forward(self, batch)
-            bad = torch.is_grad_enabled() and rows and rows[0] in steps and world.detect().rank == rank
+            bad = torch.is_grad_enabled() and rows and rows[0] in steps and detect_world().rank == rank
             return (loss * factor if bad else loss), scores
 
         masked_lm.MaskedLM.forward, loop.train_batch = spoilt, told
@@ -306,7 +306,7 @@ def failing_writes(times: int, error: int, rank: int = 1, after: int = 1) -> Cal
 
         def write(path, content):
             calls.append(1)
-            if world.detect().rank == rank and after < len(calls) <= after + times:
+            if detect_world().rank == rank and after < len(calls) <= after + times:
                 path.write_bytes(b"half")
                 raise OSError(error, os.strerror(error))
             return inner(path, content)
@@ -438,7 +438,7 @@ def unreadable(scene: Scene):
         inner = checkpoint_format.fill
 
         def fill(pieces, path, manifest):
-            if world.detect().rank == 1:
+            if detect_world().rank == 1:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path / "rank_00000.safetensors"))
             inner(pieces, path, manifest)
 

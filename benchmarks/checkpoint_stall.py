@@ -82,7 +82,7 @@ def main() -> None:
     def ours(asynchronous: bool) -> tuple[float, float]:
         """(seconds that training waits, seconds until the checkpoint is there); steps go on in between."""
         start = time.perf_counter()
-        kept.begin(running.held.pieces(steps), {"step": steps}, vars(probe), asynchronous)
+        kept.begin(running.state.shards(steps), {"step": steps}, vars(probe), asynchronous)
         stall = time.perf_counter() - start
         if asynchronous:
             while sum(collectives.all_gather(kept.done, world)) < world.size:

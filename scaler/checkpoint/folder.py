@@ -33,20 +33,20 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: Path, keep_last: int, keep_every: int | None, say: Callable[[str], None]) -> None:
-        self.folder, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
+        self.root, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
         self._remover = ThreadPoolExecutor(1, thread_name_prefix="checkpoint removal")
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or will be."""
-        return self.folder / f"step_{step:08d}"
+        return self.root / f"step_{step:08d}"
 
     def partial(self, step: int) -> Path:
         """Where the checkpoint of a step is written."""
-        return self.folder / (self.path(step).name + PARTIAL)
+        return self.root / (self.path(step).name + PARTIAL)
 
     def found(self) -> list[Path]:
         """Checkpoints, the newest first."""
-        return found(self.folder)
+        return found(self.root)
 
     def publish(self, step: int) -> None:
         """Make what has been written a checkpoint."""
@@ -55,16 +55,19 @@ class CheckpointFolder:
         if final.exists():  # a damaged one that a resume went back before
             self._remove(final)
         partial.rename(final)
-        files.flush(self.folder)
+        files.flush(self.root)
 
-    def tidy(self, step: int, best_step: int | None) -> None:
-        """Point to the newest and the best, and remove what is not kept; the checkpoint is there without that, too."""
+    def tidy(self, step: int) -> None:
+        """Point to a step as the newest and to the best one that it knows, and remove what is not kept.
+
+        An error is only reported, because the checkpoint is complete without its pointers.
+        """
         try:
             self._point("latest", step)
-            self._point("best", best_step)
+            self._point("best", _best_step(self.path(step)))
             paths = self.found()
-            # what a run that has to go back to one of the kept ones calls its best, stays, too
-            best = {best_step, *map(_best_step, paths[: self.keep_last])}
+            # a run that goes back to one of the newest needs the best one that it knew then
+            best = set(map(_best_step, paths[: self.keep_last]))
             for path in paths[self.keep_last :]:
                 is_nth = self.keep_every is not None and step_of(path) % self.keep_every == 0
                 if not is_nth and step_of(path) not in best:
@@ -72,11 +75,11 @@ class CheckpointFolder:
         except OSError as error:
             self.say(f"the checkpoint of step {step} is saved; its pointers or older ones: {one_line(error)}")
 
-    def forget_after(self, step: int, best_step: int | None) -> None:
-        """Remove what was saved after a step that the run has gone back to, and is no part of it."""
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints after a step that the run has gone back to."""
         for path in self._after(step):
             self._remove(path)
-        self.tidy(step, best_step)
+        self.tidy(step)
 
     def set_aside_after(self, step: int) -> None:
         """Rename what is newer than the step that the run goes on from, for it is damaged."""
@@ -88,7 +91,7 @@ class CheckpointFolder:
 
     def clear_partial(self) -> None:
         """Remove what a killed run left half-written."""
-        for path in self.folder.glob(f"*{PARTIAL}"):
+        for path in self.root.glob(f"*{PARTIAL}"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def close(self) -> None:
@@ -104,7 +107,7 @@ class CheckpointFolder:
         self._remover.submit(shutil.rmtree, doomed, ignore_errors=True)
 
     def _point(self, name: str, step: int | None) -> None:
-        pointer, beside = self.folder / name, self.folder / (name + PARTIAL)
+        pointer, beside = self.root / name, self.root / (name + PARTIAL)
         if step is None or not self.path(step).exists():
             pointer.unlink(missing_ok=True)
             return

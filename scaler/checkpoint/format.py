@@ -30,7 +30,7 @@ _CHUNK = 1 << 20  # elements that are hashed at once
 
 
 @dataclass(frozen=True)
-class Piece:
+class ParameterShard:
     """A stretch of one flattened parameter that this rank holds.
 
     Attributes:
@@ -51,16 +51,16 @@ class Piece:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def share(self, world: World) -> Piece:
-        """What this rank writes of the piece: all of it, or a part where every rank holds the same."""
+    def part_for(self, rank: int, ranks: int) -> ParameterShard:
+        """Return what a rank writes: the whole shard, or a part of it where every rank holds the same."""
         if not self.everywhere:
             return self
-        begin, end = (len(self) * number // world.size for number in (world.rank, world.rank + 1))
+        begin, end = (len(self) * number // ranks for number in (rank, rank + 1))
         cut = {kind: tensor[begin:end] for kind, tensor in self.tensors.items()}
-        return Piece(self.name, self.start + begin, self.size, cut)
+        return ParameterShard(self.name, self.start + begin, self.size, cut)
 
 
-def fingerprint(pieces: Iterable[Piece]) -> dict[str, int]:
+def fingerprint(shards: Iterable[ParameterShard]) -> dict[str, int]:
     """A 64-bit hash of the elements of each kind; hashes of a parameter's stretches add up to that of the whole.
 
     The sum over all elements of (bits + 1) * (2 * position + 1), times an odd number of the parameter's name, modulo
@@ -68,13 +68,13 @@ def fingerprint(pieces: Iterable[Piece]) -> dict[str, int]:
     no signature.
     """
     found: dict[str, int] = {}
-    for piece in pieces:
-        of_name = xxhash.xxh3_64_intdigest(piece.name.encode()) | 1
-        for kind, tensor in piece.tensors.items():
+    for shard in shards:
+        of_name = xxhash.xxh3_64_intdigest(shard.name.encode()) | 1
+        for kind, tensor in shard.tensors.items():
             total = 0
             for begin in range(0, len(tensor), _CHUNK):
                 bits = tensor[begin : begin + _CHUNK].float().contiguous().view(torch.int32).long()
-                first = 2 * (piece.start + begin) + 1
+                first = 2 * (shard.start + begin) + 1
                 places = torch.arange(first, first + 2 * len(bits), 2, device=bits.device)
                 total += int(((bits + 1) * places).sum())  # int64 wraps around
             found[kind] = (found.get(kind, 0) + total * of_name) % (1 << 64)
@@ -87,17 +87,17 @@ def sum_up(fingerprints: Sequence[Mapping[str, int]]) -> dict[str, str]:
     return {kind: f"{sum(found.get(kind, 0) for found in fingerprints) % (1 << 64):016x}" for kind in kinds}
 
 
-def total_fingerprint(pieces: Sequence[Piece], world: World) -> dict[str, str]:
+def total_fingerprint(shards: Sequence[ParameterShard], world: World) -> dict[str, str]:
     """The fingerprint of the whole model and optimizer, from what all ranks hold; every rank must call it."""
-    return sum_up(all_gather(fingerprint(piece.share(world) for piece in pieces), world))
+    return sum_up(all_gather(fingerprint(shard.part_for(world.rank, world.size) for shard in shards), world))
 
 
-def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> None:
-    """Read a checkpoint into this rank's pieces, in place, from whichever files hold their stretches.
+def fill(shards: Iterable[ParameterShard], path: Path, manifest: Mapping[str, Any]) -> None:
+    """Read a checkpoint into this rank's shards, in place, from whichever files hold their stretches.
 
     Raises: ScalerError when the parameters are others, or a stretch is in no file.
     """
-    pieces = list(pieces)
+    shards = list(shards)
     stored: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
     for record in manifest["files"]:
         if record["name"] == PROBE:
@@ -112,25 +112,25 @@ def fill(pieces: Iterable[Piece], path: Path, manifest: Mapping[str, Any]) -> No
             length = file.get_slice(key).get_shape()[0]
             stored.setdefault((kind, name), []).append((int(start), length, file, key))
     sizes = manifest["sizes"]
-    for piece in pieces:
-        if sizes.get(piece.name) != piece.size:
+    for shard in shards:
+        if sizes.get(shard.name) != shard.size:
             raise ScalerError(
-                f"{path}: {piece.name} has {sizes.get(piece.name, 'no')} elements there and {piece.size} in this "
+                f"{path}: {shard.name} has {sizes.get(shard.name, 'no')} elements there and {shard.size} in this "
                 "model; it is another model's checkpoint: use the recipe that the run began with"
             )
-        for kind, tensor in piece.tensors.items():
+        for kind, tensor in shard.tensors.items():
             if kind == MOMENTUM and kind not in manifest["fingerprint"]:
                 tensor.zero_()
                 continue
             missing = len(tensor)
-            for start, length, file, key in stored.get((kind, piece.name), []):
-                begin, end = max(start, piece.start), min(start + length, piece.start + len(tensor))
+            for start, length, file, key in stored.get((kind, shard.name), []):
+                begin, end = max(start, shard.start), min(start + length, shard.start + len(tensor))
                 if begin < end:
                     part = file.get_slice(key)[begin - start : end - start]
-                    tensor[begin - piece.start : end - piece.start].copy_(part)
+                    tensor[begin - shard.start : end - shard.start].copy_(part)
                     missing -= end - begin
             if missing:
-                raise ScalerError(f"{path}: {missing} elements of {kind} of {piece.name} are in none of its files")
+                raise ScalerError(f"{path}: {missing} elements of {kind} of {shard.name} are in none of its files")
 
 
 def write_file(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.folder import CheckpointFolder, read_manifest
-from scaler.checkpoint.format import Piece, fingerprint
+from scaler.checkpoint.format import ParameterShard, fingerprint
 from scaler.core import files as core_files
 from scaler.core.errors import ScalerError, one_line, explain_disk_errors
 from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_none
@@ -34,7 +34,6 @@ class Checkpoints:
         say: tells the user what is no error of the run.
 
     Attributes:
-        best_step: of the checkpoint that stays beside them.
         watch: is told that it goes on while reading or writing takes long.
     """
 
@@ -42,8 +41,7 @@ class Checkpoints:
         self, folder: Path, world: World, keep_last: int, keep_every: int | None, say: Callable[[str], None] = print
     ) -> None:
         self.world, self.say = world, say
-        self.kept = CheckpointFolder(folder, keep_last, keep_every, say)
-        self.best_step: int | None = None
+        self.folder = CheckpointFolder(folder, keep_last, keep_every, say)
         self.watch: Callable[[str], None] = lambda doing: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._staged: dict[str, torch.Tensor] = {}
@@ -53,20 +51,24 @@ class Checkpoints:
     # ---- writing
 
     def begin(
-        self, pieces: Sequence[Piece], about: Mapping[str, Any], probe: Mapping[str, torch.Tensor], asynchronous: bool
+        self,
+        shards: Sequence[ParameterShard],
+        about: Mapping[str, Any],
+        probe: Mapping[str, torch.Tensor],
+        asynchronous: bool,
     ) -> None:
         """Copy what this rank holds and start to write it; `commit` ends it. Training may go on in between. Collective.
 
         Args:
-            pieces: of this rank.
+            shards: of this rank.
             about: goes into the manifest; `step` names the folder.
             probe: a batch whose loss is in `about`; the first rank writes it.
             asynchronous: copy first, so that the caller may change the tensors at once. Else the writing is over when
                 this returns, and takes no memory for copies.
         """
         assert self._write is None, "commit first"
-        self._about = {**about, "sizes": {piece.name: piece.size for piece in pieces}}
-        shares = [share for piece in pieces if len(share := piece.share(self.world))]
+        self._about = {**about, "sizes": {shard.name: shard.size for shard in shards}}
+        shares = [share for shard in shards if len(share := shard.part_for(self.world.rank, self.world.size))]
         if asynchronous:
             shares = [self._stage(share) for share in shares]
             if torch.cuda.is_available():
@@ -79,24 +81,24 @@ class Checkpoints:
         if not asynchronous:
             self._wait()
 
-    def _stage(self, piece: Piece) -> Piece:
+    def _stage(self, shard: ParameterShard) -> ParameterShard:
         copies = {}
-        for kind, tensor in piece.tensors.items():
-            key = f"{kind}/{piece.name}"
+        for kind, tensor in shard.tensors.items():
+            key = f"{kind}/{shard.name}"
             if key not in self._staged or len(self._staged[key]) != len(tensor):
                 pinned = tensor.device.type == "cuda"
                 self._staged[key] = torch.empty(len(tensor), dtype=torch.float32, pin_memory=pinned)
             copies[kind] = self._staged[key].copy_(tensor, non_blocking=True)
-        return Piece(piece.name, piece.start, piece.size, copies)
+        return ParameterShard(shard.name, shard.start, shard.size, copies)
 
-    def _write_files(self, shares: Sequence[Piece], probe: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        partial = self.kept.partial(self._about["step"])
+    def _write_files(self, shares: Sequence[ParameterShard], probe: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        partial = self.folder.partial(self._about["step"])
         content = {
             f"{kind}/{share.name}/{share.start}": tensor.detach().float().cpu().contiguous()
             for share in shares
             for kind, tensor in share.tensors.items()
         }
-        with explain_disk_errors(self.kept.folder):
+        with explain_disk_errors(self.folder.root):
             partial.mkdir(parents=True, exist_ok=True)
             files = [checkpoint_format.write_file(partial / f"rank_{self.world.rank:05d}.safetensors", content)]
             if probe:
@@ -140,18 +142,18 @@ class Checkpoints:
             step = self._about["step"]
             try:
                 if problem is None:
-                    with explain_disk_errors(self.kept.folder):
+                    with explain_disk_errors(self.folder.root):
                         self._publish(records)
             except (ScalerError, OSError) as error:
                 problem = one_line(error)
             if problem is not None:
-                shutil.rmtree(self.kept.partial(step), ignore_errors=True)
+                shutil.rmtree(self.folder.partial(step), ignore_errors=True)
             else:
-                self.kept.tidy(step, self.best_step)
+                self.folder.tidy(step)
         return next((found for found in all_gather(problem, self.world) if found), None)
 
     def _publish(self, records: Sequence[Mapping[str, Any]]) -> None:
-        partial = self.kept.partial(self._about["step"])
+        partial = self.folder.partial(self._about["step"])
         files = [file for record in records for file in record["files"]]
         for file in files:
             if not (partial / file["name"]).is_file():
@@ -171,22 +173,14 @@ class Checkpoints:
         }
         checkpoint_folder.write_manifest(partial, content)
         core_files.flush(partial)
-        self.kept.publish(self._about["step"])
+        self.folder.publish(self._about["step"])
 
-    def forget_after(self, step: int) -> None:
-        """Remove what was saved after a step that the run has gone back to, and is no part of it. Collective."""
-        self._on_first(lambda: self.kept.forget_after(step, self.best_step))
+    def on_first_rank(self, work: Callable[..., Result], *arguments: Any) -> Result | None:
+        """Call a method of `folder` on the first rank alone; where it fails, all ranks fail. Collective.
 
-    def set_aside_after(self, step: int) -> None:
-        """Rename what is newer than the step that the run goes on from, for it is damaged. Collective."""
-        self._on_first(lambda: self.kept.set_aside_after(step))
-
-    def clear_partial(self) -> None:
-        """Remove what a killed run left half-written. Collective."""
-        self._on_first(self.kept.clear_partial)
-
-    def _on_first(self, work: Callable[[], Result]) -> Result | None:
-        return all_or_none(lambda: work() if self.world.is_first else None, self.world)
+        Returns: its result on the first rank, None on the others.
+        """
+        return all_or_none(lambda: work(*arguments) if self.world.is_first else None, self.world)
 
     # ---- reading
 
@@ -197,7 +191,7 @@ class Checkpoints:
 
         Raises: ScalerError where all are damaged.
         """
-        paths = all_gather(self._on_first(self.kept.found), self.world)[0]
+        paths = all_gather(self.on_first_rank(self.folder.found), self.world)[0]
         whole: Path | None = None
         for path in paths:
             problem = self.damage(path)
@@ -210,7 +204,7 @@ class Checkpoints:
                 break
         if whole is not None:
             return whole
-        nothing = f"{self.kept.folder}: no checkpoint is whole; remove the folder to train from the beginning"
+        nothing = f"{self.folder.root}: no checkpoint is whole; remove the folder to train from the beginning"
         agree_or_raise(nothing if paths else None, self.world)
         return None
 
@@ -229,4 +223,4 @@ class Checkpoints:
     def close(self) -> None:
         """End the threads that write and remove."""
         self._thread.shutdown()
-        self.kept.close()
+        self.folder.close()

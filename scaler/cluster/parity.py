@@ -65,7 +65,7 @@ def check(job: Job, world: World) -> Parity:
         plain.parameters(), clipping or torch.inf, torch.nn.utils.get_total_norm(gradients)
     )
     for group in optimizer.param_groups:
-        group["lr"] = PLAIN_SGD.learning_rate * group["rate"]
+        group["lr"] = PLAIN_SGD.learning_rate * group["learning_rate_multiplier"]
     optimizer.step()
 
     moved = _engine_after_a_step(job, bf16, world)
@@ -122,9 +122,9 @@ def _engine_after_a_step(job: Job, bf16: bool, world: World) -> dict[tuple[str, 
         running.backward(loss)
         running.step(PLAIN_SGD.learning_rate)
     found = {
-        (piece.name, piece.start): piece.tensors[WEIGHT].detach().float().clone()
-        for piece in running.held.pieces(updates=0)
-        if WEIGHT in piece.tensors and piece.tensors[WEIGHT].numel()
+        (shard.name, shard.start): shard.tensors[WEIGHT].detach().float().clone()
+        for shard in running.state.shards(updates=0)
+        if WEIGHT in shard.tensors and shard.tensors[WEIGHT].numel()
     }
     running.close()
     return found

@@ -155,7 +155,9 @@ class Rank:
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         process_group.join(self.world, self.arguments.seconds)
         hosts = collectives.all_gather(self.report.host, self.world)
-        return {"clock": self._clock(), **asdict(links.measure(hosts, self.world.rank, devices.device(self.world)))}
+        found = links.measure(hosts, self.world.rank, devices.device(self.world))
+        of_links = {"inside": found.intra_node, "between": found.inter_node, "everywhere": found.all_ranks}
+        return {"clock": self._clock(), **of_links}
 
     def _clock(self) -> float:
         """Seconds by which this clock is ahead of the first rank's; right to the milliseconds that a word takes."""

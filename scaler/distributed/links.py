@@ -22,15 +22,15 @@ class Links:
     the data by the time, which does not hang on the number of ranks.
 
     Attributes:
-        inside: all-reduce among the ranks of this host.
-        between: to and from other hosts, the best of the pairs that this rank was in. Ranks pair up with those of the
-            same number on another host, all at once, so a host's links are shared as they are in training.
-        everywhere: all-reduce among all ranks.
+        intra_node: all-reduce among the ranks of this host.
+        inter_node: to and from other hosts, the best of the pairs that this rank was in. All ranks pair up at once,
+            each with that of the same number on another host, so that they share a host's links as in training.
+        all_ranks: all-reduce among all ranks.
     """
 
-    inside: float | None
-    between: float | None
-    everywhere: float | None
+    intra_node: float | None
+    inter_node: float | None
+    all_ranks: float | None
 
 
 def pairs(members: Sequence[int], limit: int = ROUNDS) -> list[list[tuple[int, int]]]:
@@ -65,18 +65,18 @@ def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
             return None
         return 2 * (ranks - 1) / ranks * size / _best(lambda: dist.all_reduce(data, group=group), device)
 
-    everywhere = all_reduce(None, len(hosts))
-    inside = all_reduce(mine, hosts.count(hosts[rank]))
-    between = []
+    all_ranks = all_reduce(None, len(hosts))
+    intra_node = all_reduce(mine, hosts.count(hosts[rank]))
+    inter_node = []
     here = next(number for number, ranks in enumerate(by_host) if rank in ranks)
     for ended in pairs(range(len(by_host))):
         dist.barrier()
         for there in [(set(pair) - {here}).pop() for pair in ended if here in pair]:
             mates = dict(zip(by_host[here], by_host[there], strict=False))
             if rank in mates:
-                between.append(size / _best(partial(_exchange, data, other, mates[rank]), device))
+                inter_node.append(size / _best(partial(_exchange, data, other, mates[rank]), device))
     dist.barrier()
-    return Links(inside, max(between, default=None), everywhere)
+    return Links(intra_node, max(inter_node, default=None), all_ranks)
 
 
 def _exchange(data: torch.Tensor, other: torch.Tensor, partner: int) -> None:

@@ -7,7 +7,7 @@ import time
 import torch
 
 
-class OwnWork:
+class ComputeClock:
     """Seconds that this rank's device was at work inside `with`, where it waits for no other rank."""
 
     def __init__(self, device: torch.device) -> None:

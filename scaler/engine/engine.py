@@ -19,9 +19,9 @@ from scaler.config import deepspeed as ds_config
 from scaler.config.deepspeed import STATE_KINDS
 from scaler.config.recipe import Optimizer
 from scaler.core.errors import ScalerError
-from scaler.engine.clock import OwnWork
+from scaler.engine.clock import ComputeClock
 from scaler.engine.patches import direct_collectives, gradient_norm
-from scaler.engine.state import HeldState
+from scaler.engine.state import ShardedState
 from scaler.model import embeddings
 from scaler.model.parameters import parameter_groups
 
@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
     """AdamW (fused) or SGD over the trainable parameters, at learning rate 0 until `Engine.step` sets one."""
     groups = parameter_groups(model, settings.weight_decay)
     for group in groups:
-        group["rate"] = settings.embedding_rate if group["name"] == "embeddings" else 1.0
+        group["learning_rate_multiplier"] = settings.embedding_rate if group["name"] == "embeddings" else 1.0
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
     return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
@@ -54,13 +54,13 @@ class Engine:
 
     Attributes:
         watch: is told what the engine is about to do.
-        own_work: a clock for what needs no other rank.
+        compute_clock: a clock for what needs no other rank.
         held: this rank's share of weights and optimizer state.
     """
 
     def __init__(self, model: nn.Module, settings: Optimizer, resolved: dict[str, Any]) -> None:
         self.watch: Callable[[str], None] = lambda doing: None
-        self.own_work = OwnWork(next(model.parameters()).device)
+        self.compute_clock = ComputeClock(next(model.parameters()).device)
         optimizer = make_optimizer(model, settings)
         self.stage = ds_config.zero_stage(resolved)
         self.bf16 = bool(resolved["bf16"].get("enabled"))
@@ -84,7 +84,7 @@ class Engine:
             optimizer.state.clear()
         without = settings.name == "sgd" and settings.momentum == 0
         kinds = () if without else STATE_KINDS[settings.name]
-        self.held = HeldState(self.module, optimizer, self.deepspeed.optimizer, self.stage, self.bf16, kinds)
+        self.state = ShardedState(self.module, optimizer, self.deepspeed.optimizer, self.stage, self.bf16, kinds)
 
     @property
     def module(self) -> Any:
@@ -113,7 +113,7 @@ class Engine:
         """
         self.watch("the optimizer step")
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate * group["rate"]
+            group["lr"] = learning_rate * group["learning_rate_multiplier"]
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
             return 0.0
@@ -137,7 +137,7 @@ class Engine:
         """The model's whole state in fp32 on the CPU, from the master weights; every rank must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        masters = self.held.masters()
+        masters = self.state.masters()
         state = {}
         for name, parameter in self.module.named_parameters():
             full = masters.get(id(parameter))

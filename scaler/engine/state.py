@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from scaler.checkpoint.format import FROZEN, WEIGHT, Piece
+from scaler.checkpoint.format import FROZEN, WEIGHT, ParameterShard
 
 
-class HeldState:
+class ShardedState:
     """The state of one DeepSpeed engine on this rank.
 
     Args:
@@ -33,7 +33,7 @@ class HeldState:
         self._module, self._optimizer, self._wrapped = module, optimizer, wrapped
         self._stage, self._bf16, self._kinds = stage, bf16, kinds
 
-    def pieces(self, updates: int) -> list[Piece]:
+    def shards(self, updates: int) -> list[ParameterShard]:
         """The stretches of parameters and optimizer state that this rank holds, as views: reading and writing alike.
 
         Args:
@@ -41,7 +41,7 @@ class HeldState:
         """
         rank = torch.distributed.get_rank()
         masters = self.masters()
-        pieces = []
+        shards = []
         for long_name, parameter in self._module.named_parameters():
             name = long_name.removeprefix("model.")
             if self._stage == 3:
@@ -54,22 +54,22 @@ class HeldState:
                     tensors = self._state(zero.fp32_partitioned_groups_flat[group], offset, length, updates)
                 else:
                     tensors = {FROZEN: parameter.ds_tensor.data[:length]}
-                pieces.append(Piece(name, min(start, whole), whole, tensors))
+                shards.append(ParameterShard(name, min(start, whole), whole, tensors))
             elif not parameter.requires_grad:
                 tensors = {FROZEN: parameter.data.view(-1)}
-                pieces.append(Piece(name, 0, parameter.numel(), tensors, everywhere=True))
+                shards.append(ParameterShard(name, 0, parameter.numel(), tensors, everywhere=True))
             elif self._stage == 0:
                 tensors = self._state(masters.get(id(parameter), parameter), 0, parameter.numel(), updates)
-                pieces.append(Piece(name, 0, parameter.numel(), tensors, everywhere=True))
+                shards.append(ParameterShard(name, 0, parameter.numel(), tensors, everywhere=True))
             elif (held := parameter._hp_mapping) is not None:
                 (flat,) = self._optimizer.param_groups[held.param_group_index]["params"]
                 where, start = held.hp_fragment_address, held.lp_fragment_address.start
                 tensors = self._state(flat, where.start, where.numel, updates)
-                pieces.append(Piece(name, start, parameter.numel(), tensors))
+                shards.append(ParameterShard(name, start, parameter.numel(), tensors))
             else:
                 empty = {WEIGHT: torch.empty(0)}
-                pieces.append(Piece(name, 0, parameter.numel(), empty))
-        return pieces
+                shards.append(ParameterShard(name, 0, parameter.numel(), empty))
+        return shards
 
     def masters(self) -> dict[int, torch.Tensor]:
         """The fp32 copies, by `id` of their parameter, that DeepSpeed's wrapper holds at stage 0 in bf16; else none."""
@@ -89,8 +89,8 @@ class HeldState:
                 tensors[kind] = state[kind]
         return {kind: tensor.detach().view(-1)[offset : offset + length] for kind, tensor in tensors.items()}
 
-    def take_over(self, updates: int) -> None:
-        """Go on from pieces that were written to, after so many updates; every rank must call it.
+    def apply_loaded(self, updates: int) -> None:
+        """Go on from shards that were written to, after so many updates; every rank must call it.
 
         The weights of the forward pass follow the fp32 ones, and Adam's bias correction the number of updates.
         """

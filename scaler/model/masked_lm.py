@@ -26,8 +26,8 @@ class MaskedLM(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        attention.use(model)
-        dropout.use(model)
+        attention.install(model)
+        dropout.install(model)
         _look_up_sparsely(model)
         self.model = model
         self._positions: torch.Tensor | None = None

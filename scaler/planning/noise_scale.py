@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
-from scaler.checkpoint.format import FROZEN, WEIGHT, Piece
+from scaler.checkpoint.format import FROZEN, WEIGHT, ParameterShard
 from scaler.config import command_line, recipe
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.data import order, prepared
@@ -77,16 +77,16 @@ class Run:
                     f"{path}: trained on other rows than {self.recipe.rows_folder} holds now, or with another "
                     "tokenizer; bring those back"
                 )
-            pieces = [
-                Piece(name, 0, p.numel(), {WEIGHT if p.requires_grad else FROZEN: p.data.view(-1)})
+            shards = [
+                ParameterShard(name, 0, p.numel(), {WEIGHT if p.requires_grad else FROZEN: p.data.view(-1)})
                 for name, p in self.network.model.named_parameters()
             ]
-            checkpoint_format.fill(pieces, path, manifest)
+            checkpoint_format.fill(shards, path, manifest)
         except (ScalerError, OSError):
             if path.is_dir():
                 raise
             return None
-        for kind, found in checkpoint_format.sum_up([checkpoint_format.fingerprint(pieces)]).items():
+        for kind, found in checkpoint_format.sum_up([checkpoint_format.fingerprint(shards)]).items():
             if found != manifest["fingerprint"][kind]:
                 raise ScalerError(f"{path}: {kind} has the fingerprint {found} once read; the checkpoint is damaged")
         self.masked = self.recipe.masked_per_row(manifest["progress"]["step"] / self.recipe.training.steps)

@@ -35,7 +35,7 @@ class Running:
     engine: Any
     embeddings: TokenEmbeddings
     progress: Progress
-    saves: resume.Saves
+    saves: resume.CheckpointPolicy
     log: metrics.RunLog | None
     say: Callable[..., None]
     meter: metrics.Meter
@@ -66,7 +66,7 @@ def train_batch(engine: Any, this: Job, progress: Progress, world: World) -> tup
     summed, norm = torch.zeros((), device=device, dtype=torch.float64), 0.0
     first = progress.consumed_rows + world.rank * batch.micro_rows * batch.accumulation
     for start in range(first, first + batch.micro_rows * batch.accumulation, batch.micro_rows):
-        with engine.own_work:
+        with engine.compute_clock:
             rows = reader.at(start, batch.micro_rows, masked)
             progress.digest = (progress.digest + batches.digest(rows, start)) % (1 << 64)
             loss, _ = engine(rows.to(device))
@@ -123,7 +123,7 @@ def report(running: Running, norm: float) -> None:
     """Log the steps since the last report."""
     recipe, step = running.job.recipe, running.progress.step
     values = running.meter.read(recipe.training.steps - step, recipe.training.evaluate_every)
-    own = collectives.all_gather(running.engine.own_work.read(), running.world)
+    own = collectives.all_gather(running.engine.compute_clock.read(), running.world)
     values["speed_slowest_rank"] = own.index(max(own))
     values["speed_slowest_rank_to_median"] = max(own) / statistics.median(own)
     rate = learning_rate(recipe, step - 1)

@@ -56,8 +56,7 @@ def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, wo
         "precision": precision(job.resolved),
         "probe_loss": probe_loss(engine, probe, world),
     }
-    checkpoints.best_step = progress.best_step
-    checkpoints.begin(engine.held.pieces(progress.updates), about, vars(probe), asynchronous)
+    checkpoints.begin(engine.state.shards(progress.updates), about, vars(probe), asynchronous)
 
 
 def restore(
@@ -80,10 +79,12 @@ def restore(
         say(f"changed, as asked for: {change}")
     progress = Progress(**manifest["progress"])
     progress.digest *= world.is_first  # each rank adds its own part to it, and saving sums them up
-    collectives.all_or_none(lambda: checkpoint_format.fill(engine.held.pieces(progress.updates), path, manifest), world)
-    engine.held.take_over(progress.updates)
+    collectives.all_or_none(
+        lambda: checkpoint_format.fill(engine.state.shards(progress.updates), path, manifest), world
+    )
+    engine.state.apply_loaded(progress.updates)
     saved, now = manifest["precision"], precision(job.resolved)
-    fingerprint = checkpoint_format.total_fingerprint(engine.held.pieces(progress.updates), world)
+    fingerprint = checkpoint_format.total_fingerprint(engine.state.shards(progress.updates), world)
     probe = collectives.all_or_none(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), world)
     loss = probe_loss(engine, probe, world)
 
@@ -113,7 +114,7 @@ def restore(
     return progress
 
 
-class Saves:
+class CheckpointPolicy:
     """When a run saves, and what it does when it cannot. All methods are collectives.
 
     Args:
@@ -170,13 +171,12 @@ class Saves:
         self.commit()
         path = self.checkpoints.newest(skip)
         if path is None:
-            problem = f"{self.checkpoints.kept.folder}: there is no checkpoint to go back to; training stopped"
+            problem = f"{self.checkpoints.folder.root}: there is no checkpoint to go back to; training stopped"
             collectives.agree_or_raise(problem, self.world)
             raise AssertionError(problem)
         before = restore(self.engine, self.job, path, self.world, self.say, allow_changes=True)
         before.consumed_rows = progress.consumed_rows
-        self.checkpoints.best_step = before.best_step
-        self.checkpoints.forget_after(before.step)
+        self.checkpoints.on_first_rank(self.checkpoints.folder.forget_after, before.step)
         self.saved_at = None  # that checkpoint does not know of the rows that were stepped over
         return before
 
@@ -184,7 +184,7 @@ class Saves:
         """Return to the checkpoint of the lowest held-out loss, if it is there."""
         if progress.best_step is None:
             return progress
-        path = self.checkpoints.kept.path(progress.best_step)
+        path = self.checkpoints.folder.path(progress.best_step)
         problem = self.checkpoints.damage(path)
         if problem is not None:
             self.say(f"{problem}; the last weights are taken and not the best")

@@ -83,7 +83,7 @@ def start(arguments: argparse.Namespace, world: World) -> loop.Running | None:
     lock = collectives.all_or_none(lambda: folders.lock(run_dir) if world.is_first else None, world)
     keep = recipe.checkpoint
     checkpoints = store.Checkpoints(run_dir / "checkpoints", world, keep.keep_last, keep.keep_every, tell)
-    checkpoints.clear_partial()
+    checkpoints.on_first_rank(checkpoints.folder.clear_partial)
     newest = checkpoints.newest()
     progress = Progress()
     if newest is not None:
@@ -99,12 +99,12 @@ def start(arguments: argparse.Namespace, world: World) -> loop.Running | None:
         lambda: write_settings(this, world, hosts, progress.step) if world.is_first else None, world
     )
     if newest is not None:
-        checkpoints.set_aside_after(progress.step)
+        checkpoints.on_first_rank(checkpoints.folder.set_aside_after, progress.step)
     for change in this.changes:
         tell(f"changed, as asked for: {change}")
     begun_at = None if newest is None else progress.step
     log = collectives.all_or_none(lambda: metrics.RunLog(run_dir, begun_at) if world.is_first else None, world)
-    saves = resume.Saves(ds_engine, this, checkpoints, world, tell, begun_at)
+    saves = resume.CheckpointPolicy(ds_engine, this, checkpoints, world, tell, begun_at)
 
     # ---- the machine's ceiling, and the loss that needs no model
     ceiling = devices.measure_matmul_flops(device, torch.bfloat16 if ds_engine.bf16 else torch.float32)

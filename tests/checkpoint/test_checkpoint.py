@@ -10,7 +10,7 @@ import torch
 
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
-from scaler.checkpoint.format import WEIGHT, Piece
+from scaler.checkpoint.format import WEIGHT, ParameterShard
 from scaler.checkpoint.store import Checkpoints
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import World
@@ -25,19 +25,19 @@ def parameters(seed=0):
     return {name: torch.randn(size, generator=chance) for name, size in (("a", 10), ("b.weight", 1), ("b.bias", 33))}
 
 
-def pieces(tensors, cuts=1):
+def shards(tensors, cuts=1):
     """All parameters, each in so many stretches, with a second kind beside."""
     for name, tensor in tensors.items():
         bounds = [len(tensor) * number // cuts for number in range(cuts + 1)]
         for begin, end in pairwise(bounds):
             part = tensor[begin:end]
-            yield Piece(name, begin, len(tensor), {WEIGHT: part, "exp_avg": part * 2})
+            yield ParameterShard(name, begin, len(tensor), {WEIGHT: part, "exp_avg": part * 2})
 
 
 def saved(folder, tensors, step=1, **more):
     kept = Checkpoints(folder, ALONE, more.pop("keep_last", 9), more.pop("keep_every", None))
-    kept.best_step = more.pop("best_step", None)
-    kept.begin(list(pieces(tensors)), {"step": step, **more}, PROBE, asynchronous=step % 2 == 0)
+    more["progress"] = {"best_step": more.pop("best_step", None)}
+    kept.begin(list(shards(tensors)), {"step": step, **more}, PROBE, asynchronous=step % 2 == 0)
     assert kept.commit() is None
     kept.close()
     return folder / f"step_{step:08d}"
@@ -45,22 +45,24 @@ def saved(folder, tensors, step=1, **more):
 
 @pytest.mark.parametrize("cuts", [2, 3, 7])
 def test_the_fingerprint_does_not_hang_on_how_parameters_are_cut(cuts):
-    assert checkpoint_format.fingerprint(pieces(parameters(), cuts)) == checkpoint_format.fingerprint(
-        pieces(parameters())
+    assert checkpoint_format.fingerprint(shards(parameters(), cuts)) == checkpoint_format.fingerprint(
+        shards(parameters())
     )
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_fingerprints_of_ranks_shares_add_up(size):
-    whole = [Piece(name, 0, len(tensor), {WEIGHT: tensor}, everywhere=True) for name, tensor in parameters().items()]
-    shares = [checkpoint_format.fingerprint(piece.share(World(rank, size)) for piece in whole) for rank in range(size)]
+    whole = [
+        ParameterShard(name, 0, len(tensor), {WEIGHT: tensor}, everywhere=True) for name, tensor in parameters().items()
+    ]
+    shares = [checkpoint_format.fingerprint(shard.part_for(rank, size) for shard in whole) for rank in range(size)]
     assert sum(share[WEIGHT] for share in shares) % 2**64 == checkpoint_format.fingerprint(whole)[WEIGHT]
 
 
 @pytest.mark.parametrize("change", ["bit", "swap", "name", "zero more"])
 def test_the_fingerprint_sees(change):
     tensors = parameters()
-    before = checkpoint_format.fingerprint(pieces(tensors))
+    before = checkpoint_format.fingerprint(shards(tensors))
     if change == "bit":
         tensors["b.bias"].view(torch.int32)[5] ^= 1
     elif change == "swap":
@@ -69,7 +71,7 @@ def test_the_fingerprint_sees(change):
         tensors["c"] = tensors.pop("a")
     else:
         tensors["b.weight"] = torch.cat([tensors["b.weight"], torch.zeros(1)])
-    assert checkpoint_format.fingerprint(pieces(tensors)) != before
+    assert checkpoint_format.fingerprint(shards(tensors)) != before
 
 
 @pytest.mark.parametrize("cuts", [1, 2, 5])
@@ -77,7 +79,8 @@ def test_what_was_saved_is_read_into_stretches_cut_in_another_way(tmp_path, cuts
     path = saved(tmp_path, parameters())
     found = parameters(seed=1)
     target = [
-        Piece(piece.name, piece.start, piece.size, {WEIGHT: piece.tensors[WEIGHT]}) for piece in pieces(found, cuts)
+        ParameterShard(shard.name, shard.start, shard.size, {WEIGHT: shard.tensors[WEIGHT]})
+        for shard in shards(found, cuts)
     ]
     checkpoint_format.fill(target, path, checkpoint_folder.read_manifest(path))
     assert all(torch.equal(found[name], tensor) for name, tensor in parameters().items())
@@ -87,12 +90,12 @@ def test_a_parameter_of_another_size_is_refused_with_its_name(tmp_path):
     path = saved(tmp_path, parameters())
     tensors = {**parameters(), "a": torch.zeros(11)}
     with pytest.raises(ScalerError, match="a has 10 elements there and 11 in this model; it is another model's"):
-        checkpoint_format.fill(pieces(tensors), path, checkpoint_folder.read_manifest(path))
+        checkpoint_format.fill(shards(tensors), path, checkpoint_folder.read_manifest(path))
 
 
 def test_a_kind_of_state_that_is_in_no_file_is_refused(tmp_path):
     path = saved(tmp_path, parameters())
-    target = [Piece("a", 0, 10, {"exp_avg_sq": torch.zeros(10)})]
+    target = [ParameterShard("a", 0, 10, {"exp_avg_sq": torch.zeros(10)})]
     with pytest.raises(ScalerError, match="10 elements of exp_avg_sq of a are in none of its files"):
         checkpoint_format.fill(target, path, checkpoint_folder.read_manifest(path))
 
@@ -100,14 +103,14 @@ def test_a_kind_of_state_that_is_in_no_file_is_refused(tmp_path):
 def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
     tensors = parameters()
     kept = Checkpoints(tmp_path, ALONE, 1, None)
-    kept.begin(list(pieces(tensors)), {"step": 2}, PROBE, asynchronous=True)
+    kept.begin(list(shards(tensors)), {"step": 2}, PROBE, asynchronous=True)
     for tensor in tensors.values():
         tensor.zero_()
     assert kept.commit() is None
     kept.close()
     found = parameters(seed=1)
     checkpoint_format.fill(
-        pieces(found), tmp_path / "step_00000002", checkpoint_folder.read_manifest(tmp_path / "step_00000002")
+        shards(found), tmp_path / "step_00000002", checkpoint_folder.read_manifest(tmp_path / "step_00000002")
     )
     assert torch.equal(found["a"], parameters()["a"])
 
@@ -127,9 +130,9 @@ def test_what_is_damaged_takes_no_place_of_those_that_are_kept(tmp_path):
     said = []
     kept = Checkpoints(tmp_path, ALONE, 1, None, said.append)
     assert kept.newest() == tmp_path / "step_00000006" and "rank_00000.safetensors: missing" in said[0]
-    kept.set_aside_after(6)
-    kept.set_aside_after(6)
-    kept.begin(list(pieces(parameters())), {"step": 7}, PROBE, asynchronous=False)
+    kept.on_first_rank(kept.folder.set_aside_after, 6)
+    kept.on_first_rank(kept.folder.set_aside_after, 6)
+    kept.begin(list(shards(parameters())), {"step": 7}, PROBE, asynchronous=False)
     assert kept.commit() is None
     kept.close()
     assert [checkpoint_folder.step_of(path) for path in checkpoint_folder.found(tmp_path)] == [7]
@@ -140,8 +143,7 @@ def test_going_back_points_to_where_it_went(tmp_path):
     for step in (1, 2, 3):
         saved(tmp_path, parameters(), step, best_step=min(step, 2))
     kept = Checkpoints(tmp_path, ALONE, 9, None)
-    kept.best_step = 1
-    kept.forget_after(1)
+    kept.on_first_rank(kept.folder.forget_after, 1)
     kept.close()
     assert [(tmp_path / name).resolve().name for name in ("latest", "best")] == ["step_00000001"] * 2
 
@@ -153,7 +155,7 @@ def test_a_disk_without_symbolic_links_has_checkpoints_without_pointers(tmp_path
     monkeypatch.setattr(type(tmp_path), "symlink_to", refuse)
     said = []
     kept = Checkpoints(tmp_path, ALONE, 9, None, said.append)
-    kept.begin(list(pieces(parameters())), {"step": 1}, PROBE, asynchronous=False)
+    kept.begin(list(shards(parameters())), {"step": 1}, PROBE, asynchronous=False)
     assert kept.commit() is None and kept.newest() == tmp_path / "step_00000001"
     kept.close()
     assert len(said) == 1 and "the checkpoint of step 1 is saved" in said[0]
@@ -161,7 +163,7 @@ def test_a_disk_without_symbolic_links_has_checkpoints_without_pointers(tmp_path
 
 def test_a_checkpoint_that_lacks_elements_is_none(tmp_path):
     kept = Checkpoints(tmp_path, ALONE, 9, None)
-    whole = [*list(pieces(parameters()))[:-1], Piece("b.bias", 0, 33, {WEIGHT: torch.empty(0)})]
+    whole = [*list(shards(parameters()))[:-1], ParameterShard("b.bias", 0, 33, {WEIGHT: torch.empty(0)})]
     kept.begin(whole, {"step": 1}, PROBE, asynchronous=False)
     assert "0 of the 33 elements of b.bias were written" in str(kept.commit())
     kept.close()
@@ -182,7 +184,7 @@ def test_half_written_ones_are_no_checkpoints_and_go(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rank_00000.safetensors").write_bytes(b"half")
     kept = Checkpoints(tmp_path, ALONE, 1, None)
-    kept.clear_partial()
+    kept.on_first_rank(kept.folder.clear_partial)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
     assert kept.newest() == tmp_path / "step_00000001"
     kept.close()
@@ -211,7 +213,7 @@ def test_a_file_that_its_rank_wrote_elsewhere_is_named(tmp_path, monkeypatch):
         checkpoint_format, "write_file", lambda path, content: {**write(path, content), "name": "rank_9"}
     )
     kept = Checkpoints(tmp_path, ALONE, 1, None)
-    kept.begin(list(pieces(parameters())), {"step": 1}, PROBE, asynchronous=False)
+    kept.begin(list(shards(parameters())), {"step": 1}, PROBE, asynchronous=False)
     assert "the run folder must be on a disk that all nodes share" in str(kept.commit())
     assert list(tmp_path.iterdir()) == []
     kept.close()

@@ -70,7 +70,7 @@ def test_each_step_masks_as_many_as_the_recipe_says_for_it(tiny_recipe_file, tmp
     masked, progress = [], Progress()
 
     class Engine:
-        own_work = contextlib.nullcontext()
+        compute_clock = contextlib.nullcontext()
 
         def __call__(self, batch):
             masked[-1].add(batch.labels.shape[1])

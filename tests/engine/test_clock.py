@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from scaler.engine import clock as own_work
+from scaler.engine import clock as engine_clock
 
 
 def test_only_what_is_inside_counts_and_a_reading_begins_anew(monkeypatch):
     seconds = iter([10.0, 10.5, 20.0, 20.25])  # in and out, twice
-    monkeypatch.setattr(own_work.time, "perf_counter", lambda: next(seconds))
-    clock = own_work.OwnWork(torch.device("cpu"))
+    monkeypatch.setattr(engine_clock.time, "perf_counter", lambda: next(seconds))
+    clock = engine_clock.ComputeClock(torch.device("cpu"))
     assert clock.read() == 0.0
     for _ in range(2):
         with clock:

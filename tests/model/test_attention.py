@@ -164,7 +164,7 @@ def test_dropout_of_nothing_and_of_all_and_when_not_training():
 
 def test_all_dropout_of_a_model_is_drawn_so():
     network = nn.Sequential(nn.Dropout(0.1), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)), nn.Dropout1d(0.2))
-    dropout.use(network.eval())
+    dropout.install(network.eval())
     assert [type(m) for m in (network[0], network[1][1], network[2])] == [
         dropout.Dropout,
         dropout.Dropout,

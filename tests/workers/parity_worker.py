@@ -65,7 +65,7 @@ def plain(recipe, clipping: float, rounded: bool) -> tuple[dict[str, torch.Tenso
     norms = []
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = rate_of(recipe, step) * group["rate"]
+            group["lr"] = rate_of(recipe, step) * group["learning_rate_multiplier"]
         loss, _ = network(make_batch(step))
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(network.parameters(), clipping)))

@@ -91,10 +91,10 @@ def save(recipe, folder: Path, config: str, world: World, asynchronous: bool):
     train(running, recipe, batch, world, range(STEPS))
     kept = store.Checkpoints(folder / f"{world.size}-{config}", world, keep_last=1, keep_every=None)
     before = probe(running)
-    kept.begin(running.held.pieces(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
-    fingerprint = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), world)
+    kept.begin(running.state.shards(STEPS), {"step": STEPS}, vars(PROBE), asynchronous)
+    fingerprint = checkpoint_format.total_fingerprint(running.state.shards(STEPS), world)
     train(running, recipe, batch, world, [50], spoilt=50)
-    unmoved = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), world) == fingerprint
+    unmoved = checkpoint_format.total_fingerprint(running.state.shards(STEPS), world) == fingerprint
     after = train(running, recipe, batch, world, range(STEPS, 2 * STEPS))
     assert kept.commit() is None
     kept.close()
@@ -108,9 +108,9 @@ def read(recipe, folder: Path, source: str, config: str, world: World):
     kept = store.Checkpoints(folder / source, world, keep_last=1, keep_every=None)
     path = kept.newest()
     manifest = checkpoint_folder.read_manifest(path)
-    checkpoint_format.fill(running.held.pieces(STEPS), path, manifest)
-    running.held.take_over(STEPS)
-    found = checkpoint_format.total_fingerprint(running.held.pieces(STEPS), world)
+    checkpoint_format.fill(running.state.shards(STEPS), path, manifest)
+    running.state.apply_loaded(STEPS)
+    found = checkpoint_format.total_fingerprint(running.state.shards(STEPS), world)
     differ = [kind for kind, expected in manifest["fingerprint"].items() if found[kind] != expected]
     figures = {"differ": differ, "probe": probe(running)}
     figures["losses"] = train(running, recipe, batch, world, range(STEPS, 2 * STEPS))

@@ -437,10 +437,10 @@ def unreadable(scene: Scene):
     def patch() -> None:
         inner = checkpoint_format.fill
 
-        def fill(pieces, path, manifest):
+        def fill(shards, path, manifest):
             if detect_world().rank == 1:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path / "rank_00000.safetensors"))
-            inner(pieces, path, manifest)
+            inner(shards, path, manifest)
 
         checkpoint_format.fill = fill
 

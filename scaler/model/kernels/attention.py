@@ -211,7 +211,7 @@ AttentionInterface.register(NAME, forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def use(model: PreTrainedModel) -> None:
+def install(model: PreTrainedModel) -> None:
     """Let a model that was built for torch's attention use this one, where its architecture lets one choose."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)

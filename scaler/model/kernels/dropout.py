@@ -65,7 +65,7 @@ class Dropout(nn.Dropout):
         return cast(torch.Tensor, _Dropped.apply(input, self.p))
 
 
-def use(model: nn.Module) -> None:
+def install(model: nn.Module) -> None:
     """Let all dropout of a model be drawn so."""
     for module in model.modules():
         for name, child in module.named_children():

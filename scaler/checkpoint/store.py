@@ -17,7 +17,7 @@ from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.folder import CheckpointFolder, read_manifest
 from scaler.checkpoint.format import ParameterShard, fingerprint
 from scaler.core import files as core_files
-from scaler.core.errors import ScalerError, one_line, explain_disk_errors
+from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_none
 from scaler.distributed.world import World
 

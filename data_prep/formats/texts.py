@@ -5,18 +5,17 @@ A file holds documents of one source and one split, so that each later stage can
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-import xxhash
 import zstandard
 
 from scaler.core.errors import ScalerError
-from scaler.core.files import check_file, read_manifest
+from scaler.core.files import HashingWriter, check_file, read_manifest, whole_file
 
 SPLITS = ("train", "heldout", "test")  # a folder may have no test split
 KINDS = ("corpus", "clean", "dedup")  # in the order in which they are made
@@ -43,7 +42,7 @@ class Writer:
     def __init__(self, folder: Path, name: str, source: str, part_bytes: int | None = None) -> None:
         self.folder, self.name, self.source, self.part_bytes = folder, name, source, part_bytes
         self.entries: list[dict[str, Any]] = []
-        self._file: io.BufferedWriter | None = None
+        self._file: HashingWriter | None = None
 
     def write(self, document: Document) -> None:
         """Add a document."""
@@ -61,32 +60,17 @@ class Writer:
     def _begin(self) -> None:
         name = self.name if self.part_bytes is None else f"{self.name}-{len(self.entries):04d}"
         self._entry: dict[str, Any] = {"name": name, "source": self.source, "documents": 0, "characters": 0, "bytes": 0}
-        self._path = self.folder / (name + EXTENSION)
-        self._file = self._path.with_name(self._path.name + ".partial").open("wb")
-        self._hashed = _Hashed(self._file)
-        self._lines = zstandard.ZstdCompressor(ZSTD_LEVEL).stream_writer(cast(IO[bytes], self._hashed), closefd=False)
+        self._open = contextlib.ExitStack()
+        self._file = self._open.enter_context(whole_file(self.folder / (name + EXTENSION)))
+        compressor = zstandard.ZstdCompressor(ZSTD_LEVEL)
+        self._lines = self._open.enter_context(compressor.stream_writer(cast(IO[bytes], self._file), closefd=False))
 
     def close(self) -> None:
         """Finish the file that is open."""
         if self._file is not None:
-            self._lines.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self._open.close()
+            self.entries.append({**self._entry, "xxh3": self._file.checksum()})
             self._file = None
-            self._path.with_name(self._path.name + ".partial").replace(self._path)
-            self.entries.append({**self._entry, "xxh3": self._hashed.state.hexdigest()})
-
-
-class _Hashed:
-    """A file that knows the checksum of what was written to it."""
-
-    def __init__(self, file: io.BufferedWriter) -> None:
-        self.file, self.state = file, xxhash.xxh3_128()
-
-    def write(self, data: bytes) -> int:
-        self.state.update(data)
-        return self.file.write(data)
 
 
 def read(folder: Path, entry: dict[str, Any]) -> Iterator[Document]:

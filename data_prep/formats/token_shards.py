@@ -8,16 +8,15 @@ int64 first sequence of each document, and one past the last. `.bin` holds the t
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import xxhash
 
 from scaler.core.errors import ScalerError
+from scaler.core.files import whole_file
 from scaler.data.token_rows import dtype_for
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -56,43 +55,26 @@ def write_shard(
             f"{prefix}: {vocab_size:,} vocabulary entries do not fit in {dtype} (largest {np.iinfo(dtype).max:,}); "
             f"use {dtype_for(vocab_size)}"
         )
-    paths = [prefix.with_name(f"{prefix.name}{extension}") for extension in (".bin", ".idx")]
-    bin_beside, idx_beside = besides = [path.with_name(path.name + ".partial") for path in paths]
-    bin_state, idx_state = xxhash.xxh3_128(), xxhash.xxh3_128()
+    data_path, index_path = (prefix.with_name(prefix.name + extension) for extension in (".bin", ".idx"))
     lengths = [np.empty(0, np.int32)]
-    try:
-        with bin_beside.open("wb") as file:
-            for ids, sizes in batches:
-                _check_ids(ids, vocab_size, prefix)
-                narrow = np.ascontiguousarray(ids, dtype=dtype)
-                bin_state.update(narrow.data)
-                file.write(narrow.data)
-                lengths.append(sizes[sizes > 0].astype(np.int32))
-            _flush(file)
+    with whole_file(index_path) as index, whole_file(data_path) as data:  # the index appears last
+        for ids, sizes in batches:
+            _check_ids(ids, vocab_size, prefix)
+            data.write(np.ascontiguousarray(ids, dtype=dtype).data)
+            lengths.append(sizes[sizes > 0].astype(np.int32))
         sequence_lengths = np.concatenate(lengths)
         ends = np.cumsum(sequence_lengths, dtype=np.int64) * dtype.itemsize
-        with idx_beside.open("wb") as file:
-            for part in (
-                HEADER.pack(MAGIC, 1, CODE_OF_DTYPE[dtype], len(ends), len(ends) + 1),
-                sequence_lengths.tobytes(),
-                (ends - sequence_lengths.astype(np.int64) * dtype.itemsize).tobytes(),
-                np.arange(len(ends) + 1, dtype=np.int64).tobytes(),
-            ):
-                idx_state.update(part)
-                file.write(part)
-            _flush(file)
-    except BaseException:
-        for path in besides:
-            path.unlink(missing_ok=True)
-        raise
-    for beside, path in zip(besides, paths, strict=True):
-        beside.replace(path)
+        index.write(HEADER.pack(MAGIC, 1, CODE_OF_DTYPE[dtype], len(ends), len(ends) + 1))
+        index.write(sequence_lengths.data)
+        index.write((ends - sequence_lengths.astype(np.int64) * dtype.itemsize).data)
+        index.write(np.arange(len(ends) + 1, dtype=np.int64).data)
+        index.flush()  # a disk that is full refuses it here, before the data have their name
     return {
         "name": prefix.name,
         "documents": len(sequence_lengths),
         "tokens": int(sequence_lengths.sum(dtype=np.int64)),
-        "bin_xxh3": bin_state.hexdigest(),
-        "idx_xxh3": idx_state.hexdigest(),
+        "bin_xxh3": data.checksum(),
+        "idx_xxh3": index.checksum(),
     }
 
 
@@ -103,11 +85,6 @@ def _check_ids(ids: np.ndarray, vocab_size: int, prefix: Path) -> None:
             f"{prefix}: holds the id {least if least < 0 else largest}, but the tokenizer has {vocab_size:,} entries; "
             f"name the tokenizer that these tokens were made with"
         )
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def count_tokens(ids: np.ndarray, vocab_size: int, prefix: Path) -> np.ndarray:

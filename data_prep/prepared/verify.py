@@ -15,7 +15,7 @@ from data_prep.pipeline.folders import TASKS
 from data_prep.pipeline.workers import Task, Team
 from data_prep.vocabulary.tokenizer import every_special_id, special_ids
 from scaler.core.errors import ScalerError
-from scaler.core.files import AGAIN, MANIFEST, check_file, checksum, read_manifest
+from scaler.core.files import MANIFEST, PREPARE_AGAIN, check_file, checksum, read_manifest
 from scaler.data import token_rows, word_vectors
 
 KINDS = (*texts.KINDS, "tokenizer", "shards", word_vectors.KIND, "rows")
@@ -85,7 +85,9 @@ def check_vectors(folder: Path, content: dict[str, Any]) -> None:
     for start in range(0, len(found.vectors), step):
         finite = np.isfinite(found.vectors[start : start + step]).all(axis=1)
         if not finite.all():
-            raise ScalerError(f"{folder}: the vector of entry {start + int(np.argmin(finite))} is not finite; {AGAIN}")
+            raise ScalerError(
+                f"{folder}: the vector of entry {start + int(np.argmin(finite))} is not finite; {PREPARE_AGAIN}"
+            )
     _compared({"name": folder / word_vectors.COUNTS, **content}, {"tokens": int(found.counts.sum())})
 
 

@@ -11,6 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from scaler.core.files import whole_file
+
 
 def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
     """Draw the held-out losses of runs, each by step, in one picture."""
@@ -26,7 +28,6 @@ def save(figure: Any, axes: Any, path: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    beside = path.with_name(f"{path.stem}.partial.png")
-    figure.savefig(beside)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
     plt.close(figure)
-    beside.replace(path)

@@ -1,23 +1,87 @@
-"""The manifest.json of a prepared folder, and the checksums that it names."""
+"""Write files that appear complete, check them by checksum, and read and write JSON.
+
+The JSON files are the manifest of a prepared folder, and the records that a run leaves.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import xxhash
 
 from scaler.core.errors import ScalerError
 
 MANIFEST = "manifest.json"
-FORMAT = 2  # of prepared folders; a stage makes folders of another format anew
-AGAIN = "delete its folder and prepare the data again"  # for a folder with its manifest counts as up to date
+FORMAT = 2  # of prepared folders; a stage makes a folder of another format anew
+PREPARE_AGAIN = "delete its folder and prepare the data again"  # a folder with a manifest counts as up to date
+METRICS, FAULTS = "metrics.jsonl", "faults.jsonl"
+
+
+class HashingWriter:
+    """A binary file that is open for writing, and the XXH3-128 of what has been written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._state = file, xxhash.xxh3_128()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write bytes; return their number."""
+        self._state.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand buffered bytes to the operating system, which may refuse them on a full disk."""
+        self._file.flush()
+
+    def checksum(self) -> str:
+        """Return the XXH3-128 so far as 32 hexadecimal digits, as `checksum` gives it of the file."""
+        return self._state.hexdigest()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[HashingWriter]:
+    """Open a file for writing that appears at `path` complete and on the disk, even through a power cut.
+
+    Until the block ends it is NAME.partial beside `path`. A block that fails leaves neither.
+    """
+    beside = path.with_name(path.name + ".partial")
+    try:
+        with beside.open("wb") as file:
+            yield HashingWriter(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all, even through a power cut."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that appears complete or not at all, even through a power cut."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def checksum(path: Path) -> str:
-    """XXH3-128 of a file's bytes as 32 hexadecimal digits: finds damage, at memory speed; it is no signature."""
+    """Return the XXH3-128 of a file's bytes as 32 hexadecimal digits: it finds damage, and is no signature."""
     state = xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
         while block := file.read(1 << 22):
@@ -25,23 +89,16 @@ def checksum(path: Path) -> str:
     return state.hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that `path` appears whole or not at all, even through a power cut."""
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """The same with JSON."""
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def check_file(path: Path, xxh3: str) -> None:
+    """Raise ScalerError when a file of prepared data is missing, or its checksum is another than `xxh3`."""
+    if not path.is_file():
+        raise ScalerError(f"{path}: missing; {PREPARE_AGAIN}")
+    if checksum(path) != xxh3:
+        raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged; {PREPARE_AGAIN}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file. Raises ScalerError when there is none."""
+    """Return the JSON object in a file. Raises ScalerError when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -52,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path, kind: str, remedy: str = "prepare it first") -> dict[str, Any]:
-    """The manifest of a folder of some kind ("corpus", "tokenizer", "shards", "rows" ...).
+    """Return the manifest of a prepared folder of one kind ("corpus", "tokenizer", "shards", "rows" ...).
 
     Raises: ScalerError, with the remedy, when there is none or it is of another kind or format.
     """
@@ -66,36 +123,16 @@ def read_manifest(folder: Path, kind: str, remedy: str = "prepare it first") -> 
     return content
 
 
-def check_file(path: Path, xxh3: str) -> None:
-    """Raises ScalerError when a file is missing, or its checksum is another than `xxh3`."""
-    if not path.is_file():
-        raise ScalerError(f"{path}: missing; {AGAIN}")
-    if checksum(path) != xxh3:
-        raise ScalerError(f"{path}: its checksum is not the manifest's, the file is damaged; {AGAIN}")
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl or faults.jsonl; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [record for record in map(_complete, lines) if record is not None]
 
 
-def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-METRICS, FAULTS = "metrics.jsonl", "faults.jsonl"
-
-
-def _whole(line: str) -> dict[str, Any] | None:
-    """A record, or None for a line that a power cut left half-written."""
+def _complete(line: str) -> dict[str, Any] | None:
+    """Return a record, or None for a line that a power cut left half-written."""
     try:
         record = json.loads(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl or faults.jsonl; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [record for record in map(_whole, lines) if record is not None]

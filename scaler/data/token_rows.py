@@ -8,7 +8,6 @@ thousand of them. What a file does not say stands in the folder's `manifest.json
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import xxhash
 
 from scaler.core.errors import ScalerError
-from scaler.core.files import AGAIN, check_file, read_manifest
+from scaler.core.files import PREPARE_AGAIN, check_file, read_manifest, whole_file
 
 EXTENSION = ".rows"
 UNIGRAM = "unigram.npy"
@@ -34,27 +33,20 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 def write_rows(path: Path, blocks: Iterable[np.ndarray], dtype: np.dtype[Any]) -> str:
     """Write blocks of rows, each (rows, seq_len), to a file that appears whole or not at all; return its checksum."""
-    beside = path.with_name(path.name + ".partial")
-    state = xxhash.xxh3_128()
-    with beside.open("wb") as file:
+    with whole_file(path) as file:
         for block in blocks:
-            data = np.ascontiguousarray(block, dtype=dtype)
-            state.update(data.data)
-            file.write(data.data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    return state.hexdigest()
+            file.write(np.ascontiguousarray(block, dtype=dtype).data)
+    return file.checksum()
 
 
 def open_file(path: Path, rows: int, seq_len: int, vocab_size: int) -> np.ndarray:
     """Map a file of rows, (rows, seq_len). Raises ScalerError when it is missing or of another size."""
     if not path.is_file():
-        raise ScalerError(f"{path}: missing; {AGAIN}")
+        raise ScalerError(f"{path}: missing; {PREPARE_AGAIN}")
     dtype = dtype_for(vocab_size)
     size, whole = path.stat().st_size, rows * seq_len * dtype.itemsize
     if size != whole:
-        raise ScalerError(f"{path}: {size} bytes where {whole} belong; {AGAIN}")
+        raise ScalerError(f"{path}: {size} bytes where {whole} belong; {PREPARE_AGAIN}")
     # as a plain array, whose rows cost half of a memmap's
     return np.asarray(np.memmap(path, dtype, "r", shape=(rows, seq_len))) if size else np.empty((0, seq_len), dtype)
 
@@ -118,7 +110,7 @@ def read(folder: Path) -> Manifest:
             splits={split: [_entry(entry) for entry in entries] for split, entries in content["splits"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ScalerError(f"{folder}: not a manifest of rows ({error!r}); {AGAIN}") from error
+        raise ScalerError(f"{folder}: not a manifest of rows ({error!r}); {PREPARE_AGAIN}") from error
 
 
 def _entry(content: dict[str, Any]) -> dict[str, Any]:

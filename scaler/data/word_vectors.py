@@ -7,16 +7,14 @@ occurs in the training documents. Checksums, and which tokenizer they belong to,
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from scaler.core.errors import ScalerError
-from scaler.core.files import AGAIN, check_file, read_manifest
+from scaler.core.files import PREPARE_AGAIN, check_file, read_manifest, whole_file
 
 KIND = "word2vec"
 VECTORS = "vectors.npy"
@@ -25,17 +23,14 @@ PREPARE = "run `python -m data_prep` with a `word2vec` section in the recipe"
 
 
 def write_array(path: Path, array: np.ndarray) -> str:
-    """Write an array as .npy, flushed to the disk; return its checksum."""
+    """Write an array as an .npy file that appears complete or not at all; return its checksum."""
     array = np.ascontiguousarray(array)
-    header, state = io.BytesIO(), xxhash.xxh3_128()
+    header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    with path.open("wb") as file:  # np.save says of a full disk only how many bytes it could not write
-        for part in (header.getbuffer(), array.data):
-            state.update(part)
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return state.hexdigest()
+    with whole_file(path) as file:  # np.save says of a full disk only how many bytes it could not write
+        file.write(header.getbuffer())
+        file.write(array.data)
+    return file.checksum()
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
         checksums = {VECTORS: str(content["vectors_xxh3"]), COUNTS: str(content["counts_xxh3"])}
         settings = dict(content["made_from"]["settings"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ScalerError(f"{folder}: not a manifest of word vectors ({error!r}); {AGAIN}") from error
+        raise ScalerError(f"{folder}: not a manifest of word vectors ({error!r}); {PREPARE_AGAIN}") from error
     if made_for != tokenizer_xxh3:
         raise ScalerError(
             f"{folder}: vectors of the tokenizer {made_for[:8]}, but the data's is {tokenizer_xxh3[:8]}; "
@@ -94,7 +89,7 @@ def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndar
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise ScalerError(f"{path}: not an .npy file ({error}); {AGAIN}") from error
+        raise ScalerError(f"{path}: not an .npy file ({error}); {PREPARE_AGAIN}") from error
     if array.dtype != dtype or array.shape != shape:
-        raise ScalerError(f"{path}: {array.dtype} {array.shape}, where {dtype} {shape} belongs; {AGAIN}")
+        raise ScalerError(f"{path}: {array.dtype} {array.shape}, where {dtype} {shape} belongs; {PREPARE_AGAIN}")
     return np.asarray(array)

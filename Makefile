@@ -11,13 +11,15 @@ RANKS ?= $(or $(shell nvidia-smi -L 2>/dev/null | wc -l | grep -v '^0$$'),$(CORE
 LOCK := $(shell $(PYTHON) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: help pretrain data test test-slow test-slurm chaos resume-matrix lint tensorboard bench bench-checkpoint clean
+.PHONY: help pretrain data test test-fast test-bare test-slow test-slurm chaos resume-matrix lint tensorboard bench bench-checkpoint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make pretrain     set up, prepare data, train RECIPE ($(RECIPE)) on $(RANKS) ranks, fill some masks"
 	@echo "make data         set up and prepare the data of RECIPE"
 	@echo "make test         set up and run the tests"
+	@echo "make test-fast    only tests that start no process (two minutes)"
+	@echo "make test-bare    those that SLURM, MPI or ssh matter to, as on a machine without them (root)"
 	@echo "make test-slow    those that \`make test\` leaves out, for they take long"
 	@echo "make test-slurm   only those on a SLURM of virtual nodes (root, and Debian's slurmctld slurmd slurm-client munge)"
 	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
@@ -58,6 +60,14 @@ pretrain: data
 test: $(VENV)/dev.stamp
 	@echo "== running the tests"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/dev.stamp
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-processes
+
+test-bare: $(VENV)/dev.stamp
+	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 tests/support/bare.sh $(BIN)/python -m pytest -n 2 \
+		tests/core tests/distributed tests/cluster tests/data_prep/test_mpi.py tests/data_prep/test_workers.py \
+		tests/end_to_end/test_job_scripts.py tests/end_to_end/test_launchers.py tests/end_to_end/test_slurm.py
 
 test-slow: $(VENV)/dev.stamp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

@@ -8,12 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from limits import limit
 from transformers import PreTrainedModel
 
 from data_prep.pipeline.workers import Team
@@ -29,6 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 # where programs of tests/workers find the modules of tests/support
 SEARCH = os.pathsep.join([str(ROOT / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])])
+DESELECTED = pytest.StashKey[dict[str, int]]()
 TINY_RECIPE = """
 corpus: {sources: [{source: SOURCE}], heldout_percent: 12, test_percent: 5, part_mib: 1}
 dedup: {exact: false, near: false}
@@ -70,6 +73,58 @@ def make_sentences(count: int = 3000) -> list[str]:
     return sentences
 
 
+# ---- the fast lane, and what a run of the tests leaves out
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-processes", action="store_true", help="skip each test where it starts a process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--no-processes"):
+        sys.addaudithook(_refuse_processes)
+
+
+def _refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:
+    """Skip the test that starts a process, but for git, which answers at once and which many results name."""
+    started = event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn")
+    in_a_test = "PYTEST_CURRENT_TEST" in os.environ
+    if started and in_a_test and not (event == "subprocess.Popen" and Path(arguments[0] or "").name == "git"):
+        pytest.skip("starts a process: make test")
+
+
+LEFT_OUT = {"slow": "make test-slow", "gpu": "make test on a machine with a GPU"}
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, remedy in LEFT_OUT.items():
+            if item.get_closest_marker(marker):
+                counts = item.config.stash.setdefault(DESELECTED, {})
+                counts[f"marked {marker}: {remedy}"] = counts.get(f"marked {marker}: {remedy}", 0) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # every worker of xdist has left out the same
+        session.config.workeroutput["deselected"] = session.config.stash.get(DESELECTED, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("deselected", {})
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say how many tests were not run, why, and how to run them."""
+    reasons = Counter(config.stash.get(DESELECTED, {}))
+    for report in terminalreporter.stats.get("skipped", []):
+        reasons[str(report.longrepr[2]).removeprefix("Skipped: ")] += 1
+    if reasons:
+        terminalreporter.section("not tested")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:>5}  {reason}")
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over a small local text file, its data prepared."""
@@ -95,7 +150,7 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             [str(argument) for argument in arguments],
             cwd=cwd,
-            timeout=timeout,
+            timeout=limit(timeout),
             capture_output=True,
             text=True,
             env={**os.environ, "PATH": search, "HF_HUB_OFFLINE": "1", **environ},

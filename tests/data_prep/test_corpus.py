@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 import xxhash
 from conftest import ROOT, make_documents
+from limits import limit
 
 from data_prep.formats import texts
 from data_prep.pipeline import folders
@@ -465,7 +466,7 @@ def started(*arguments, cwd):
 
 
 def wait_for(pattern, folder, process):
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + limit(PATIENCE)
     while not list(folder.glob(pattern)):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -477,7 +478,7 @@ def test_a_run_that_is_ended_in_the_middle_leaves_nothing_that_the_next_trusts(m
     process = started(*COMMAND, "aws-docs", "--out", "corpus", cwd=tmp_path)
     wait_for("corpus.partial/*.zst.partial", tmp_path, process)
     process.send_signal(end)
-    _, said = process.communicate(timeout=PATIENCE)
+    _, said = process.communicate(timeout=limit(PATIENCE))
     assert not (tmp_path / "corpus").exists()
     if end == signal.SIGINT:
         assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
@@ -505,13 +506,13 @@ def test_a_run_that_was_killed_goes_on_and_makes_the_same_bytes(large, tmp_path,
     process = started(*command, cwd=tmp_path)
     wait_for("corpus.partial/tasks/*.json", tmp_path, process)
     process.kill()
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=limit(PATIENCE))
     assert names(tmp_path) == ["corpus.partial"]
     time.sleep(0.5)  # the workers of the killed run end
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus.partial").glob("*.zst")}
     assert done
     again = started(*command, cwd=tmp_path)
-    assert (again.communicate(timeout=PATIENCE)[1], again.returncode) == ("", 0)
+    assert (again.communicate(timeout=limit(PATIENCE))[1], again.returncode) == ("", 0)
     assert any((tmp_path / "corpus" / path.name).stat().st_mtime_ns == changed for path, changed in done.items())
     found = content(tmp_path / "corpus")
     assert found == whole

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, TINY_RECIPE, make_documents
+from limits import limit
 
 from data_prep.pipeline.workers import Team, gathered
 from data_prep.prepared.prepare import prepare
@@ -98,7 +99,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_run_makes_the_same_bytes(recipe
 
 
 def wait_until(holds, job):
-    deadline = time.monotonic() + 2 * PATIENCE
+    deadline = time.monotonic() + limit(2 * PATIENCE)
     while not (found := holds()):
         assert job.poll() is None
         assert time.monotonic() < deadline

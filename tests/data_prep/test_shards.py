@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, make_documents
+from limits import limit
 from tokenizers import Tokenizer
 
 from data_prep.formats import texts
@@ -238,7 +239,7 @@ def test_a_second_run_on_the_same_folder_is_one_line_and_the_first_goes_on(runni
         os.kill(process.pid, signal.SIGCONT)
     said = "error: shards.partial: another run is writing here; wait for it to end, or name another folder\n"
     assert (result.returncode, result.stderr) == (2, said)
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=limit(PATIENCE))
     assert process.returncode == 0
     assert content(tmp_path / "shards") == content(data / "shards")
 
@@ -255,7 +256,7 @@ def running(data, tmp_path):
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + limit(PATIENCE)
     while not list(tmp_path.glob("shards.partial/*.bin.partial")):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -272,7 +273,7 @@ def running(data, tmp_path):
 
 def nobody_is_left(process):
     """Whether all processes of the command end; orphans of it would stay in its session."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + limit(PATIENCE)
     while time.monotonic() < deadline:
         if not any(_session(other.pid) == process.pid for other in psutil.process_iter() if _is_alive(other)):
             return True
@@ -312,7 +313,7 @@ def only_finished_shards_are_left(folder):
 def test_ctrl_c_leaves_nothing_but_finished_shards_and_no_processes(running, tmp_path, send):
     process, _ = running
     send(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=PATIENCE)
+    _, said = process.communicate(timeout=limit(PATIENCE))
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
     only_finished_shards_are_left(tmp_path)
     assert nobody_is_left(process)
@@ -321,7 +322,7 @@ def test_ctrl_c_leaves_nothing_but_finished_shards_and_no_processes(running, tmp
 def test_a_killed_command_leaves_no_processes_and_nothing_that_the_next_trusts(running, data, tmp_path):
     process, _ = running
     process.kill()
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=limit(PATIENCE))
     assert nobody_is_left(process)
     assert names(tmp_path) == ["shards.partial"]
     with gathered(2) as team:
@@ -333,13 +334,13 @@ def test_a_killed_command_leaves_no_processes_and_nothing_that_the_next_trusts(r
 @pytest.mark.parametrize("processes", [1, 2])
 def test_after_a_kill_the_next_run_keeps_the_shards_that_were_done(running, data, tmp_path, processes):
     process, _ = running
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + limit(PATIENCE)
     while not list(tmp_path.glob("shards.partial/tasks/*.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=limit(PATIENCE))
     assert nobody_is_left(process)
     done = [path.stem for path in (tmp_path / "shards.partial" / folders.TASKS).glob("*.json")]
     before = {name: (tmp_path / "shards.partial" / f"{name}.bin").stat().st_mtime_ns for name in done}
@@ -353,7 +354,7 @@ def test_after_a_kill_the_next_run_keeps_the_shards_that_were_done(running, data
 def test_a_killed_worker_is_one_clear_line_and_no_hang_and_the_next_run_goes_on(running, data, tmp_path):
     process, workers = running
     workers[0].kill()
-    _, said = process.communicate(timeout=PATIENCE)
+    _, said = process.communicate(timeout=limit(PATIENCE))
     assert process.returncode == 2
     assert said.startswith("error: shards.partial: a process died while tokenising (out of memory?); run again")
     assert said.count("\n") == 1

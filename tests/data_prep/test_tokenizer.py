@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, make_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import limit
 from transformers import AutoTokenizer
 
 from data_prep.formats import texts
@@ -179,6 +180,6 @@ def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path):
         time.sleep(0.005)
     time.sleep(0.3)  # into the trainer
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=400)
+    _, said = process.communicate(timeout=limit(400))
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()

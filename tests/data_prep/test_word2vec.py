@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, TINY_RECIPE, make_documents
+from limits import limit
 
 from data_prep import inspect
 from data_prep import word2vec as data_prep_word2vec
@@ -331,7 +332,7 @@ def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(topic
     monkeypatch.setattr(word2vec, "SEGMENT_TOKENS", 5000)
     make(topical, Word2Vec(16), out=tmp_path / "whole")
     killed = command(topical, driver=driver)
-    killed.communicate(timeout=400)
+    killed.communicate(timeout=limit(400))
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "word2vec").exists()
     state = read_json(tmp_path / "word2vec.partial" / TASKS / word2vec.STATE)
@@ -354,7 +355,7 @@ def test_ctrl_c_ends_it_at_once_and_loses_only_what_came_after_the_save(topical,
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=400)
+    _, said = process.communicate(timeout=limit(400))
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
     assert read_json(state)["position"] > 0
     assert not (tmp_path / "word2vec").exists()

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from limits import limit
 
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import PARALLELISM, Task, Team, gathered
@@ -50,7 +51,7 @@ def fail(kind: type, message: str) -> dict:
 
 
 def fail_after(paths: list[str], message: str) -> dict:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + limit(PATIENCE)
     while not all(Path(path).exists() for path in paths):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -262,7 +263,7 @@ def test_a_second_run_on_a_folder_is_refused_while_the_first_writes(tmp_path, an
         folders.staged(tmp_path / "out", "corpus", {"number": number}),
     ):
         raise AssertionError
-    another_run.communicate("go on\n", timeout=PATIENCE)
+    another_run.communicate("go on\n", timeout=limit(PATIENCE))
     assert another_run.returncode == 0
     assert folders.is_current(tmp_path / "out", "corpus", {"number": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

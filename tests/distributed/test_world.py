@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from limits import limit
 
 from scaler.core import slurm
 from scaler.core.errors import ScalerError
@@ -169,7 +170,7 @@ def test_all_ranks_end_when_one_has_a_problem_and_the_first_says_which(tmp_path)
         )
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=400) for rank in ranks]
+    outputs = [rank.communicate(timeout=limit(400)) for rank in ranks]
     assert [output for output, _ in outputs] == ["total 3.0 own 1.0\n", "total 3.0 own 2.0\n"]
     assert [rank.returncode for rank in ranks] == [2, 2]
     assert "error: the disk of rank 1 is full\n" in outputs[0][1]

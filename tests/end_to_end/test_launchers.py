@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import SEARCH, Cluster, missing
+from slurm_cluster import PACKAGES, SEARCH, Cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 BIN = Path(sys.prefix) / "bin"
@@ -60,7 +60,7 @@ def start(cluster, folder: Path, name: str, *arguments: object):
     command, needed = LAUNCHERS[name]
     lacking = [program for program in needed if not shutil.which(program, path=SEARCH)]
     if lacking:
-        pytest.skip(f"not installed: {', '.join(lacking)}")
+        pytest.skip(f"not installed: {', '.join(lacking)}; apt-get install {PACKAGES}")
     environ = {"SLURM_CONF": cluster.environ["SLURM_CONF"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "CUDA_VISIBLE_DEVICES": ""}
     search = f"{folder}/openmpi:{BIN}:{SEARCH}" if "openmpi" in name else f"{BIN}:{SEARCH}"

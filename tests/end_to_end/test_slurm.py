@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, network_of
+from limits import limit
 from slurm_cluster import PARTITIONS, Cluster, missing
 
 from scaler.checkpoint.folder import found, read_manifest
@@ -67,7 +68,7 @@ class Site:
 
     def trains(self, run: str, start: int = 1, seconds: float = 400) -> None:
         """Wait until a run has saved a step after so many starts."""
-        end, before = time.monotonic() + seconds, None
+        end, before = time.monotonic() + limit(seconds), None
         while before is None or self.latest(run) == before:
             if before is None and len(self.starts(run)) >= start:
                 before = self.latest(run)
@@ -348,7 +349,7 @@ def test_a_study_over_nodes_outlives_a_power_cut_and_a_point_that_fails(site, cl
 
 
 def wait_for(holds, seconds: float = 400) -> None:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + limit(seconds)
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.2)

@@ -3,35 +3,59 @@
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from transformers import AutoModelForMaskedLM
 
 STEPS = 24
-# A minute and a half together. The marked tests are theirs.
-SLOW = (
-    *("three_ranks", "repeated", "longer_and_killed", "nobody_listens", "gave_up_later", "stopped_after_a_skip"),
-    *("spike_back", "frozen", "full_disk_once", "slow_disk", "sgd", "sgd_without_momentum", "missing_manifest"),
-)
+# A family is a process that plays its scenarios; a fault of one family leaves the tests of the others alone.
+FAMILIES = {
+    "alone": "alone",
+    "going on": "kept stopped second_ctrl_c finished longer dropout early other_intervals",
+    "going on, slow": "three_ranks repeated longer_and_killed nobody_listens sgd sgd_without_momentum",
+    "losses": "skipped went_back gave_up spike",
+    "losses, slow": "gave_up_later stopped_after_a_skip spike_back",
+    "ranks": "occupied hang killed",
+    "ranks, slow": "frozen",
+    "disks": "full_disk stopped_on_a_full_disk log_on_a_full_disk read_only folder_removed file_in_the_way unreadable "
+    "not_removable log_removed",
+    "disks, slow": "full_disk_once slow_disk",
+    "bad input": "odd_batch misspelt_key folder_of_something_else below_a_file damaged_rows diverging",
+    "damage": "flipped_byte missing_file flipped_digit cut_file all_damaged wrong_fingerprint wrong_probe_loss "
+    "other_tokenizer other_rows checkpoint_of_another_model checkpoint_of_another_recipe",
+    "damage, slow": "missing_manifest",
+    "changes": "other_seed other_clipping other_batch fewer_steps_allowed other_model_allowed other_seed_allowed "
+    "other_batch_allowed",
+}
+
+
+class Outcomes:
+    """What came of each scenario, by name; its family is played when the first of them is asked for."""
+
+    def __init__(self, worker_figures, recipe: Path) -> None:
+        self._worker_figures, self._recipe = worker_figures, recipe
+        self._played: dict[str, dict | BaseException] = {}
+
+    def __getitem__(self, scenario: str) -> dict:
+        family = next(name for name, scenarios in FAMILIES.items() if scenario in scenarios.split())
+        if family not in self._played:
+            alone = "-" if family == "alone" else Path(self["alone"]["exported"]).parents[1]
+            command = (sys.executable, ROOT / "tests" / "workers" / "scenarios.py", self._recipe, alone)
+            try:
+                self._played[family] = self._worker_figures(*command, *FAMILIES[family].split())
+            except BaseException as error:
+                self._played[family] = error
+        played = self._played[family]
+        if isinstance(played, BaseException):
+            raise played
+        return played[scenario]
 
 
 @pytest.fixture(scope="module")
-def quick_outcomes(tiny_recipe_file, worker_figures):
-    without = [f"-{name}" for name in SLOW]
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "scenarios.py", tiny_recipe_file, *without)
-
-
-@pytest.fixture(scope="module")
-def slow_outcomes(tiny_recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "scenarios.py", tiny_recipe_file, "alone", *SLOW)
-
-
-@pytest.fixture
-def outcomes(request):
-    """By scenario: the slow ones, or the others."""
-    slow = request.node.get_closest_marker("slow") is not None
-    return request.getfixturevalue("slow_outcomes" if slow else "quick_outcomes")
+def outcomes(tiny_recipe_file, worker_figures):
+    return Outcomes(worker_figures, tiny_recipe_file)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from limits import limit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
@@ -250,7 +251,7 @@ def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(t
     while not (run / "state.json").exists() and process.poll() is None:  # its first checkpoint is there
         time.sleep(0.1)
     (run / "STOP").touch()
-    said, _ = process.communicate(timeout=400)
+    said, _ = process.communicate(timeout=limit(400))
     assert process.returncode == 0 and "stopped by a file STOP" in said, said[-3000:]
     step = json.loads((run / "state.json").read_text())["step"]
     assert 0 < step < 150

@@ -252,7 +252,7 @@ def test_an_early_stop_brings_the_best_epoch_back(pretrained, tmp_path, command,
     (record,) = results(out)["runs"]
     assert (record["epochs"], record["best_epoch"]) == (4, 2)
     assert [epoch["accuracy"] for epoch in record["history"]] == [0.5, 0.9, 0.4, 0.3]
-    kept = finetune.encoder.AutoModelForSequenceClassification.from_pretrained(out / "model").state_dict()
+    kept = AutoModelForSequenceClassification.from_pretrained(out / "model").state_dict()
     assert all(torch.equal(kept[name], value) for name, value in weights[1].items())
     assert not all(torch.equal(kept[name], value) for name, value in weights[3].items())
 

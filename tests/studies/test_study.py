@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from limits import limit
 
 from scaler import study
 from scaler.core import folders
@@ -302,7 +303,7 @@ def test_the_ranks_of_a_killed_study_end_with_it(begin, tmp_path, tiny_recipe_fi
 
 
 def wait_until(holds, seconds: float = 400) -> None:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + limit(seconds)
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.1)

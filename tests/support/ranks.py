@@ -14,6 +14,7 @@ from pathlib import Path
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports a compiler, for seconds, at every start)
 import torch
+from limits import limit
 
 from scaler import train
 from scaler.distributed.world import detect_world, free_port
@@ -41,7 +42,7 @@ def forked_calls(ranks: int, work: Callable[..., None], *arguments: object):
 def ended(processes, seconds: float = 400.0) -> list[int | None]:
     """The exit statuses of ranks that end by themselves; what does not within a set time is killed, and None."""
     for process in processes:
-        process.join(seconds)
+        process.join(limit(seconds))
     statuses = [process.exitcode for process in processes]
     kill(processes)
     return statuses

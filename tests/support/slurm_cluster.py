@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from limits import limit
+
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
 SEARCH = f"{os.environ['PATH']}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
 NUMBER = os.getpid() % 200  # so that two suites on a machine do not meet
@@ -80,12 +82,15 @@ PARTITIONS = {
 }
 
 
+PACKAGES = "slurmctld slurmd slurm-client munge iproute2 openssh-server pdsh openmpi-bin"  # of Debian
+
+
 def missing() -> str | None:
     """Why no cluster can be started here, or None."""
     if os.geteuid():
-        return "a SLURM of several nodes needs root, for their namespaces"
+        return "a SLURM of several nodes needs root, for their namespaces: sudo make test-slurm"
     lacking = [name for name in NEEDED if not shutil.which(name, path=SEARCH)]
-    return f"not installed: {', '.join(lacking)}" if lacking else None
+    return f"not installed: {', '.join(lacking)}; apt-get install {PACKAGES}" if lacking else None
 
 
 class Cluster:
@@ -187,7 +192,7 @@ class Cluster:
         return done.stdout
 
     def _until(self, holds: Any, what: str, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
+        end = time.monotonic() + limit(seconds)
         while not holds():
             if time.monotonic() > end:
                 logs = {path.name: path.read_text(errors="replace")[-800:] for path in (self.root / "log").iterdir()}
@@ -264,7 +269,7 @@ class Cluster:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=limit(400),
             check=False,
         )
 

@@ -15,6 +15,7 @@ from functools import partial
 import optuna
 import pytest
 from conftest import ROOT
+from limits import limit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaler import status, sweep
@@ -406,7 +407,7 @@ def test_processes_share_the_trials(start, search, tmp_path, monkeypatch):
     wait_for(lambda: evaluations(tmp_path, 1) >= 1, other)
     monkeypatch.setenv("STUB_SECONDS", "0.3")
     ended, said, _ = search(RATE, *SHORT, "--trials", 8, "--workers", 2)
-    others, _ = other.communicate(timeout=400)
+    others, _ = other.communicate(timeout=limit(400))
     assert ended == 0 and other.returncode == 0, others
     assert sorted(record["trial"] for record in records(tmp_path)) == list(range(8))
     assert all(starts(tmp_path, number) == [0] for number in range(8))

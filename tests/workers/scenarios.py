@@ -1,8 +1,8 @@
-"""Run by test_survival.py: what can befall a run, one scenario after the other; what came of each, as JSON.
+"""Inject faults into real trainings on forked ranks, one scenario after the other, and write what came of each.
 
-By name, or all but those named with a dash before them.
+    python scenarios.py RECIPE FOLDER_OF_ALONE|- NAME... OUT
 
-Each injects a fault into real training on forked ranks and gathers facts; the tests judge them.
+Some scenarios go on from the run of the scenario `alone`, whose folder is given. test_survival.py judges the outcomes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from configs import configuration
+from limits import limit
 from ranks import before_step, ended, forked
 
 from scaler.checkpoint import folder as checkpoint_folder
@@ -284,7 +285,7 @@ def frozen(scene: Scene):
     path = configuration(scene.folder, "zero2")
     arguments = ["--recipe", scene.recipe, "--run_dir", scene.folder / "run", "--deepspeed_config", path]
     ranks = forked(2, [*arguments, *SETTINGS, *settings], scene.log, act)
-    ranks[0].join(400)
+    ranks[0].join(limit(400))
     first = ranks[0].exitcode
     ranks[1].kill()
     return scene.facts([first])
@@ -575,12 +576,11 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
 
 
 def main() -> None:
-    recipe, *names, folder = sys.argv[1:]
-    without = {name.removeprefix("-") for name in names if name.startswith("-")}
+    recipe, alone, *names, folder = sys.argv[1:]
+    if alone != "-":
+        (Path(folder) / "alone").symlink_to(alone)
     outcomes = {}
-    for name in [name for name in names if not name.startswith("-")] or SCENARIOS:
-        if name in without:
-            continue
+    for name in names:
         clock = time.monotonic()
         try:
             outcomes[name] = SCENARIOS[name](Scene(Path(folder) / name, Path(recipe)))

@@ -1,0 +1,22 @@
+"""Time limits of tests. They only end what hangs, so they grow with how slow the machine is at the moment."""
+
+import time
+
+QUIET_SECONDS = 0.06  # that `_work` takes on a quiet core of an Intel Xeon of 2023
+MOST = 10.0
+_slowest = 1.0
+
+
+def _work() -> None:
+    total = 0
+    for number in range(1_000_000):
+        total += number
+
+
+def limit(seconds: float) -> float:
+    """Return a limit of so many seconds on a quiet machine, times how much slower this one has been found to be."""
+    global _slowest  # noqa: PLW0603  (a machine that was busy once may be so again)
+    clock = time.perf_counter()
+    _work()
+    _slowest = min(MOST, max(_slowest, (time.perf_counter() - clock) / QUIET_SECONDS))
+    return seconds * _slowest

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus
 from data_prep.tokens.shards import DOCUMENTS_AT_ONCE
 from scaler.config.recipe import Corpus, Source, load
@@ -95,7 +95,7 @@ def main() -> None:
             file.writelines(json.dumps({"text": document}) + "\n" for document in documents)
         part = max(1, round(megabytes / 2**20 * 1e6 / processes / 4))
         settings = Corpus((Source(str(work / "text.jsonl")),), part_mib=part, heldout_percent=2.0)
-        corpus.make(settings, work / "corpus", Team())
+        corpus.make(settings, work / "corpus", WorkerPool())
         environ = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         share = [documents[number::processes] for number in range(processes)]
 

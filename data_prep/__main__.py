@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from data_prep.pipeline.workers import gathered
+from data_prep.pipeline.workers import worker_pool
 from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import DEFAULT_RECIPE, load
 from scaler.core.cli import command
@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="that share the work (one a core)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="overrides of the recipe")
     arguments = parser.parse_intermixed_args()
-    with gathered(arguments.processes) as team:
-        prepare(load(arguments.recipe, arguments.overrides), team, arguments.processes)
+    with worker_pool(arguments.processes) as pool:
+        prepare(load(arguments.recipe, arguments.overrides), pool, arguments.processes)
 
 
 if __name__ == "__main__":

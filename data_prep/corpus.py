@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from data_prep.formats import texts
-from data_prep.pipeline.workers import gathered
+from data_prep.pipeline.workers import worker_pool
 from data_prep.sources.corpus import make
 from scaler.config.recipe import Corpus, Source
 from scaler.core.cli import command
@@ -40,8 +40,8 @@ def main() -> None:
         if field.name in arguments and field.name != "source"
     }
     listed = tuple(Source(source=source, **of_source) for source in arguments.pop("source"))
-    with gathered(processes) as team:
-        written = make(Corpus(sources=listed, **arguments), out, team)
+    with worker_pool(processes) as pool:
+        written = make(Corpus(sources=listed, **arguments), out, pool)
     print(texts.describe(out))
     print(f"{out} {'written' if written else 'is up to date'}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep.cleaning.clean import summary
 from data_prep.cleaning.dedup import make
 from data_prep.formats import texts
-from data_prep.pipeline.workers import gathered
+from data_prep.pipeline.workers import worker_pool
 from scaler.config.recipe import Dedup, section
 from scaler.core.cli import command
 
@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="(one a core)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the recipe's section `dedup`")
     arguments = parser.parse_intermixed_args()
-    with gathered(arguments.processes) as team:
+    with worker_pool(arguments.processes) as pool:
         settings = section(Dedup, "dedup", arguments.settings)
-        written = make(arguments.text, arguments.out, settings, team)
+        written = make(arguments.text, arguments.out, settings, pool)
     print(texts.describe(arguments.out))
     print(summary(texts.manifest(arguments.out)["counts"]))
     print(f"{arguments.out} {'written' if written else 'is up to date'}")

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.formats import texts
-from data_prep.pipeline.workers import gathered
+from data_prep.pipeline.workers import worker_pool
 from data_prep.tokens.rows import make
 from scaler.config.recipe import Corpus, Source
 from scaler.core.cli import command
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="(one a core)")
     arguments = parser.parse_args()
     corpus = Corpus(sources=(Source("shards"),))
-    with gathered(arguments.processes) as team:
+    with worker_pool(arguments.processes) as pool:
         written = make(
             arguments.shards,
             arguments.tokenizer,
@@ -36,7 +36,7 @@ def main() -> None:
             arguments.seq_len,
             dict.fromkeys(texts.SPLITS, arguments.min_tokens),
             corpus,
-            team,
+            pool,
         )
     print(f"{arguments.out} {'written' if written else 'is up to date'}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_prep.pipeline.workers import gathered
+from data_prep.pipeline.workers import worker_pool
 from data_prep.tokens.shards import make
 from scaler.core.cli import command
 
@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--processes", type=int, help="(one a core)")
     arguments = parser.parse_args()
-    with gathered(arguments.processes) as team:
-        written = make(arguments.text, arguments.tokenizer, arguments.out, team)
+    with worker_pool(arguments.processes) as pool:
+        written = make(arguments.text, arguments.tokenizer, arguments.out, pool)
     print(f"{arguments.out} {'written' if written else 'is up to date'}")
 
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.pipeline.workers import gathered
+from data_prep.pipeline.workers import worker_pool
 from data_prep.prepared.verify import problems, stages
 from scaler.core.cli import command
 from scaler.core.errors import EXIT_BAD_INPUT
@@ -27,9 +27,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="(one a core)")
     arguments = parser.parse_args()
     wrong = 0
-    with gathered(arguments.processes) as team:
+    with worker_pool(arguments.processes) as pool:
         for folder in stages(arguments.folder):
-            found = list(problems(folder, team))
+            found = list(problems(folder, pool))
             for problem in found:
                 print("error:", problem, file=sys.stderr, flush=True)
             wrong += len(found)

@@ -18,7 +18,7 @@ import torch
 from limits import limit
 from transformers import PreTrainedModel
 
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import Recipe, load
 from scaler.data import prepared
@@ -132,7 +132,7 @@ def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("\n\n".join(make_documents(2000)), encoding="utf-8")
     text = TINY_RECIPE.replace("SOURCE", str(folder / "text.txt")).replace("FOLDER", str(folder / "data"))
     (folder / "tiny.yaml").write_text(text, encoding="utf-8")
-    prepare(load(str(folder / "tiny.yaml")), Team())
+    prepare(load(str(folder / "tiny.yaml")), WorkerPool())
     return folder / "tiny.yaml"
 
 
@@ -212,7 +212,7 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     text = TINY_RECIPE.replace("{source: SOURCE}", listed).replace("FOLDER", str(folder / "data"))
     (folder / "two.yaml").write_text(text, encoding="utf-8")
     recipe = load(str(folder / "two.yaml"))
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     return recipe
 
 

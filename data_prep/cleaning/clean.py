@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.cleaning.markup import plain
 from data_prep.formats import texts
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Task, Team
+from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.config.recipe import Cleaning
 from scaler.core.errors import ScalerError
 from scaler.core.files import write_json
@@ -165,7 +165,7 @@ def clean_file(folder: Path, entry: dict[str, Any], settings: Cleaning, out: Pat
     return {"files": writer.entries, "counts": counts, "examples": examples}
 
 
-def make(corpus: Path, folder: Path, settings: Cleaning, team: Team) -> bool:
+def make(corpus: Path, folder: Path, settings: Cleaning, pool: WorkerPool) -> bool:
     """Clean the corpus unless the folder already is what comes out; say whether it was written.
 
     Raises: ScalerError when the corpus is absent or damaged, a package is missing, or nothing is left of a split.
@@ -183,7 +183,7 @@ def make(corpus: Path, folder: Path, settings: Cleaning, team: Team) -> bool:
         tasks = [
             Task(entry["name"], entry["bytes"], clean_file, (corpus, entry, settings, partial)) for _, entry in files
         ]
-        records = team.run(tasks, partial, "cleaning")
+        records = pool.run(tasks, partial, "cleaning")
         counts, examples = total(records)
         left = [(split, e) for (split, _), record in zip(files, records, strict=True) for e in record["files"]]
         write_json(partial / EXAMPLES, examples)

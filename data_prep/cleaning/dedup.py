@@ -20,7 +20,7 @@ from data_prep.cleaning import repeats
 from data_prep.cleaning.clean import EXAMPLE_CHARACTERS, EXAMPLES, EXAMPLES_KEPT, total
 from data_prep.formats import texts
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Task, Team
+from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.config.recipe import Dedup
 from scaler.core.files import write_json
 
@@ -108,7 +108,7 @@ def drop_from_file(
     return {"files": writer.entries, "counts": counts, "examples": examples}
 
 
-def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
+def make(text: Path, folder: Path, settings: Dedup, pool: WorkerPool) -> bool:
     """Drop repeats unless the folder already is what comes out; say whether it was written.
 
     Raises: ScalerError when the text is absent or damaged.
@@ -129,7 +129,7 @@ def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
     with folders.staged(folder, "dedup", made_from) as partial:
         work = partial / folders.TASKS
         key_files = [work / f"keys-{entry['name']}.npy" for _, entry in files]
-        team.run(
+        pool.run(
             [
                 Task(f"keys-{entry['name']}", entry["bytes"], sign_file, (text, entry, settings, keys))
                 for (_, entry), keys in zip(files, key_files, strict=True)
@@ -143,7 +143,7 @@ def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
             if row > EXACT or settings.exact
             for part in range(parts)
         ]
-        team.run(
+        pool.run(
             [
                 Task(f"repeats-{out.stem}", 1, repeats.find, (key_files, row, part, parts, out))
                 for row, part, out in searches
@@ -154,7 +154,7 @@ def make(text: Path, folder: Path, settings: Dedup, team: Team) -> bool:
         )
         found = [out for _, _, out in searches]
         first_numbers = np.cumsum([0, *documents]).tolist()
-        records = team.run(
+        records = pool.run(
             [
                 Task(
                     f"drop-{entry['name']}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.cleaning import clean, dedup
 from data_prep.formats import texts
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus
 from data_prep.tokens import rows, shards
 from data_prep.vocabulary import tokenizer, word2vec
@@ -18,7 +18,7 @@ from scaler.config.recipe import Cleaning, Recipe
 from scaler.core.files import read_manifest
 
 
-def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:
+def prepare(recipe: Recipe, pool: WorkerPool, threads: int | None = None) -> None:
     """Make corpus, clean text, tokenizer, shards, word vectors and rows in the recipe's data folder; say what was done.
 
     The vectors are trained by `threads` of this machine (one a core).
@@ -29,15 +29,15 @@ def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:
         print(f"{shards_folder}: adopted, used as it is; {_counts(shards_folder, 'shards')}", flush=True)
     else:
         text = corpus_folder
-        _stage(text, "corpus", lambda: corpus.make(recipe.corpus, corpus_folder, team))
+        _stage(text, "corpus", lambda: corpus.make(recipe.corpus, corpus_folder, pool))
         if recipe.cleaning != Cleaning():
             before, text = text, folder / "clean"
-            _stage(text, "clean", lambda: clean.make(before, text, recipe.cleaning, team))
+            _stage(text, "clean", lambda: clean.make(before, text, recipe.cleaning, pool))
         if recipe.dedup.exact or recipe.dedup.near:
             before_dedup, text = text, folder / "dedup"
-            _stage(text, "dedup", lambda: dedup.make(before_dedup, text, recipe.dedup, team))
+            _stage(text, "dedup", lambda: dedup.make(before_dedup, text, recipe.dedup, pool))
         _stage(tokenizer_folder, "tokenizer", lambda: tokenizer.make(text, tokenizer_folder, recipe.tokenizer))
-        _stage(shards_folder, "shards", lambda: shards.make(text, tokenizer_folder, shards_folder, team))
+        _stage(shards_folder, "shards", lambda: shards.make(text, tokenizer_folder, shards_folder, pool))
     vectors = recipe.word2vec
     if vectors is not None:
         made = (shards_folder, tokenizer_folder, recipe.word2vec_folder, vectors, recipe.seed, threads)
@@ -48,7 +48,7 @@ def prepare(recipe: Recipe, team: Team, threads: int | None = None) -> None:
     _stage(
         recipe.rows_folder,
         "rows",
-        lambda: rows.make(shards_folder, tokenizer_folder, recipe.rows_folder, seq_len, masked, recipe.corpus, team),
+        lambda: rows.make(shards_folder, tokenizer_folder, recipe.rows_folder, seq_len, masked, recipe.corpus, pool),
     )
 
 

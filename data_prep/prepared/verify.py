@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard, count_tokens
 from data_prep.pipeline.folders import TASKS
-from data_prep.pipeline.workers import Task, Team
+from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.vocabulary.tokenizer import every_special_id, special_ids
 from scaler.core.errors import ScalerError
 from scaler.core.files import MANIFEST, PREPARE_AGAIN, check_file, checksum, read_manifest
@@ -98,7 +98,7 @@ def _compared(entry: dict[str, Any], found: dict[str, int]) -> dict[str, Any]:
     return {}
 
 
-def problems(folder: Path, team: Team) -> Iterator[str]:
+def problems(folder: Path, pool: WorkerPool) -> Iterator[str]:
     """All that is wrong in the folder of one stage."""
     kind = next(kind for kind in KINDS if _is(folder, kind))
     content = read_manifest(folder, kind)
@@ -138,7 +138,7 @@ def problems(folder: Path, team: Team) -> Iterator[str]:
             if checks
             else []
         )
-        wrong = [found["problem"] for found in team.run(tasks, work, f"checking {folder.name}", "") if found]
+        wrong = [found["problem"] for found in pool.run(tasks, work, f"checking {folder.name}", "") if found]
         yield from wrong
         if kind == "rows" and not wrong:
             try:

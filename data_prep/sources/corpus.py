@@ -13,7 +13,7 @@ import xxhash
 
 from data_prep.formats import texts
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Task, Team
+from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.sources import readers
 from scaler.config.recipe import Corpus, Source
 from scaler.core.errors import ScalerError
@@ -60,7 +60,7 @@ def read_piece(piece: readers.Piece, name: str, settings: Corpus, cap: float, fo
     return {"files": [(split, entry) for split in writers for entry in writers[split].entries], "blank": blank}
 
 
-def make(settings: Corpus, folder: Path, team: Team) -> bool:
+def make(settings: Corpus, folder: Path, pool: WorkerPool) -> bool:
     """Write the corpus unless the folder already is what these settings make; say whether it was written.
 
     Raises: ScalerError when a source cannot be read, is empty, names two documents alike or holds the folder, or a
@@ -89,7 +89,7 @@ def make(settings: Corpus, folder: Path, team: Team) -> bool:
             ]
             for source, pieces in cut.items()
         }
-        done = iter(team.run(list(chain.from_iterable(tasks.values())), partial, "reading"))
+        done = iter(pool.run(list(chain.from_iterable(tasks.values())), partial, "reading"))
         records = {name: list(islice(done, len(of_source))) for name, of_source in tasks.items()}
         files = [(split, entry) for done in records.values() for r in done for split, entry in r["files"]]
         counts = [_count(source, records[source.name], files) for source in settings.sources]

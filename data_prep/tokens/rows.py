@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Task, Team
+from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.tokens import mix, packing
 from data_prep.vocabulary.tokenizer import every_special_id, special_ids
 from scaler.config.recipe import Corpus
@@ -123,7 +123,13 @@ def _blocks_of(lengths: np.ndarray) -> Iterator[slice]:
 
 
 def make(
-    shards: Path, tokenizer: Path, folder: Path, seq_len: int, min_tokens: Mapping[str, int], corpus: Corpus, team: Team
+    shards: Path,
+    tokenizer: Path,
+    folder: Path,
+    seq_len: int,
+    min_tokens: Mapping[str, int],
+    corpus: Corpus,
+    pool: WorkerPool,
 ) -> bool:
     """Pack the shards unless the folder already is what they make; say whether it was written.
 
@@ -174,7 +180,7 @@ def make(
             )
             for (split, group), counts_file in zip(groups, counts, strict=True)
         ]
-        records = team.run(tasks, partial, "packing", "token")
+        records = pool.run(tasks, partial, "packing", "token")
         splits: dict[str, list[dict[str, Any]]] = {split: [] for split in manifest["splits"]}
         for (split, group), record in zip(groups, records, strict=True):
             known = all("characters" in entry for entry in group)  # not in adopted shards

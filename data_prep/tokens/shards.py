@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard, write_shard
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Task, Team
+from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, read_manifest
 from scaler.data.token_rows import dtype_for
@@ -47,7 +47,7 @@ def _tokenizer(file: Path, xxh3: str) -> Tokenizer:
     return tokenizer
 
 
-def make(text: Path, tokenizer: Path, folder: Path, team: Team) -> bool:
+def make(text: Path, tokenizer: Path, folder: Path, pool: WorkerPool) -> bool:
     """Tokenise the text unless the folder already is what it makes; say whether it was written.
 
     Raises: ScalerError when text or tokenizer are damaged or absent, or a process dies.
@@ -72,7 +72,7 @@ def make(text: Path, tokenizer: Path, folder: Path, team: Team) -> bool:
             for _, entry in files
         ]
         splits: dict[str, list[dict[str, Any]]] = {split: [] for split in content["splits"]}
-        for (split, _), entry in zip(files, team.run(tasks, partial, "tokenising"), strict=True):
+        for (split, _), entry in zip(files, pool.run(tasks, partial, "tokenising"), strict=True):
             splits[split].append(entry)
         history = [
             *content["history"],

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from data_prep.formats.token_shards import Shard, write_shard
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.adopt import adopt
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens import rows
@@ -95,7 +95,7 @@ def test_special_tokens_around_documents_are_found_and_left_out(tmp_path, tokeni
         32,
         {"train": 1, "heldout": 1},  # and no test split
         Corpus(sources=(Source("a"),)),
-        Team(),
+        WorkerPool(),
     )
     counts = np.bincount(np.concatenate(documents[:60]), minlength=400)
     assert np.array_equal(token_rows.read(mine / "rows").unigram_counts(), counts)
@@ -147,12 +147,12 @@ def test_data_preparation_leaves_adopted_shards_alone_and_packs_them(
     adopt(tokenizer, prefixes[:2], prefixes[2:], tmp_path / "mine")
     before = files(tmp_path / "mine")
     recipe = load(str(tiny_recipe_file), [f"data.folder={tmp_path / 'mine'}"])
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     assert "adopted, used as it is; train 60 documents" in capsys.readouterr().out
     after = files(tmp_path / "mine")
     assert {path: after[path] for path in before} == before
     assert {path.parent for path in after.keys() - before.keys()} == {recipe.rows_folder}
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     assert files(tmp_path / "mine") == after
 
 

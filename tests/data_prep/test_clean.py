@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_prep import clean
 from data_prep.cleaning import clean as cleaning_clean
 from data_prep.formats import texts
-from data_prep.pipeline.workers import Team, gathered
+from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.sources import corpus
 from scaler.config.recipe import Cleaning, Corpus, Source
 from scaler.core.errors import ScalerError
@@ -258,7 +258,7 @@ def text(tmp_path_factory):
         lines = [json.dumps({"id": f"{name}/{n}", "text": f"{name}: {text}"}) for n, text in enumerate(DOCUMENTS)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sources = tuple(Source(str(folder / f"{name}.jsonl"), id_field="id") for name in ("one", "two"))
-    corpus.make(Corpus(sources=sources, heldout_percent=20, test_percent=20), folder / "corpus", Team())
+    corpus.make(Corpus(sources=sources, heldout_percent=20, test_percent=20), folder / "corpus", WorkerPool())
     return folder / "corpus"
 
 
@@ -273,7 +273,7 @@ def documents(folder):
 
 
 def test_what_is_left_keeps_id_split_and_order(text, tmp_path):
-    assert cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
+    assert cleaning_clean.make(text, tmp_path / "clean", SETTINGS, WorkerPool())
     before, after = documents(text), documents(tmp_path / "clean")
     expected = {name: (split, cleaned(doc, **vars(SETTINGS))[0]) for name, (split, doc) in before.items()}
     assert list(after.items()) == [(name, kept) for name, kept in expected.items() if kept[1] is not None]
@@ -281,7 +281,7 @@ def test_what_is_left_keeps_id_split_and_order(text, tmp_path):
 
 
 def test_the_manifest_counts_what_was_done_and_examples_show_it(text, tmp_path):
-    cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
+    cleaning_clean.make(text, tmp_path / "clean", SETTINGS, WorkerPool())
     manifest = read_manifest(tmp_path / "clean", "clean")
     assert manifest["counts"] == {
         "changed.markup": 60,
@@ -319,18 +319,18 @@ def test_each_file_gives_no_more_examples_than_are_kept(text, tmp_path):
 
 
 def test_two_processes_make_the_bytes_that_one_makes(text, tmp_path):
-    cleaning_clean.make(text, tmp_path / "one", SETTINGS, Team())
-    with gathered(2) as team:
-        cleaning_clean.make(text, tmp_path / "two", SETTINGS, team)
+    cleaning_clean.make(text, tmp_path / "one", SETTINGS, WorkerPool())
+    with worker_pool(2) as pool:
+        cleaning_clean.make(text, tmp_path / "two", SETTINGS, pool)
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert len([name for name in one if name.endswith(texts.EXTENSION)]) == 6
 
 
 def test_made_twice_it_is_up_to_date_and_other_settings_make_it_anew(text, tmp_path):
-    assert cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
-    assert not cleaning_clean.make(text, tmp_path / "clean", SETTINGS, Team())
-    assert cleaning_clean.make(text, tmp_path / "clean", Cleaning(min_characters=7), Team())
+    assert cleaning_clean.make(text, tmp_path / "clean", SETTINGS, WorkerPool())
+    assert not cleaning_clean.make(text, tmp_path / "clean", SETTINGS, WorkerPool())
+    assert cleaning_clean.make(text, tmp_path / "clean", Cleaning(min_characters=7), WorkerPool())
     assert read_manifest(tmp_path / "clean", "clean")["counts"] == {}
 
 
@@ -343,14 +343,14 @@ def long_and_short(tmp_path):
         (tmp_path / "long.txt").write_text("\n\n".join(long), encoding="utf-8")
         (tmp_path / "short.txt").write_text("\n\n".join(f"tiny {number}" for number in range(40)), encoding="utf-8")
         sources = (Source(str(tmp_path / "long.txt")), Source(str(tmp_path / "short.txt")))
-        corpus.make(Corpus(sources=sources, heldout_percent=20, test_percent=20), tmp_path / "corpus", Team())
+        corpus.make(Corpus(sources=sources, heldout_percent=20, test_percent=20), tmp_path / "corpus", WorkerPool())
         return tmp_path / "corpus"
 
     return make
 
 
 def test_a_file_of_which_nothing_is_left_is_no_file(long_and_short, tmp_path):
-    cleaning_clean.make(long_and_short(*texts.SPLITS), tmp_path / "clean", Cleaning(min_characters=50), Team())
+    cleaning_clean.make(long_and_short(*texts.SPLITS), tmp_path / "clean", Cleaning(min_characters=50), WorkerPool())
     left = [entry["source"] for entry in texts.entries(texts.manifest(tmp_path / "clean"))]
     assert left == ["long", "long", "long"]
     assert len(list((tmp_path / "clean").glob(f"*{texts.EXTENSION}"))) == 3
@@ -362,13 +362,13 @@ def test_a_split_of_which_nothing_is_left_is_named(long_and_short, tmp_path, emp
     said = rf"the {emptied} split would be empty; .*dropped\.length\.too_short 40\); switch steps off"
     without = ", or set corpus.test_percent=0 to have no test split" if emptied == "test" else ""
     with pytest.raises(ScalerError, match=f"{said}{without}$"):
-        cleaning_clean.make(long_and_short(*kept), tmp_path / "clean", Cleaning(min_characters=50), Team())
+        cleaning_clean.make(long_and_short(*kept), tmp_path / "clean", Cleaning(min_characters=50), WorkerPool())
     assert not (tmp_path / "clean").exists()
 
 
 def test_dropping_all_text_is_one_clear_error(text, tmp_path):
     with pytest.raises(ScalerError) as raised:
-        cleaning_clean.make(text, tmp_path / "clean", Cleaning(min_characters=10_000), Team())
+        cleaning_clean.make(text, tmp_path / "clean", Cleaning(min_characters=10_000), WorkerPool())
     assert str(raised.value) == (
         "the train split would be empty; cleaning dropped all of it (dropped.length.too_short 238); switch steps off"
     )
@@ -388,7 +388,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_get_it(text, tmp_path, m
     monkeypatch.delitem(sys.modules, "data_prep.cleaning.quality", raising=False)
     monkeypatch.delattr("data_prep.cleaning.quality", raising=False)
     with pytest.raises(ScalerError, match=rf"needs {package} .*install it with `pip install '\.\[clean\]'`") as raised:
-        cleaning_clean.make(text, tmp_path / "clean", Cleaning(**settings), Team())
+        cleaning_clean.make(text, tmp_path / "clean", Cleaning(**settings), WorkerPool())
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 

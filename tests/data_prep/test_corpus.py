@@ -21,7 +21,7 @@ from limits import limit
 
 from data_prep.formats import texts
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team, gathered
+from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.sources import corpus, readers
 from scaler.config.recipe import Corpus, Source
 from scaler.core.errors import ScalerError
@@ -50,7 +50,7 @@ def make(tmp_path):
 
     def make(documents, name="source.jsonl", **settings):
         (tmp_path / name).write_bytes((gzip.compress if name.endswith(".gz") else bytes)(json_lines(documents)))
-        return corpus.make(corpus_of(tmp_path / name, **settings), tmp_path / "corpus", Team())
+        return corpus.make(corpus_of(tmp_path / name, **settings), tmp_path / "corpus", WorkerPool())
 
     return make
 
@@ -174,7 +174,7 @@ def test_documents_come_back_in_order_with_every_character(make, tmp_path):
 def test_documents_keep_their_ids(tmp_path):
     lines = [{"text": f"document {number}", "key": f"größe/{number}"} for number in range(100)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    corpus.make(corpus_of(tmp_path / "a.jsonl", id_field="key"), tmp_path / "corpus", Team())
+    corpus.make(corpus_of(tmp_path / "a.jsonl", id_field="key"), tmp_path / "corpus", WorkerPool())
     found = {d for split in texts.SPLITS for d in documents_of(tmp_path / "corpus", split)}
     assert found == {(line["text"], line["key"]) for line in lines}
 
@@ -187,16 +187,16 @@ def test_two_documents_of_one_id_are_refused(tmp_path, part_mib):
     settings = corpus_of(tmp_path / "a.jsonl", id_field="id", part_mib=part_mib)
     said = r"a\.jsonl: 2 documents bear an id in 'id' that another one bears; make the ids unique"
     with pytest.raises(ScalerError, match=said):
-        corpus.make(settings, tmp_path / "corpus", Team())
+        corpus.make(settings, tmp_path / "corpus", WorkerPool())
     assert not (tmp_path / "corpus").exists()
-    assert corpus.make(corpus_of(tmp_path / "a.jsonl", part_mib=part_mib), tmp_path / "corpus", Team())
+    assert corpus.make(corpus_of(tmp_path / "a.jsonl", part_mib=part_mib), tmp_path / "corpus", WorkerPool())
 
 
 def test_two_sources_may_use_the_same_ids(tmp_path):
     for name in ("a", "b"):
         lines = [{"text": f"{name} {number}", "id": number} for number in range(100)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert corpus.make(corpus_of(*tmp_path.glob("*.jsonl"), id_field="id"), tmp_path / "corpus", Team())
+    assert corpus.make(corpus_of(*tmp_path.glob("*.jsonl"), id_field="id"), tmp_path / "corpus", WorkerPool())
 
 
 @pytest.mark.parametrize("name", ["source.jsonl.gz", "source.jsonl"])  # read as one piece, and as many
@@ -268,7 +268,7 @@ def test_several_sources_are_kept_apart_file_by_file(tmp_path):
         Source(str(tmp_path / "b"), text_unit="line"),
         Source(str(tmp_path / "c.parquet"), name="third", text_field="body"),
     )
-    corpus.make(settings, tmp_path / "corpus", Team())
+    corpus.make(settings, tmp_path / "corpus", WorkerPool())
     manifest = read_manifest(tmp_path / "corpus", "corpus")
     assert [(s["name"], s["documents"]) for s in manifest["sources"]] == [("a", 100), ("b", 100), ("third", 100)]
     found = {name: [] for name in of_source}
@@ -285,23 +285,23 @@ def test_a_weight_that_changes_leaves_the_corpus_as_it_is(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_bytes(json_lines(f"{name} {number}" for number in range(100)))
     paths = [str(path) for path in sorted(tmp_path.glob("*.jsonl"))]
-    assert corpus.make(corpus_of(*paths), tmp_path / "corpus", Team())
+    assert corpus.make(corpus_of(*paths), tmp_path / "corpus", WorkerPool())
     for mix in ({"weight": 3.0}, {"epochs": 2.0}):
-        assert not corpus.make(corpus_of(*paths, **mix), tmp_path / "corpus", Team())
+        assert not corpus.make(corpus_of(*paths, **mix), tmp_path / "corpus", WorkerPool())
     weighted = corpus_of(*paths, weight=1.0, tokens=100)
-    assert not corpus.make(weighted, tmp_path / "corpus", Team())
+    assert not corpus.make(weighted, tmp_path / "corpus", WorkerPool())
 
 
 def test_made_twice_it_is_up_to_date_and_left_alone(make, tmp_path):
     assert make(make_documents(100))
     before = state(tmp_path / "corpus")
-    assert not corpus.make(corpus_of(tmp_path / "source.jsonl"), tmp_path / "corpus", Team())
+    assert not corpus.make(corpus_of(tmp_path / "source.jsonl"), tmp_path / "corpus", WorkerPool())
     assert state(tmp_path / "corpus") == before
 
 
 def test_the_same_source_gives_the_same_bytes(make, tmp_path):
     make(make_documents(100))
-    corpus.make(corpus_of(tmp_path / "source.jsonl"), tmp_path / "again", Team())
+    corpus.make(corpus_of(tmp_path / "source.jsonl"), tmp_path / "again", WorkerPool())
     assert content(tmp_path / "again") == content(tmp_path / "corpus")
 
 
@@ -328,15 +328,15 @@ def large(tmp_path_factory):
         (folder / "a" / name).write_bytes(json_lines(long))
     settings = corpus_of(folder / "a", part_mib=1)
     assert len(readers.pieces(settings.sources[0], MIB)) >= 8
-    corpus.make(settings, folder / "whole", Team())
+    corpus.make(settings, folder / "whole", WorkerPool())
     return settings, content(folder / "whole")
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_makes_the_same_bytes(large, tmp_path, processes):
     settings, whole = large
-    with gathered(processes) as team:
-        assert corpus.make(settings, tmp_path / "corpus", team)
+    with worker_pool(processes) as pool:
+        assert corpus.make(settings, tmp_path / "corpus", pool)
     assert content(tmp_path / "corpus") == whole
 
 
@@ -350,7 +350,7 @@ def test_an_error_in_the_middle_leaves_what_was_there_before(make, tmp_path, the
     (source / "a.txt").write_text("\n\n".join(make_documents(1000)))
     (source / "b.jsonl").write_text("no JSON")
     with pytest.raises(ScalerError, match=r"b\.jsonl, line 1"):
-        corpus.make(corpus_of(source), tmp_path / "corpus", Team())
+        corpus.make(corpus_of(source), tmp_path / "corpus", WorkerPool())
     assert not (tmp_path / "corpus.partial").exists()  # no task was done
     assert (state(tmp_path / "corpus") if (tmp_path / "corpus").exists() else None) == before
 
@@ -381,16 +381,16 @@ def test_after_an_error_the_next_run_goes_on_and_makes_the_same_bytes(large, rea
     settings, whole = large
     pieces = readers.pieces(settings.sources[0], MIB)
     if there_before:
-        corpus.make(dataclasses.replace(settings, heldout_percent=20), tmp_path / "corpus", Team())
+        corpus.make(dataclasses.replace(settings, heldout_percent=20), tmp_path / "corpus", WorkerPool())
     before = state(tmp_path / "corpus") if there_before else None
     reader.began, reader.fails_at = [], fails_at
     with pytest.raises(ScalerError, match="the network is down"):
-        corpus.make(settings, tmp_path / "corpus", Team())
+        corpus.make(settings, tmp_path / "corpus", WorkerPool())
     assert reader.began == pieces[:fails_at]
     assert (state(tmp_path / "corpus") if (tmp_path / "corpus").exists() else None) == before
     assert len(list((tmp_path / "corpus.partial" / folders.TASKS).glob("*.json"))) == fails_at - 1
     reader.began, reader.fails_at = [], None
-    assert corpus.make(settings, tmp_path / "corpus", Team())
+    assert corpus.make(settings, tmp_path / "corpus", WorkerPool())
     assert reader.began == pieces[fails_at - 1 :]
     assert content(tmp_path / "corpus") == whole
     assert names(tmp_path) == ["corpus"]
@@ -403,11 +403,11 @@ def test_after_an_error_a_run_of_other_settings_starts_anew(large, reader, tmp_p
     settings = dataclasses.replace(large[0], **change)
     reader.fails_at = 5
     with pytest.raises(ScalerError, match="the network is down"):
-        corpus.make(large[0], tmp_path / "corpus", Team())
+        corpus.make(large[0], tmp_path / "corpus", WorkerPool())
     reader.began, reader.fails_at = [], None
-    assert corpus.make(settings, tmp_path / "corpus", Team())
+    assert corpus.make(settings, tmp_path / "corpus", WorkerPool())
     assert reader.began == readers.pieces(settings.sources[0], settings.part_mib * MIB)
-    corpus.make(settings, tmp_path / "whole", Team())
+    corpus.make(settings, tmp_path / "whole", WorkerPool())
     assert content(tmp_path / "corpus") == content(tmp_path / "whole")
 
 
@@ -416,11 +416,11 @@ def test_a_source_that_is_repaired_is_read_anew(tmp_path, reader):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(lines) + b"no JSON\n")
     with pytest.raises(ScalerError, match=r"a\.jsonl, line 3001: not JSON"):
-        corpus.make(corpus_of(path, part_mib=1), tmp_path / "corpus", Team())
+        corpus.make(corpus_of(path, part_mib=1), tmp_path / "corpus", WorkerPool())
     assert names(tmp_path) == ["a.jsonl", "corpus.partial"]
     path.write_bytes(json_lines(lines[5:]))
     reader.began = []
-    assert corpus.make(corpus_of(path, part_mib=1), tmp_path / "corpus", Team())
+    assert corpus.make(corpus_of(path, part_mib=1), tmp_path / "corpus", WorkerPool())
     assert len(reader.began) == len(readers.pieces(Source(str(path)), MIB))
     assert sorted(split_of_each(tmp_path / "corpus")) == sorted(lines[5:])
 
@@ -439,18 +439,18 @@ def test_an_error_in_one_of_two_processes_keeps_what_is_done_and_the_next_run_go
         os.utime(path, (1, 1))  # the same source to a run that comes back
 
     put(good)
-    corpus.make(settings, tmp_path / "whole" / "corpus", Team())
+    corpus.make(settings, tmp_path / "whole" / "corpus", WorkerPool())
     put(bad)
-    with gathered(2) as team, pytest.raises(ScalerError, match=r"5\.jsonl, line 1200: not JSON"):
-        corpus.make(settings, tmp_path / "corpus", team)
+    with worker_pool(2) as pool, pytest.raises(ScalerError, match=r"5\.jsonl, line 1200: not JSON"):
+        corpus.make(settings, tmp_path / "corpus", pool)
     partial = tmp_path / "corpus.partial"
     done = [json.loads(record.read_text()) for record in (partial / folders.TASKS).glob("*.json")]
     files = [entry["name"] + texts.EXTENSION for record in done for _, entry in record["files"]]
     before = {name: (partial / name).stat().st_mtime_ns for name in files}
     assert before
     put(good)
-    with gathered(2) as team:
-        assert corpus.make(settings, tmp_path / "corpus", team)
+    with worker_pool(2) as pool:
+        assert corpus.make(settings, tmp_path / "corpus", pool)
     assert {name: (tmp_path / "corpus" / name).stat().st_mtime_ns for name in files} == before
     assert content(tmp_path / "corpus") == content(tmp_path / "whole" / "corpus")
 
@@ -562,7 +562,7 @@ def test_what_others_wrote_is_not_replaced(tmp_path, put, below):
     before = [(path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()]
     (tmp_path / "a.txt").write_text("\n\n".join(make_documents(100)))
     with pytest.raises(ScalerError, match=r"out.*name another folder"):
-        corpus.make(corpus_of(tmp_path / "a.txt"), tmp_path / "out" / below, Team())
+        corpus.make(corpus_of(tmp_path / "a.txt"), tmp_path / "out" / below, WorkerPool())
     assert all(path.read_bytes() == content for path, content in before)
     assert names(tmp_path) == ["a.txt", "out"]
 
@@ -573,7 +573,7 @@ def test_a_source_that_would_hold_its_own_corpus_is_refused(tmp_path, below):
     (tmp_path / "source" / "a.txt").write_text("\n\n".join(make_documents(100)))
     (tmp_path / "link").symlink_to("source")
     with pytest.raises(ScalerError, match=r"lies in the source .*name another folder"):
-        corpus.make(corpus_of(tmp_path / "source"), tmp_path / "link" / below, Team())
+        corpus.make(corpus_of(tmp_path / "source"), tmp_path / "link" / below, WorkerPool())
     assert names(tmp_path / "source") == ["a.txt"]
 
 
@@ -605,7 +605,7 @@ def test_a_source_without_documents_is_named_with_a_remedy(tmp_path, name, write
     (tmp_path / "others.txt").write_text("\n\n".join(make_documents(100)))
     paths = [tmp_path / "others.txt", tmp_path / name] if others else [tmp_path / name]
     with pytest.raises(ScalerError, match=rf"{name}: holds no text; take it out of corpus\.sources, or bring its"):
-        corpus.make(corpus_of(*paths), tmp_path / "corpus", Team())
+        corpus.make(corpus_of(*paths), tmp_path / "corpus", WorkerPool())
     assert not (tmp_path / "corpus").exists()
 
 

@@ -17,7 +17,7 @@ from data_prep.cleaning.clean import EXAMPLES, EXAMPLES_KEPT
 from data_prep.formats import texts
 from data_prep.formats.texts import Document
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team, gathered
+from data_prep.pipeline.workers import WorkerPool, worker_pool
 from scaler.config.recipe import Dedup
 from scaler.core.errors import ScalerError
 
@@ -31,7 +31,7 @@ def drop(tmp_path):
 
     def drop(files, settings=None, name="text"):
         write(tmp_path / name, files)
-        assert dedup.make(tmp_path / name, tmp_path / f"{name}-dedup", settings or Dedup(), Team())
+        assert dedup.make(tmp_path / name, tmp_path / f"{name}-dedup", settings or Dedup(), WorkerPool())
         left = read(tmp_path / f"{name}-dedup")
         return {file: left.get(file, []) for file in files}
 
@@ -102,11 +102,11 @@ def test_exact_search_keeps_the_first_of_each_text(documents):
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "text", files)
         if any(expected[name] for name in names[1:] if name in expected):
-            dedup.make(Path(folder) / "text", Path(folder) / "out", EXACT, Team())
+            dedup.make(Path(folder) / "text", Path(folder) / "out", EXACT, WorkerPool())
             assert read(Path(folder) / "out") == {name: mine for name, mine in expected.items() if mine}
         else:
             with pytest.raises(ScalerError, match="the train split would be empty"):
-                dedup.make(Path(folder) / "text", Path(folder) / "out", EXACT, Team())
+                dedup.make(Path(folder) / "text", Path(folder) / "out", EXACT, WorkerPool())
 
 
 def test_documents_of_different_words_or_case_are_no_exact_repeats(drop):
@@ -235,7 +235,7 @@ def planted(tmp_path_factory):
     others = [Document(text, f"other {number}") for number, text in enumerate(unrelated(1000, seed=1, size=100))]
     files = {"heldout-some": originals[::10], "train-some": [d for n, d in enumerate(originals) if n % 10]}
     write(folder / "text", {**files, "train-others": others, "train-copies": copies})
-    dedup.make(folder / "text", folder / "dedup", Dedup(), Team())
+    dedup.make(folder / "text", folder / "dedup", Dedup(), WorkerPool())
     content = texts.manifest(folder / "dedup")
     left = {document.id for entry in texts.entries(content) for document in texts.read(folder / "dedup", entry)}
     dropped = np.array([copy.id not in left for copy in copies])
@@ -332,13 +332,13 @@ def test_any_number_of_processes_and_parts_makes_the_same_bytes(drop, tmp_path, 
     drop(SOME)
     before = bytes_of(tmp_path / "text-dedup")
     (tmp_path / "text-dedup").rename(tmp_path / "first")
-    with gathered(2) as team:
-        dedup.make(tmp_path / "text", tmp_path / "text-dedup", Dedup(), team)
+    with worker_pool(2) as pool:
+        dedup.make(tmp_path / "text", tmp_path / "text-dedup", Dedup(), pool)
     assert bytes_of(tmp_path / "text-dedup") == before
     (tmp_path / "text-dedup").rename(tmp_path / "second")
     monkeypatch.setattr(repeats, "KEYS_AT_ONCE", 30)
     assert repeats.parts_for(200) == 7
-    dedup.make(tmp_path / "text", tmp_path / "text-dedup", Dedup(), Team())
+    dedup.make(tmp_path / "text", tmp_path / "text-dedup", Dedup(), WorkerPool())
     assert bytes_of(tmp_path / "text-dedup") == before
 
 
@@ -387,14 +387,14 @@ def test_training_text_that_is_all_held_out_is_refused(tmp_path):
     with pytest.raises(
         ScalerError, match="the train split would be empty; all of it repeats held-out or test documents"
     ):
-        dedup.make(tmp_path / "text", tmp_path / "out", Dedup(), Team())
+        dedup.make(tmp_path / "text", tmp_path / "out", Dedup(), WorkerPool())
     assert not (tmp_path / "out").exists()
 
 
 def test_made_twice_it_is_up_to_date_and_other_settings_make_it_anew(drop, tmp_path):
     drop(SOME)
-    assert not dedup.make(tmp_path / "text", tmp_path / "text-dedup", Dedup(), Team())
-    assert dedup.make(tmp_path / "text", tmp_path / "text-dedup", EXACT, Team())
+    assert not dedup.make(tmp_path / "text", tmp_path / "text-dedup", Dedup(), WorkerPool())
+    assert dedup.make(tmp_path / "text", tmp_path / "text-dedup", EXACT, WorkerPool())
     assert set(manifest(tmp_path)["counts"]) == {"dropped.exact.of_heldout", "dropped.exact.within_split"}
 
 

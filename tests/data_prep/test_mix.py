@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.formats.token_shards import Shard
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens import mix
 from data_prep.vocabulary.tokenizer import special_ids
@@ -156,7 +156,7 @@ def prepared(folder, how):
     text = TINY_RECIPE.replace("SOURCE", sources).replace("part_mib: 1", f"part_mib: 1{tokens}")
     (folder / "mix.yaml").write_text(text.replace("FOLDER", str(folder / "data")), encoding="utf-8")
     recipe = load(str(folder / "mix.yaml"))
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     return folder / "data", recipe
 
 
@@ -216,7 +216,7 @@ def test_a_mix_of_too_few_tokens_for_a_row_is_refused(tmp_path, few, given):
     (tmp_path / "mix.yaml").write_text(text, encoding="utf-8")
     tokens = ["corpus.tokens=7"] if given else []
     with pytest.raises(ScalerError, match=rf"the train split gives {given} tokens, not enough for one row"):
-        prepare(load(str(tmp_path / "mix.yaml"), tokens), Team())
+        prepare(load(str(tmp_path / "mix.yaml"), tokens), WorkerPool())
 
 
 def test_a_source_whose_documents_are_all_dropped_is_named_before_rows_are_packed(two_sources, tmp_path):
@@ -228,5 +228,5 @@ def test_a_source_whose_documents_are_all_dropped_is_named_before_rows_are_packe
     text = text.replace("FOLDER", str(tmp_path / "data")) + "cleaning: {min_characters: 20}\n"
     (tmp_path / "mix.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ScalerError, match=r"the source few has weight 1\.0 in the mix, but no training tokens"):
-        prepare(load(str(tmp_path / "mix.yaml")), Team())
+        prepare(load(str(tmp_path / "mix.yaml")), WorkerPool())
     assert not list((tmp_path / "data").glob("rows*"))

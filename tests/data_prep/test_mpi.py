@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, TINY_RECIPE, make_documents
 from limits import limit
 
-from data_prep.pipeline.workers import Team, gathered
+from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import load
 from scaler.distributed import mpi
@@ -55,8 +55,8 @@ def recipe(tmp_path_factory):
 def reference(recipe):
     """What two processes make without MPI: the bytes of all files by path."""
     data = recipe.parent / "reference"
-    with gathered(2) as team:
-        prepare(load(str(recipe), [f"data.folder={data}"]), team)
+    with worker_pool(2) as pool:
+        prepare(load(str(recipe), [f"data.folder={data}"]), pool)
     content = folders_of(data)
     names = {"corpus", "clean", "dedup", "tokenizer", "shards", "rows-32"}
     assert {path.parts[0] for path in content} == names
@@ -94,7 +94,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_run_makes_the_same_bytes(recipe
     assert all(reference[path] == content for path, content in whole.items())
     begun = {path.parts[0] for path in whole}
     assert set(whole) == {path for path in reference if path.parts[0] in begun}
-    prepare(load(str(recipe), [f"data.folder={data}"]), Team())
+    prepare(load(str(recipe), [f"data.folder={data}"]), WorkerPool())
     assert folders_of(data) == reference
 
 

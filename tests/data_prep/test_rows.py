@@ -13,7 +13,7 @@ from data_prep import rows
 from data_prep.formats import texts
 from data_prep.formats.token_shards import write_shard
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens import rows as tokens_rows
 from data_prep.vocabulary.tokenizer import special_ids
@@ -75,7 +75,9 @@ def make(tmp_path, tiny_recipe):
 
     def make(seq_len=32, min_tokens=1, tokenizer=tiny_recipe.tokenizer_folder):
         least = min_tokens if isinstance(min_tokens, dict) else dict.fromkeys(texts.SPLITS, min_tokens)
-        return tokens_rows.make(tmp_path / "shards", tokenizer, tmp_path / "rows", seq_len, least, NOT_MIXED, Team())
+        return tokens_rows.make(
+            tmp_path / "shards", tokenizer, tmp_path / "rows", seq_len, least, NOT_MIXED, WorkerPool()
+        )
 
     return make
 
@@ -134,7 +136,7 @@ def test_ids_are_as_wide_as_the_vocabulary_needs(shards, make, tmp_path, vocab_s
 def test_documents_that_fit_are_whole_and_decode_to_their_text(tiny_recipe, tmp_path):
     data = tiny_recipe.rows_folder.parent
     least = dict.fromkeys(texts.SPLITS, 1)
-    tokens_rows.make(data / "shards", data / "tokenizer", tmp_path / "rows", 512, least, NOT_MIXED, Team())
+    tokens_rows.make(data / "shards", data / "tokenizer", tmp_path / "rows", 512, least, NOT_MIXED, WorkerPool())
     decode = Tokenizer.from_file(str(data / "tokenizer" / "tokenizer.json")).decode
     corpus = read_manifest(data / "corpus", "corpus")
     for split in texts.SPLITS:
@@ -303,7 +305,7 @@ def test_more_masking_is_refused_in_training_until_data_preparation_has_packed_a
     with pytest.raises(ScalerError, match=r"mask_probability=0\.6 masks 19; run `python -m data_prep`") as raised:
         open_prepared(recipe).rows("train", recipe, 2)
     assert "\n" not in str(raised.value)
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     assert "rows-32: written in" in capsys.readouterr().out
     assert token_rows.read(recipe.rows_folder).least_maskable("train") >= 19
     assert open_prepared(recipe).rows("train", recipe, 2).at(0, 4).labels.shape == (4, 19)
@@ -317,7 +319,7 @@ def test_less_masking_trains_on_the_rows_that_are_there(own_data):
 
 def test_another_row_length_makes_another_folder_beside_the_first(own_data, tmp_path):
     before = checksum(tmp_path / "data" / "rows-32" / "manifest.json")
-    prepare(own_data("data.seq_len=48"), Team())
+    prepare(own_data("data.seq_len=48"), WorkerPool())
     assert sorted(path.name for path in (tmp_path / "data").glob("rows*")) == ["rows-32", "rows-48"]
     assert checksum(tmp_path / "data" / "rows-32" / "manifest.json") == before
     assert read(tmp_path / "data" / "rows-48", "train").shape[1] == 48

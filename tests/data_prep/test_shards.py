@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team, gathered
+from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.sources import corpus
 from data_prep.tokens import shards
 from data_prep.vocabulary import tokenizer
@@ -38,9 +38,9 @@ def data(tmp_path_factory):
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in make_documents(18_000) + odd))
     (folder / "b.txt").write_text("\n\n".join(make_documents(300, seed=1)))
     sources = (Source(str(folder / "a.jsonl")), Source(str(folder / "b.txt")))
-    corpus.make(Corpus(sources, heldout_percent=10.0, test_percent=10.0, part_mib=1), folder / "corpus", Team())
+    corpus.make(Corpus(sources, heldout_percent=10.0, test_percent=10.0, part_mib=1), folder / "corpus", WorkerPool())
     tokenizer.make(folder / "corpus", folder / "tokenizer", TokenizerSettings(400))
-    shards.make(folder / "corpus", folder / "tokenizer", folder / "shards", Team())
+    shards.make(folder / "corpus", folder / "tokenizer", folder / "shards", WorkerPool())
     return folder
 
 
@@ -78,8 +78,8 @@ def ids_of(folder, split=None):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_makes_the_bytes_that_one_makes(data, tmp_path, processes):
-    with gathered(processes) as team:
-        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", team)
+    with worker_pool(processes) as pool:
+        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", pool)
     assert len(entries(read(data / "shards"), "train")) > 2
     assert content(tmp_path / "shards") == content(data / "shards")
 
@@ -101,7 +101,7 @@ def test_each_shard_holds_the_documents_of_one_file_of_text_in_order(data):
 @pytest.mark.parametrize("at_once", [1, 7, 100_000])
 def test_the_bytes_are_the_same_however_many_documents_are_tokenised_at_once(data, tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(shards, "DOCUMENTS_AT_ONCE", at_once)
-    shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", Team())
+    shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", WorkerPool())
     assert content(tmp_path / "shards") == content(data / "shards")
 
 
@@ -135,14 +135,14 @@ def test_the_manifest_tells_the_truth(data):
 
 def test_made_twice_they_are_up_to_date_and_left_alone(data):
     before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (data / "shards").iterdir()}
-    assert not shards.make(data / "corpus", data / "tokenizer", data / "shards", Team())
+    assert not shards.make(data / "corpus", data / "tokenizer", data / "shards", WorkerPool())
     assert {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in (data / "shards").iterdir()} == before
 
 
 def test_another_tokenizer_has_them_made_anew(data, inputs):
     shutil.copytree(data / "shards", inputs[2])
     tokenizer.make(inputs[0], inputs[1], TokenizerSettings(350))
-    assert shards.make(*inputs, Team())
+    assert shards.make(*inputs, WorkerPool())
     assert read(inputs[2])["vocab_size"] == 350
     assert ids_of(inputs[2]).max() < 350
 
@@ -152,7 +152,7 @@ def test_other_text_has_them_made_anew(data, inputs):
     manifest = read_manifest(inputs[0], "corpus")
     manifest["splits"]["train"].pop()
     write_json(inputs[0] / "manifest.json", manifest)
-    assert shards.make(*inputs, Team())
+    assert shards.make(*inputs, WorkerPool())
     assert len(entries(read(inputs[2]))) == len(entries(read(data / "shards"))) - 1
     assert len(content(inputs[2])) == len(content(data / "shards")) - 2
 
@@ -162,7 +162,7 @@ def test_other_text_has_them_made_anew(data, inputs):
 def test_a_shard_that_is_missing_or_cut_short_has_them_made_anew(data, inputs, name, damage):
     shutil.copytree(data / "shards", inputs[2])
     damage(inputs[2] / name)
-    assert shards.make(*inputs, Team())
+    assert shards.make(*inputs, WorkerPool())
     assert content(inputs[2]) == content(data / "shards")
 
 
@@ -177,8 +177,8 @@ def flip_a_bit(path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_damaged_input_is_named_with_a_remedy(inputs, tmp_path, name, damage, processes):
     damage(tmp_path / name)
-    with gathered(processes) as team, pytest.raises(ScalerError) as raised:
-        shards.make(*inputs, team)
+    with worker_pool(processes) as pool, pytest.raises(ScalerError) as raised:
+        shards.make(*inputs, pool)
     said = "missing" if damage is os.unlink else "its checksum is not the manifest's, the file is damaged"
     assert str(raised.value) == f"{tmp_path / name}: {said}; delete its folder and prepare the data again"
     assert not inputs[2].exists()
@@ -191,12 +191,12 @@ def test_what_was_made_before_the_damage_is_kept_and_the_next_run_goes_on(data, 
     good = path.read_bytes()
     flip_a_bit(path)
     with pytest.raises(ScalerError, match="damaged"):
-        shards.make(*inputs, Team())
+        shards.make(*inputs, WorkerPool())
     assert [path.stem for path in (tmp_path / "shards.partial" / folders.TASKS).iterdir()] == ["train-a-00000-0000"]
     kept = tmp_path / "shards.partial" / "train-a-00000-0000.bin"
     before = kept.stat().st_mtime_ns
     path.write_bytes(good)
-    assert shards.make(*inputs, Team())
+    assert shards.make(*inputs, WorkerPool())
     assert (inputs[2] / kept.name).stat().st_mtime_ns == before
     assert content(inputs[2]) == content(data / "shards")
     assert names(tmp_path) == ["corpus", "shards", "tokenizer"]
@@ -207,11 +207,11 @@ def test_what_another_tokenizer_began_is_made_anew(data, inputs, tmp_path):
     good = path.read_bytes()
     flip_a_bit(path)
     with pytest.raises(ScalerError, match="damaged"):
-        shards.make(*inputs, Team())
+        shards.make(*inputs, WorkerPool())
     path.write_bytes(good)
     tokenizer.make(inputs[0], inputs[1], TokenizerSettings(350))
-    assert shards.make(*inputs, Team())
-    shards.make(*inputs[:2], tmp_path / "whole", Team())
+    assert shards.make(*inputs, WorkerPool())
+    shards.make(*inputs[:2], tmp_path / "whole", WorkerPool())
     assert content(inputs[2]) == content(tmp_path / "whole")
 
 
@@ -219,7 +219,7 @@ def test_what_another_tokenizer_began_is_made_anew(data, inputs, tmp_path):
 def test_missing_input_is_named_with_a_remedy(inputs, tmp_path, name):
     shutil.rmtree(tmp_path / name)
     with pytest.raises(ScalerError, match=rf"{name}: no {name} here .*prepare it first"):
-        shards.make(*inputs, Team())
+        shards.make(*inputs, WorkerPool())
 
 
 def test_no_process_is_too_few(data, tmp_path, run_command):
@@ -325,8 +325,8 @@ def test_a_killed_command_leaves_no_processes_and_nothing_that_the_next_trusts(r
     process.communicate(timeout=limit(PATIENCE))
     assert nobody_is_left(process)
     assert names(tmp_path) == ["shards.partial"]
-    with gathered(2) as team:
-        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", team)
+    with worker_pool(2) as pool:
+        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", pool)
     assert content(tmp_path / "shards") == content(data / "shards")
     assert names(tmp_path) == ["shards"]
 
@@ -344,8 +344,8 @@ def test_after_a_kill_the_next_run_keeps_the_shards_that_were_done(running, data
     assert nobody_is_left(process)
     done = [path.stem for path in (tmp_path / "shards.partial" / folders.TASKS).glob("*.json")]
     before = {name: (tmp_path / "shards.partial" / f"{name}.bin").stat().st_mtime_ns for name in done}
-    with gathered(processes) as team:
-        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", team)
+    with worker_pool(processes) as pool:
+        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", pool)
     assert {name: (tmp_path / "shards" / f"{name}.bin").stat().st_mtime_ns for name in done} == before
     assert content(tmp_path / "shards") == content(data / "shards")
     assert names(tmp_path) == ["shards"]
@@ -360,6 +360,6 @@ def test_a_killed_worker_is_one_clear_line_and_no_hang_and_the_next_run_goes_on(
     assert said.count("\n") == 1
     only_finished_shards_are_left(tmp_path)
     assert nobody_is_left(process)
-    assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", Team())
+    assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", WorkerPool())
     assert content(tmp_path / "shards") == content(data / "shards")
     assert names(tmp_path) == ["shards"]

@@ -15,7 +15,7 @@ from limits import limit
 from transformers import AutoTokenizer
 
 from data_prep.formats import texts
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus as corpus_stage
 from data_prep.vocabulary import tokenizer
 from scaler.config.recipe import Corpus, Source, Tokenizer
@@ -137,7 +137,7 @@ def test_a_document_stays_in_the_sample_whatever_stands_around_it(tmp_path):
 
     def sampled(texts):
         (tmp_path / "a.txt").write_text("\n\n".join(texts))
-        corpus_stage.make(Corpus(sources=(Source(str(tmp_path / "a.txt")),)), tmp_path / "corpus", Team())
+        corpus_stage.make(Corpus(sources=(Source(str(tmp_path / "a.txt")),)), tmp_path / "corpus", WorkerPool())
         entries = read_manifest(tmp_path / "corpus", "corpus")["splits"]["train"]
         return set(tokenizer.sample(tmp_path / "corpus", sum(entry["bytes"] for entry in entries) // 2))
 
@@ -167,7 +167,7 @@ def test_a_missing_corpus_or_part_of_it_is_named(corpus, tmp_path):
 
 def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(make_documents(60_000)), encoding="utf-8")
-    corpus_stage.make(Corpus(sources=(Source(str(tmp_path / "text.txt")),)), tmp_path / "corpus", Team())
+    corpus_stage.make(Corpus(sources=(Source(str(tmp_path / "text.txt")),)), tmp_path / "corpus", WorkerPool())
     process = subprocess.Popen(
         [sys.executable, "-m", "data_prep.tokenizer", "corpus", "--out", "out", "vocab_size=20000"],
         cwd=tmp_path,

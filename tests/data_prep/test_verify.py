@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import make_documents
 
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared import verify
 from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import load
@@ -23,7 +23,7 @@ def whole(tiny_recipe_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in make_documents(600)))
     settings = [f"data.folder={folder / 'data'}", f"corpus.sources=[{folder / 'text.jsonl'}]"]
-    prepare(load(str(tiny_recipe_file), [*settings, "cleaning.min_characters=8", "dedup.exact=true"]), Team())
+    prepare(load(str(tiny_recipe_file), [*settings, "cleaning.min_characters=8", "dedup.exact=true"]), WorkerPool())
     return folder / "data"
 
 
@@ -34,7 +34,7 @@ def data(whole, tmp_path):
 
 
 def problems(folder):
-    return [problem for stage in verify.stages(folder) for problem in verify.problems(stage, Team())]
+    return [problem for stage in verify.stages(folder) for problem in verify.problems(stage, WorkerPool())]
 
 
 def entry_of(folder):

@@ -16,7 +16,7 @@ from data_prep import inspect
 from data_prep import word2vec as data_prep_word2vec
 from data_prep.formats.token_shards import write_shard
 from data_prep.pipeline.folders import TASKS
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared import verify
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens.shards import write_manifest
@@ -485,18 +485,18 @@ def test_the_vectors_are_a_stage_of_a_recipe_that_asks_for_them(tmp_path, capsys
     (tmp_path / "text.txt").write_text("\n\n".join(make_documents(400)), encoding="utf-8")
     text = TINY_RECIPE.replace("SOURCE", str(tmp_path / "text.txt")).replace("FOLDER", str(tmp_path / "data"))
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
-    prepare(load(str(tmp_path / "tiny.yaml")), Team())
+    prepare(load(str(tmp_path / "tiny.yaml")), WorkerPool())
     assert not (tmp_path / "data" / "word2vec").exists()
     recipe = load(str(tmp_path / "tiny.yaml"), ["word2vec.vector_size=8", "seed=2"])
     capsys.readouterr()
     for how in ("written in", "up to date"):
-        prepare(recipe, Team(), threads=1)
+        prepare(recipe, WorkerPool(), threads=1)
         said = capsys.readouterr().out
         (line,) = (line for line in said.splitlines() if line.startswith(f"{recipe.word2vec_folder}: {how}"))
         assert "400 entries of 8 numbers" in line
     stages = verify.stages(tmp_path / "data")
     assert [stage.name for stage in stages] == ["corpus", "tokenizer", "shards", "word2vec", "rows-32"]
-    assert [problem for stage in stages for problem in verify.problems(stage, Team())] == []
+    assert [problem for stage in stages for problem in verify.problems(stage, WorkerPool())] == []
     monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path / "data")])
     inspect.main()
     assert "  nearest to " in capsys.readouterr().out
@@ -511,10 +511,10 @@ def test_verification_names_damaged_vectors_and_those_of_another_tokenizer(topic
     values[7, 3] = np.nan
     content = read_manifest(folder, "word2vec")
     xxh3 = word_vectors.write_array(folder / "vectors.npy", values)
-    assert "its checksum" in next(verify.problems(folder, Team()))
+    assert "its checksum" in next(verify.problems(folder, WorkerPool()))
     write_json(folder / "manifest.json", {**content, "vectors_xxh3": xxh3})
-    assert list(verify.problems(folder, Team())) == [
+    assert list(verify.problems(folder, WorkerPool())) == [
         f"{folder}: the vector of entry 7 is not finite; delete its folder and prepare the data again"
     ]
     write_json(folder / "manifest.json", {**content, "tokenizer_xxh3": "0" * 32})
-    assert "made with another tokenizer" in next(verify.problems(folder, Team()))
+    assert "made with another tokenizer" in next(verify.problems(folder, WorkerPool()))

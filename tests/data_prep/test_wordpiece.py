@@ -7,7 +7,7 @@ import torch
 from conftest import make_sentences
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus
 from data_prep.vocabulary import tokenizer
 from scaler.config.recipe import Corpus, Source, Tokenizer
@@ -23,7 +23,7 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
     (folder / "text.txt").write_text("\n".join(make_sentences()), encoding="utf-8")
     source = Source(str(folder / "text.txt"), text_unit="line")
-    corpus.make(Corpus(sources=(source,)), folder / "corpus", Team())
+    corpus.make(Corpus(sources=(source,)), folder / "corpus", WorkerPool())
     return folder / "corpus"
 
 
@@ -146,7 +146,7 @@ def test_words_of_more_than_a_hundred_characters_are_unknown_and_no_entries(tmp_
     lines = [f"{word} {long} {longest}" for word in make_sentences(400)]
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     source = Source(str(tmp_path / "text.txt"), text_unit="line")
-    corpus.make(Corpus(sources=(source,)), tmp_path / "corpus", Team())
+    corpus.make(Corpus(sources=(source,)), tmp_path / "corpus", WorkerPool())
     tokenizer.make(
         tmp_path / "corpus", tmp_path / "tokenizer", Tokenizer(500, kind="words", lowercase=True, pieces=350)
     )

@@ -1,4 +1,4 @@
-"""A team does each task once, tells of errors in one line, and two runs never write one folder."""
+"""A pool does each task once, tells of errors in one line, and two runs never write one folder."""
 
 import json
 import multiprocessing
@@ -15,7 +15,7 @@ import pytest
 from limits import limit
 
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import PARALLELISM, Task, Team, gathered
+from data_prep.pipeline.workers import PARALLELISM, Task, WorkerPool, worker_pool
 from scaler.core.errors import ScalerError
 from scaler.distributed import mpi
 
@@ -80,43 +80,43 @@ def records(folder):
 
 
 @pytest.fixture(params=[1, 2])
-def team(request):
+def pool(request):
     """One that works here, and one of two processes."""
     if request.param == 1:
-        yield Team()
+        yield WorkerPool()
     else:
-        with gathered(2) as team:
-            yield team
+        with worker_pool(2) as pool:
+            yield pool
 
 
-def test_records_come_back_in_the_order_of_the_tasks_whichever_ends_first(partial, team):
+def test_records_come_back_in_the_order_of_the_tasks_whichever_ends_first(partial, pool):
     waits = [0.2, 0.0, 0.1, 0.0, 0.05]
     tasks = [Task(f"task-{n}", n, wait_and_double, (n, wait)) for n, wait in enumerate(waits)]
-    assert team.run(tasks, partial, "doubling") == [{"double": 2 * n} for n in range(5)]
-    assert team.run(tasks[::-1], partial, "doubling") == [{"double": 2 * n} for n in reversed(range(5))]
+    assert pool.run(tasks, partial, "doubling") == [{"double": 2 * n} for n in range(5)]
+    assert pool.run(tasks[::-1], partial, "doubling") == [{"double": 2 * n} for n in reversed(range(5))]
 
 
-def test_a_task_with_a_record_is_not_done_again(partial, team):
-    team.run(doubles(partial, [3, 1]), partial, "doubling")
+def test_a_task_with_a_record_is_not_done_again(partial, pool):
+    pool.run(doubles(partial, [3, 1]), partial, "doubling")
     (partial / folders.TASKS / "task-1.json").write_text('{"double": "as it was recorded"}')
-    again = team.run(doubles(partial, [1, 2, 3]), partial, "doubling")
+    again = pool.run(doubles(partial, [1, 2, 3]), partial, "doubling")
     assert again == [{"double": "as it was recorded"}, {"double": 4}, {"double": 6}]
     assert sorted(number for number, _ in journal(partial)) == [1, 2, 3]
 
 
-def test_no_tasks_give_no_records(partial, team):
-    assert team.run([], partial, "doing nothing") == []
+def test_no_tasks_give_no_records(partial, pool):
+    assert pool.run([], partial, "doing nothing") == []
 
 
-def test_work_is_done_here_or_in_other_processes(partial, team):
-    team.run(doubles(partial, range(6)), partial, "doubling")
+def test_work_is_done_here_or_in_other_processes(partial, pool):
+    pool.run(doubles(partial, range(6)), partial, "doubling")
     workers = {pid for _, pid in journal(partial)}
-    assert workers == {os.getpid()} if team.executor is None else os.getpid() not in workers
+    assert workers == {os.getpid()} if pool.executor is None else os.getpid() not in workers
 
 
 def test_an_error_keeps_the_records_of_the_tasks_that_are_done(partial):
     with pytest.raises(ScalerError, match="the disk of task 2"):
-        Team().run(
+        WorkerPool().run(
             [
                 *doubles(partial, [0, 1]),
                 Task("bad", 1, fail, (ScalerError, "the disk of task 2")),
@@ -126,31 +126,31 @@ def test_an_error_keeps_the_records_of_the_tasks_that_are_done(partial):
             "doubling",
         )
     assert records(partial) == ["task-0", "task-1"]
-    assert Team().run(doubles(partial, [0, 1, 3]), partial, "doubling") == [{"double": 2 * n} for n in (0, 1, 3)]
+    assert WorkerPool().run(doubles(partial, [0, 1, 3]), partial, "doubling") == [{"double": 2 * n} for n in (0, 1, 3)]
     assert [number for number, _ in journal(partial)] == [0, 1, 3]
 
 
 def test_an_error_in_a_worker_keeps_the_records_of_the_tasks_that_are_done(partial):
     first = [str(partial / folders.TASKS / f"task-{n}.json") for n in (0, 1)]
-    with gathered(2) as team, pytest.raises(ScalerError, match="too late"):
+    with worker_pool(2) as pool, pytest.raises(ScalerError, match="too late"):
         bad = Task("bad", 100, fail_after, (first, "too late"))
-        team.run([bad, *doubles(partial, [0, 1])], partial, "doubling")
+        pool.run([bad, *doubles(partial, [0, 1])], partial, "doubling")
     assert records(partial) == ["task-0", "task-1"]
 
 
 @pytest.mark.parametrize("kind", [ScalerError, ValueError])
 def test_an_error_in_a_worker_is_the_same_error_here(partial, kind):
-    with gathered(2) as team, pytest.raises(kind, match=r"^b\.txt: not UTF-8$"):
-        team.run([Task("bad", 1, fail, (kind, "b.txt: not UTF-8"))], partial, "reading")
+    with worker_pool(2) as pool, pytest.raises(kind, match=r"^b\.txt: not UTF-8$"):
+        pool.run([Task("bad", 1, fail, (kind, "b.txt: not UTF-8"))], partial, "reading")
     assert records(partial) == []
 
 
 def test_after_an_error_no_worker_is_left_that_could_write_on(partial):
     others = set(multiprocessing.active_children())
-    with gathered(2) as team:
+    with worker_pool(2) as pool:
         with pytest.raises(ScalerError, match="stop"):
             slow = Task("slow", 9, wait_and_double, (1, PATIENCE))
-            team.run([slow, Task("bad", 1, fail, (ScalerError, "stop"))], partial, "doubling")
+            pool.run([slow, Task("bad", 1, fail, (ScalerError, "stop"))], partial, "doubling")
         assert not set(multiprocessing.active_children()) - others
     assert records(partial) == []
 
@@ -158,8 +158,8 @@ def test_after_an_error_no_worker_is_left_that_could_write_on(partial):
 @pytest.mark.parametrize("error", [None, ScalerError("stop")])
 def test_the_thread_of_the_pool_ends_with_the_team(error):
     others = set(threading.enumerate())
-    with nullcontext() if error is None else pytest.raises(ScalerError, match="stop"), gathered(2) as team:
-        team.executor.submit(int).add_done_callback(lambda _: time.sleep(1))  # which the pool's thread does
+    with nullcontext() if error is None else pytest.raises(ScalerError, match="stop"), worker_pool(2) as pool:
+        pool.executor.submit(int).add_done_callback(lambda _: time.sleep(1))  # which the pool's thread does
         if error is not None:
             raise error
     # one that the interpreter itself had to wait for might end with a traceback
@@ -169,8 +169,8 @@ def test_the_thread_of_the_pool_ends_with_the_team(error):
 def test_a_thread_of_a_library_is_not_waited_for():
     release = threading.Event()
     thread = threading.Thread(target=release.wait, args=(PATIENCE,))
-    with gathered(2) as team:
-        team.executor.submit(int).result()
+    with worker_pool(2) as pool:
+        pool.executor.submit(int).result()
         thread.start()
     assert thread.is_alive()
     release.set()
@@ -179,11 +179,11 @@ def test_a_thread_of_a_library_is_not_waited_for():
 
 @pytest.mark.parametrize("_again", range(4))  # whether the pool watches over a worker was once a matter of chance
 def test_a_killed_worker_is_one_clear_line_and_no_hang(partial, _again):
-    with gathered(2) as team:
-        team.run(doubles(partial, [0]), partial, "doubling")
+    with worker_pool(2) as pool:
+        pool.run(doubles(partial, [0]), partial, "doubling")
         with pytest.raises(ScalerError) as raised:
             slow = Task("slow", 9, wait_and_double, (1, PATIENCE))
-            team.run([slow, Task("killed", 1, kill_itself, ())], partial, "counting words")
+            pool.run([slow, Task("killed", 1, kill_itself, ())], partial, "counting words")
     said = str(raised.value)
     assert said.startswith(f"{partial}: a process died while counting words (out of memory?); run again")
     assert "\n" not in said
@@ -197,34 +197,34 @@ def test_the_parallelism_of_tokenizers_is_off_in_tasks_and_restored_after(partia
         monkeypatch.setenv(PARALLELISM, before)
     tasks = [Task("say", 1, say_parallelism, ()), Task("bad", 1, fail, (ScalerError, "stop"))]
     with pytest.raises(ScalerError, match="stop"):
-        Team().run(tasks, partial, "asking")
+        WorkerPool().run(tasks, partial, "asking")
     assert json.loads((partial / folders.TASKS / "say.json").read_text()) == {"parallelism": "false"}
     assert os.environ.get(PARALLELISM) == before
 
 
 @pytest.mark.parametrize("processes", [0, -2])
 def test_fewer_than_one_process_is_refused(processes):
-    with pytest.raises(ScalerError, match=rf"processes={processes}, but at least 1"), gathered(processes):
+    with pytest.raises(ScalerError, match=rf"processes={processes}, but at least 1"), worker_pool(processes):
         raise AssertionError
 
 
 def test_tasks_of_srun_that_know_nothing_of_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(ScalerError, match=r"srun started 4 tasks .* `srun --mpi=pmi2`"), gathered(1):
+    with pytest.raises(ScalerError, match=r"srun started 4 tasks .* `srun --mpi=pmi2`"), worker_pool(1):
         raise AssertionError
 
 
 def test_one_task_of_srun_works_alone(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    with gathered(1) as team:
-        assert team.executor is None
+    with worker_pool(1) as pool:
+        assert pool.executor is None
 
 
 @pytest.mark.parametrize("name", mpi.VARIABLES)
 def test_mpi_without_mpi4py_is_refused(monkeypatch, name):
     monkeypatch.setenv(name, "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(ScalerError, match=rf"{name}=2\), but mpi4py cannot be loaded .*MPI module"), gathered():
+    with pytest.raises(ScalerError, match=rf"{name}=2\), but mpi4py cannot be loaded .*MPI module"), worker_pool():
         raise AssertionError
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, make_sentences
 from transformers import AutoModelForMaskedLM
 
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from scaler import embedding_report, train
 from scaler.config.recipe import load
@@ -46,7 +46,7 @@ def recipe_file(tmp_path_factory):
     (folder / "text.txt").write_text("\n".join(make_sentences()), encoding="utf-8")
     text = RECIPE.replace("TEXT", str(folder / "text.txt")).replace("FOLDER", str(folder / "data"))
     (folder / "vectors.yaml").write_text(text, encoding="utf-8")
-    prepare(load(str(folder / "vectors.yaml")), Team(), threads=1)
+    prepare(load(str(folder / "vectors.yaml")), WorkerPool(), threads=1)
     return folder / "vectors.yaml"
 
 

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from data_prep.sources import aws_docs
 from scaler.config.recipe import load
@@ -44,7 +44,7 @@ def hub(tmp_path, monkeypatch):
 def test_five_sources_become_rows_in_the_recipes_proportions(hub, tmp_path):
     settings = [f"data.folder={tmp_path}/data", "tokenizer.vocab_size=1000", "data.seq_len=64"]
     recipe = load("distilbert_mix", [*settings, "corpus.heldout_percent=5", "corpus.test_percent=5"])
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     corpus = read_manifest(tmp_path / "data" / "corpus", "corpus")
     assert sum(source["documents"] for source in corpus["sources"]) == len(hub)
     mix = {source["source"]: source for source in read_manifest(recipe.rows_folder, "rows")["mix"]}

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DistilBertConfig, DistilBertForMaskedLM, PreTrainedTokenizerFast
 
 from data_prep.formats import texts
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus as corpus_stage
 from data_prep.vocabulary import tokenizer
 from scaler import compare
@@ -31,7 +31,9 @@ def corpus(tmp_path_factory):
     documents = [" ".join(sentences[start : start + 20]) for start in range(0, 1500, 20)]
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
     sources = (recipe.Source(str(folder / "text.txt")),)
-    corpus_stage.make(recipe.Corpus(sources=sources, heldout_percent=5, test_percent=20), folder / "corpus", Team())
+    corpus_stage.make(
+        recipe.Corpus(sources=sources, heldout_percent=5, test_percent=20), folder / "corpus", WorkerPool()
+    )
     return folder / "corpus"
 
 

@@ -15,7 +15,7 @@ from conftest import ROOT, network_of, opened, recipe_beside
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from data_prep.pipeline import folders
-from data_prep.pipeline.workers import Team
+from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.adopt import adopt
 from data_prep.prepared.prepare import prepare
 from scaler import evaluate
@@ -113,7 +113,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path, command, name):
 
 def test_rows_without_a_test_split_are_refused_with_the_setting_and_the_held_out_ones_are_not(run, tmp_path, command):
     recipe = load(str(run / "recipe.yaml"), ["corpus.test_percent=0", f"data.folder={tmp_path / 'data'}"])
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     shutil.copy(recipe.tokenizer_folder / "tokenizer.json", run / "export" / "tokenizer.json")
     said = refusal(command(run))
@@ -284,7 +284,7 @@ def test_adopted_shards_may_have_a_test_split_and_their_characters_are_unknown(
     test = given["test"] if with_test else []
     adopt(two_sources.tokenizer_folder, given["train"], given["heldout"], tmp_path / "data", test)
     recipe = load(recipe_beside(two_sources, tmp_path))
-    prepare(recipe, Team())
+    prepare(recipe, WorkerPool())
     assert folders.is_current(tmp_path / "data" / "shards", "shards", folders.ADOPTED)
     manifest = token_rows.read(recipe.rows_folder)
     assert list(manifest.splits) == ["train", "heldout", *(["test"] if with_test else [])]

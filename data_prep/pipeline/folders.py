@@ -66,8 +66,8 @@ def _may_replace(folder: Path, kind: str) -> bool:
 def staged(folder: Path, kind: str, made_from: dict[str, Any]) -> Iterator[Path]:
     """Give a folder to write into that takes the place of `folder` on success.
 
-    On failure the tasks that are done stay (see `workers.WorkerPool.run`), and the next run with the same `made_from` goes on
-    from there; where none is done, nothing stays.
+    On failure the tasks that are done stay (see `workers.WorkerPool.run`), and the next run with the same `made_from`
+    goes on from there; where none is done, nothing stays.
 
     Raises: ScalerError when `folder` holds something else than this kind of output, another run is writing it, or the
     disk is full.

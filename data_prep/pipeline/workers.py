@@ -1,6 +1,6 @@
-"""Who does the work: this process, several of this machine, or MPI ranks on many; and tasks that are done once.
+"""Do tasks in this process, in several of this machine, or on the MPI ranks of many; each task once.
 
-A stage cuts its work into tasks that hang on the input alone, so its output is the same whoever does them. A task that
+A stage cuts its work into tasks that depend on the input alone, so its output is the same whoever does them. A task that
 is done leaves a record, and is not done again.
 """
 
@@ -32,7 +32,12 @@ PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work: `function(*arguments)` gives a record that JSON can hold. `size` is for the progress bar."""
+    """A piece of work: `function(*arguments)` returns a record that JSON can hold.
+
+    Attributes:
+        name: names the record's file.
+        size: for the progress bar, in its unit.
+    """
 
     name: str
     size: int
@@ -40,8 +45,12 @@ class Task:
     arguments: tuple[Any, ...]
 
 
-class Team:
-    """Does tasks, in other processes where there is an executor, else here. `stop` ends these processes at once."""
+class WorkerPool:
+    """Processes that do tasks: those of an executor, or this one where there is none.
+
+    Args:
+        stop: ends the executor's processes at once.
+    """
 
     def __init__(self, executor: Executor | None = None, stop: Callable[[], None] = lambda: None) -> None:
         self.executor, self.stop = executor, stop
@@ -70,14 +79,14 @@ class Team:
         return [json.loads(path.read_text(encoding="utf-8")) for path in records.values()]
 
     def _finished(self, tasks: Sequence[Task], records: dict[str, Path]) -> Iterator[int]:
-        """Do tasks in other processes, and give the size of each as it ends. The largest begin first."""
+        """Do tasks in other processes, and yield the size of each as it ends. The largest begin first."""
         assert self.executor is not None
         jobs: dict[Future[None], int] = {}
         try:
-            with _unheard_ctrl_c():
+            with _ignoring_ctrl_c():
                 for task in sorted(tasks, key=lambda task: -task.size):
                     jobs[self.executor.submit(_do, task, records[task.name])] = task.size
-                # the pool watches over a worker that it starts only from the next job on
+                # the executor watches over a worker that it starts only from the next job on
                 self.executor.submit(int)
             for job in as_completed(jobs):
                 job.result()
@@ -102,50 +111,51 @@ def _do(task: Task, record: Path) -> None:
 
 
 @contextmanager
-def gathered(processes: int | None = None) -> Iterator[Team]:
-    """The team of this run: MPI's ranks where MPI started it, else `processes` of this machine (default: one a core).
+def worker_pool(processes: int | None = None) -> Iterator[WorkerPool]:
+    """Yield the workers of this run: MPI's ranks where MPI started it, else `processes` of this machine (one a core).
 
-    Under MPI only rank 0 comes back from here: it plans, and the others work until it is done.
+    Under MPI only rank 0 enters the block: it plans, and the others work until it is done.
 
     Raises: ScalerError for fewer than one process, or where MPI cannot be used.
     """
     if any(name in os.environ for name in mpi.VARIABLES):
         with _mpi() as executor:
-            yield Team(executor)
+            yield WorkerPool(executor)
         return
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ScalerError(
-            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks that know nothing of each other; "
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks that do not see each other; "
             "start them with `srun --mpi=pmi2`"
         )
     processes = len(os.sched_getaffinity(0)) if processes is None else processes
     if processes < 1:
-        raise ScalerError(f"processes={processes}, but at least 1 has to work")
+        raise ScalerError(f"processes={processes}, but at least 1 is needed")
     if processes == 1:
-        yield Team()
+        yield WorkerPool()
         return
     others = set(multiprocessing.active_children())
     workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
 
     def stop() -> None:
-        thread = vars(workers)["_executor_manager_thread"]  # of the pool, which forgets it at shutdown
+        thread = vars(workers)["_executor_manager_thread"]  # of the executor, which forgets it at shutdown
         workers.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
             process.join()  # or it might write on while its folder is removed
-        # an interpreter that ends while that thread closes its pipes prints an OSError (CPython's _python_exit wakes it
-        # by a pipe that may just have been closed)
+        # an interpreter that ends while that thread closes its pipes prints an OSError, because CPython's _python_exit
+        # wakes it by a pipe that may just have been closed
         if thread is not None:
             thread.join()
 
     try:
-        yield Team(workers, stop)
+        yield WorkerPool(workers, stop)
     finally:
         stop()
 
 
 @contextmanager
 def _mpi() -> Iterator[Executor | None]:
+    """Yield an executor over the other ranks of MPI, or None where there is one rank."""
     MPI = mpi.load()
     from mpi4py.futures import MPICommExecutor
 
@@ -171,8 +181,8 @@ def _mpi() -> Iterator[Executor | None]:
 
 
 @contextmanager
-def _unheard_ctrl_c() -> Iterator[None]:
-    """Workers that start in here ignore Ctrl-C: it reaches the first process alone, which ends them."""
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Have workers that start in the block ignore Ctrl-C: it reaches the first process alone, which ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

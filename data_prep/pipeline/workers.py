@@ -1,7 +1,7 @@
 """Do tasks in this process, in several of this machine, or on the MPI ranks of many; each task once.
 
-A stage cuts its work into tasks that depend on the input alone, so its output is the same whoever does them. A task that
-is done leaves a record, and is not done again.
+A stage cuts its work into tasks that depend on the input alone, so its output is the same whoever does them. A task
+that is done leaves a record, and is not done again.
 """
 
 from __future__ import annotations

@@ -41,20 +41,16 @@ def bars(counts: np.ndarray, least: np.ndarray) -> str:
 
 def draw(lengths: dict[str, np.ndarray], path: Path) -> None:
     """A picture of the documents' lengths, source by source."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from scaler.core import charts  # a second for matplotlib
 
     longest = max(int(found.max()) for found in lengths.values())
     edges = np.logspace(0, np.log10(longest + 1), 60)
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = charts.one_panel(dpi=150, layout="constrained")
     for name, found in lengths.items():
         axes.hist(found, bins=edges.tolist(), histtype="step", label=f"{name}: {len(found):,} documents")
     axes.set(xscale="log", xlabel="tokens in a document", ylabel="documents", title="Training documents by length")
     axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    charts.save(figure, path)
 
 
 def lengths_by_source(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:

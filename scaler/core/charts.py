@@ -1,4 +1,8 @@
-"""Draw curves as PNG files."""
+"""Draw charts as PNG files; the only module of `scaler` that imports matplotlib.
+
+Figures are made without pyplot, so no backend is chosen and no figure has to be closed. The import takes a second:
+modules that do more than draw import this one where they draw.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +10,64 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scaler.core.files import whole_file
 
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "Axes",
+    "Figure",
+    "FuncFormatter",
+    "Line2D",
+    "LogLocator",
+    "MaxNLocator",
+    "NullLocator",
+    "Patch",
+    "draw_curves",
+    "one_panel",
+    "panels",
+    "save",
+]
+
+# Okabe and Ito 2008, "Color Universal Design": the colour-blind can tell these apart. Markers do so in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+
+
+def panels(count: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `width` x `height` inches and its panels, side by side.
+
+    Args:
+        options: further arguments of matplotlib's Figure, such as dpi or layout.
+    """
+    figure = Figure(figsize=(width, height), **options)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def one_panel(width: float = 8, height: float = 4.5, dpi: int = 120, **options: Any) -> tuple[Figure, Axes]:
+    """Return a figure of `width` x `height` inches with a single panel, and that panel."""
+    figure, (axes,) = panels(1, width, height, dpi=dpi, **options)
+    return figure, axes
+
 
 def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Draw the held-out losses of runs, each by step, in one picture."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    """Draw the held-out losses of several runs by optimizer step in one chart."""
+    figure, axes = one_panel(layout="tight")
     for name, curve in curves.items():
         axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=name)
     axes.set(xlabel="optimizer step", ylabel="held-out masked-LM loss (nats)")
-    save(figure, axes, path)
-
-
-def save(figure: Any, axes: Any, path: Path) -> None:
-    """Finish a picture with legend and grid, and write it as a PNG that appears whole."""
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.tight_layout()
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure as a PNG file that appears whole or not at all."""
     with whole_file(path) as file:
-        figure.savefig(file, format="png")
-    plt.close(figure)
+        figure.savefig(file, format="png", **options)

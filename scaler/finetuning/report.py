@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from torch.utils.tensorboard import SummaryWriter
 
+from scaler.core import charts
+from scaler.core.charts import Figure
 from scaler.finetuning import scores
 from scaler.finetuning.examples import TOKENS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 MOST_NUMBERS = 20  # classes, up to which the confusion matrix has its counts written in
@@ -79,15 +76,14 @@ def draw(content: Mapping[str, Any], counts: Sequence[Sequence[int]], columns: S
     """Draw curves and confusion matrix, as PNG and for TensorBoard."""
     board = SummaryWriter(str(folder / "tensorboard"))
     for name, figure in ((CURVES, _curves(content)), (CONFUSION, _confusion(content["labels"], columns, counts))):
-        figure.savefig(folder / name)
+        charts.save(figure, folder / name)
         board.add_figure(name.partition(".")[0], figure)
-        plt.close(figure)
     board.close()
 
 
 def _curves(content: Mapping[str, Any]) -> Figure:
     """Training loss and validation score over the epochs; a colour for each learning rate, a line for each seed."""
-    figure, both = plt.subplots(1, 2, figsize=(10, 4), dpi=120)
+    figure, both = charts.panels(2, 10, 4, dpi=120, layout="tight")
     rates = [entry["learning_rate"] for entry in content["learning_rates"]]
     for axes, key in zip(both, ("train_loss", content["chosen_by"]), strict=True):
         labelled = set()
@@ -101,14 +97,13 @@ def _curves(content: Mapping[str, Any]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     both[1].legend()
-    figure.tight_layout()
     return figure
 
 
 def _confusion(labels: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
     """Counts, each row coloured by its shares, for classes differ in size."""
     side = max(5.0, 0.3 * len(labels))
-    figure, axes = plt.subplots(figsize=(max(5.0, 0.3 * len(columns)) + 1, side), dpi=120)
+    figure, axes = charts.one_panel(max(5.0, 0.3 * len(columns)) + 1, side, layout="tight")
     shares = [[value / (sum(row) or 1) for value in row] for row in counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=90)
@@ -118,7 +113,6 @@ def _confusion(labels: Sequence[str], columns: Sequence[str], counts: Sequence[S
         for y, row in enumerate(counts):
             for x, value in enumerate(row):
                 axes.text(x, y, f"{value}", ha="center", va="center", color=("black", "white")[shares[y][x] > 0.5])
-    figure.tight_layout()
     return figure
 
 

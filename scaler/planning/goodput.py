@@ -6,14 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 
 from scaler.planning import failures
 from scaler.planning.failures import Outcome, Plan, Spread
-
-matplotlib.use("Agg")
 
 FEW = 100  # failures in all runs, under which the best interval found is that of a few accidents
 
@@ -91,7 +87,9 @@ def render(found: list[dict[str, Any]]) -> str:
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
     """Draw the parts at the best interval, a bar for each number of nodes."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    from scaler.core import charts  # a second for matplotlib
+
+    figure, axes = charts.one_panel(layout="tight")
     bottom = np.zeros(len(found))
     for part in failures.PARTS:
         shares = np.array([row["best"]["shares"][part] for row in found])
@@ -102,6 +100,4 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(len(found)), [f"{row['gpus']:,}" for row in found])
     axes.set(xlabel="GPUs", ylabel="share of all node-seconds", ylim=(0, 1))
     axes.legend(loc="lower left")
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    charts.save(figure, path)

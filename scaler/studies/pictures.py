@@ -7,26 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
+from scaler.core import charts
+from scaler.core.charts import (
+    COLOURS,
+    MARKERS,
+    Axes,
+    Figure,
+    FuncFormatter,
+    Line2D,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    Patch,
+)
 from scaler.core.text import counted, rounded, share
 from scaler.planning.step_time import PAYS
 from scaler.studies import words
 from scaler.studies.curves import Curve, Row, Study
 from scaler.studies.words import SERIES
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-# Okabe and Ito 2008, "Color Universal Design": told apart by the colour-blind. Markers tell curves apart in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 OF_PART = {
     "own work": "#0072B2",
     "micro-batches": "#56B4E9",
@@ -56,8 +57,7 @@ def draw(study: Study, folder: Path) -> list[Picture]:
     pictures = []
 
     def keep(figure: Figure, name: str, title: str, text: str) -> None:
-        figure.savefig(folder / name, dpi=144)
-        plt.close(figure)
+        charts.save(figure, folder / name, dpi=144)
         pictures.append(Picture(name, title, text))
 
     for curve in led:
@@ -97,8 +97,8 @@ def draw(study: Study, folder: Path) -> list[Picture]:
 
 def _beside(curves: Sequence[Curve], drawn: Callable[[Axes, Curve], None]) -> Figure:
     """A panel for each curve."""
-    figure, panels = plt.subplots(1, len(curves), figsize=(10, 4.4), squeeze=False, layout="constrained")
-    for axes, curve in zip(panels[0], curves, strict=True):
+    figure, panels = charts.panels(len(curves), 10, 4.4, layout="constrained")
+    for axes, curve in zip(panels, curves, strict=True):
         drawn(axes, curve)
         axes.set_title(f"{curve.series} scaling", fontsize=10)
     return figure
@@ -114,7 +114,7 @@ def _styles(study: Study, series: str) -> list[tuple[Curve, dict[str, Any]]]:
 
 
 def _scaling(study: Study, series: str) -> Figure:
-    figure, (speed, efficiency) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
+    figure, (speed, efficiency) = charts.panels(2, 10, 4.8, layout="constrained")
     styled = _styles(study, series)
     for curve, style in styled:
         if curve.best:

@@ -11,19 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from torch.utils.tensorboard import SummaryWriter
 
 from scaler.config import typed
 from scaler.config.recipe import Recipe
-from scaler.core import provenance
+from scaler.core import charts, provenance
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.core.text import duration
 from scaler.sweeps import space as sweep_space
 from scaler.sweeps import trial as sweep_trial
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SETTINGS, RESULTS, BEST, PICTURE, BOARD = "settings.json", "results.json", "best.yaml", "sweep.png", "tensorboard"
 ORDER = ("finished", "pruned", "running", "failed")
@@ -105,9 +101,9 @@ def render(content: dict[str, Any], folder: Path) -> str:
 
 def _draw(space: Sequence[sweep_space.Parameter], trials: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss over each parameter, and over the share of the tokens; crosses were stopped by halving."""
-    figure, panels = plt.subplots(1, len(space) + 1, figsize=(4.5 * (len(space) + 1), 4), dpi=120, squeeze=False)
+    figure, panels = charts.panels(len(space) + 1, 4.5 * (len(space) + 1), 4, dpi=120, layout="tight")
     seen = [loss for trial in trials for loss in trial["losses"].values()]
-    for axes, one in zip(panels[0], space, strict=False):
+    for axes, one in zip(panels, space, strict=False):
         names = list(dict.fromkeys(map(sweep_space.said, [*one.choices, *(t["parameters"][one.key] for t in trials)])))
         for trial in trials:
             value, loss = trial["parameters"][one.key], trial["heldout_loss"]
@@ -122,19 +118,17 @@ def _draw(space: Sequence[sweep_space.Parameter], trials: Sequence[dict[str, Any
             axes.set_xticks(range(len(names)), names)
         else:
             axes.axvspan(one.low, one.high, alpha=0.05)  # what was searched
-    curves = panels[0][-1]
+    curves = panels[-1]
     for trial in trials:
         evaluations = trial["of_steps"] // trial["evaluate_every"]
         shares = [int(number) / evaluations for number in trial["losses"]]
         how = {"color": COLOURS[trial["trial"] > 0], "marker": MARKS[trial["state"]], "markersize": 4, "alpha": 0.7}
         curves.plot(shares, [*trial["losses"].values()], **how)
     curves.set(xlabel="share of the tokens", ylabel="held-out loss (nats)")
-    for axes in panels[0]:
+    for axes in panels:
         axes.grid(alpha=0.3)
     figure.suptitle("dots: finished (orange: the recipe's own); crosses: stopped by halving; red, on top: failed")
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    charts.save(figure, path)
 
 
 def _show(trials: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler.core.charts import save
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import FAULTS, METRICS, records, write_whole
 from scaler.core.text import duration
@@ -127,14 +125,18 @@ class RunLog:
 
     def draw(self, unigram: float) -> Path:
         """Draw the loss curves as a PNG and return its path."""
-        figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+        from scaler.core import charts  # a second for matplotlib, which only the end of a run needs
+
+        figure, axes = charts.one_panel(layout="tight")
         axes.plot(*self.series("train_loss"), color="0.6", linewidth=1, label="training")
         steps, losses = self.series("heldout_loss")
         axes.plot(steps, losses, color="tab:blue", marker="o", markersize=3, label=f"held-out: {losses[-1]:.2f} nats")
         axes.axhline(unigram, color="tab:red", linestyle="--", label=f"unigram entropy: {unigram:.2f} nats")
         axes.set(xlabel="optimizer step", ylabel="masked-LM loss (nats)", title=self.run_dir.name)
         path = self.run_dir / "loss.png"
-        save(figure, axes, path)
+        axes.legend()
+        axes.grid(alpha=0.3)
+        charts.save(figure, path)
         return path
 
     def close(self) -> None:

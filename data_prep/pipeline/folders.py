@@ -5,12 +5,9 @@ Until it is whole it is NAME.partial, which keeps the tasks that are done, so th
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 from data_prep.pipeline import card
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
+from scaler.core.folders import try_lock
 
 ADOPTED = {"adopted": True}  # what the shards were made from that `data_prep.adopt` took over
 TASKS = "tasks"  # below NAME.partial: a record of each task that is done
@@ -125,18 +123,8 @@ def _locked(partial: Path) -> int:
     partial.mkdir(parents=True, exist_ok=True)
     path = partial / LOCK
     lock = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        same = path.exists() and os.path.samestat(os.fstat(lock), path.stat())
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            print(f"{partial}: this file system has no locks; see to it that no other run writes here", file=sys.stderr)
-            return lock
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            os.close(lock)
-            raise
-        same = False
-    if not same:  # taken by another run, or that run just ended and moved the folder on
+    # a run that just ended may have moved the folder on
+    if not (try_lock(lock, partial) and path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
         os.close(lock)
         raise ScalerError(f"{partial}: another run is writing here; wait for it to end, or name another folder")
     return lock

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,24 +16,54 @@ from scaler.core.errors import ScalerError, explain_disk_errors
 LOCK = ".lock"
 
 
-def names_in(folder: Path) -> set[str]:
-    """Return the names of the files and folders directly in a folder."""
-    return {path.name for path in folder.iterdir()}
+def claim(
+    folder: Path, markers: Collection[str], what: str, first_written: Collection[str] = (), option: str = ""
+) -> None:
+    """Check that an output folder is new, or already holds the kind of output that is to go there.
+
+    Args:
+        markers: names of the files and folders that the folder of such an output has.
+        what: that output with its article, such as "a run".
+        first_written: names that a start writes before the markers are complete. A folder with nothing else in it
+            was left by a start that was killed, and counts as new, as does one with an abandoned lock.
+        option: the command-line option that named the folder; the error message repeats it.
+
+    Raises: ScalerError for a folder with anything else in it, and for a file.
+    """
+    if not folder.exists() or all((folder / name).exists() for name in markers):
+        return
+    begun = {LOCK, *first_written, *(f"{name}.partial" for name in (*markers, *first_written))}
+    if not (folder.is_dir() and {path.name for path in folder.iterdir()} <= begun):
+        given = f"{option} {folder}".strip()
+        raise ScalerError(f"{given}: is neither new nor {what} (no {' and '.join(markers)}); name another folder")
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes out of such blocks on the same folder; on a disk without locks it keeps nobody out."""
+    """Wait until no other process is in such a block on the same folder. A disk without locks lets all in at once."""
     with (folder / LOCK).open("a") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+def try_lock(file: IO[str] | int, folder: Path) -> bool:
+    """Lock an open file without waiting; return False when another process holds it.
+
+    The operating system gives the lock back however the process ends. On a disk without locks a warning is printed,
+    and the answer is True.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:  # some disks of clusters have no locks
+        print(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it", flush=True)
+    return True
+
+
 def lock(folder: Path) -> IO[str]:
     """Make the folder and hold it for this process, until the returned file is closed.
-
-    On a disk without locks it only says so.
 
     Raises: ScalerError when another run is at work in it.
     """
@@ -42,23 +72,14 @@ def lock(folder: Path) -> IO[str]:
         file = (folder / LOCK).open("a+", encoding="utf-8")
     job = slurm.job_facts()
     mine = f"job {job['id']}, start {job.get('requeued', 0)}, " if job else ""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
-    except BlockingIOError:
-        free = False
-    except OSError as error:  # some disks of clusters have no locks
-        free = True
-        print(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it", flush=True)
+    free = try_lock(file, folder)
     file.seek(0)
     holder = file.read().strip()
     other = re.match(r"job (\d+), start \d+, ", holder)
     if other and job and other[1] == job["id"] and other[0] != mine:
-        free = (
-            True  # of an earlier start of this very job, on a node that has died, and whose lock the disk still keeps
-        )
+        free = True  # held by an earlier start of this very job, on a node that died; the disk still keeps its lock
     elif other and not (job and other[1] == job["id"]) and slurm.is_running(other[1]):
-        free = False  # where locks are each node's own
+        free = False  # on disks where each node has locks of its own
     if not free:
         file.close()
         raise ScalerError(f"{folder}: another run is at work in it ({holder}); stop it, or name another folder")

@@ -12,7 +12,7 @@ _SOURCE = Path(__file__).resolve().parent.parent
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that results hang on; None where one is not installed as a package, as in some containers."""
+    """Return installed versions of the packages that affect results; None if a package has no metadata."""
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -23,7 +23,7 @@ def versions() -> dict[str, str | None]:
 
 
 def processor() -> str:
-    """Return the name of the CPU, as the kernel gives it; may be empty."""
+    """Return the name of the CPU as the kernel gives it; may be empty."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -32,9 +32,9 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this program's source, "+changes" behind it where the files are others; None without git."""
+    """Return the commit of this program's source, with "+changes" where files differ from it; None without git."""
     try:
-        said = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
             cwd=_SOURCE,
             capture_output=True,
@@ -43,4 +43,4 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said.stdout.strip()
+    return described.stdout.strip()

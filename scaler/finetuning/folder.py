@@ -26,19 +26,18 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> IO[str]:
     Raises: ScalerError for a folder of something else, of other settings, or that another process works in.
     """
     path = folder / SETTINGS
-    foreign = folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - {folders.LOCK})
-    if foreign and not path.is_file():
-        raise ScalerError(f"--out {folder}: is neither new nor a fine-tuning's (no {SETTINGS}); name another folder")
+    folders.claim(folder, (SETTINGS,), "a fine-tuning", option="--out")
     lock = folders.lock(folder)
     try:
         if not path.is_file():
             with explain_disk_errors(folder):
-                (folder / RUNS).mkdir(exist_ok=True)
-                (folder / CANDIDATES).mkdir(exist_ok=True)
                 write_json(path, settings)
         elif different := differences(read_json(path), json.loads(json.dumps(settings))):
             name, (old, new) = next(iter(different.items()))
             raise ScalerError(f"--out {folder}: was begun with {name}={old!r}, and not {new!r}; name another folder")
+        with explain_disk_errors(folder):
+            (folder / RUNS).mkdir(exist_ok=True)
+            (folder / CANDIDATES).mkdir(exist_ok=True)
     except ScalerError:
         lock.close()
         raise

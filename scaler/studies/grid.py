@@ -17,7 +17,6 @@ from scaler.config.recipe import load as load_recipe
 from scaler.core import folders
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_whole
-from scaler.core.folders import names_in
 from scaler.data import prepared
 from scaler.distributed import devices
 from scaler.distributed.world import World
@@ -25,7 +24,6 @@ from scaler.planning.workload import settings_of
 from scaler.studies import folder as study_folder
 from scaler.studies.folder import Point
 
-FIRST_WRITTEN = {folders.LOCK, study_folder.RECIPE, f"{study_folder.RECIPE}.partial"}  # before there are points
 OFFLOAD = {"no": (False,), "yes": (True,), "both": (False, True)}
 
 
@@ -105,10 +103,7 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
     study: Path = arguments.folder
     path, points_folder = study / study_folder.RECIPE, study / study_folder.POINTS
     began = path.is_file() and points_folder.is_dir()
-    if study.exists() and not began and not (study.is_dir() and names_in(study) <= FIRST_WRITTEN):
-        raise ScalerError(
-            f"{study}: is neither new nor a study (no {path.name} and {points_folder.name}/); name another"
-        )
+    folders.claim(study, (path.name, points_folder.name), "a study", (path.name,))
     began_with = command_line.run_recipe(study)
     recipe = command_line.chosen_recipe(argparse.Namespace(**vars(arguments), run_dir=study))[1]
     if began_with is not None:

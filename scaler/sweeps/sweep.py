@@ -48,10 +48,7 @@ def begin(arguments: argparse.Namespace, this: job.Job, space: tuple[sweep_space
             f"training.steps={training.steps} is no multiple of training.evaluate_every={training.evaluate_every}, and "
             "trials are compared at evaluations; set training.evaluate_every to a part of it"
         )
-    begun = {folders.LOCK, f"{SETTINGS}.partial"}
-    new = not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= begun)
-    if not new and not (folder / SETTINGS).is_file():
-        raise ScalerError(f"{folder}: is neither new nor a sweep's (no {SETTINGS}); name another folder")
+    folders.claim(folder, (SETTINGS,), "a sweep")
     content = {
         "kind": "sweep",
         "recipe": this.recipe.to_plain(),

@@ -11,13 +11,12 @@ from typing import Any
 from scaler.config import command_line
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json
-from scaler.core.folders import LOCK, names_in
+from scaler.core.folders import claim
 
 RECIPE = command_line.RECIPE_FILE
 DS_CONFIG, ENVIRONMENT, STATE = "ds_config.json", "environment.json", "state.json"
 FIRST_WRITTEN = (STATE, ENVIRONMENT, DS_CONFIG, RECIPE)  # in this order
 LOGS, PREFLIGHT = "logs", "preflight"  # of starts that a job scheduler makes
-BEFORE_THE_RECIPE = {LOGS, PREFLIGHT, LOCK, *FIRST_WRITTEN[:-1], *(name + ".partial" for name in FIRST_WRITTEN)}
 
 
 def choose(asked: Path | None, name: str) -> Path:
@@ -29,9 +28,7 @@ def choose(asked: Path | None, name: str) -> Path:
         in_the_way = next((above for above in asked.parents if above.exists()), Path())
         if not in_the_way.is_dir():
             raise ScalerError(f"--run_dir {asked}: {in_the_way} is a file; name another folder")
-        # a start that was killed at once leaves no more than what is written before the recipe
-        if asked.exists() and not is_run(asked) and not (asked.is_dir() and names_in(asked) <= BEFORE_THE_RECIPE):
-            raise ScalerError(f"--run_dir {asked}: is neither new nor a run (no {RECIPE}); name another")
+        claim(asked, (RECIPE,), "a run", (LOGS, PREFLIGHT, *FIRST_WRITTEN), "--run_dir")
         return asked
     candidate, number = Path("runs") / name, 1
     while candidate.exists():

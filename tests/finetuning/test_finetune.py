@@ -421,7 +421,7 @@ def test_a_folder_of_something_else_is_refused(pretrained, tmp_path, command):
     (tmp_path / "out" / "mine.txt").write_text("")
     data = classified(tmp_path / "a.jsonl", count=60)
     said = refusal(command(pretrained, "--data", data, "--out", tmp_path / "out"))
-    assert "is neither new nor a fine-tuning's" in said
+    assert "is neither new nor a fine-tuning (no settings.json)" in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 

@@ -471,7 +471,7 @@ def test_the_folder_of_something_else_is_refused(search, tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "thesis.tex").touch()
     ended, _, error = search(RATE)
-    assert ended == 2 and "is neither new nor a sweep's (no settings.json)" in error
+    assert ended == 2 and "is neither new nor a sweep (no settings.json)" in error
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["thesis.tex"]
 
 

@@ -1,0 +1,41 @@
+"""Output folders: new ones and those of the same kind are taken, others are refused; a lock has one holder."""
+
+import os
+
+import pytest
+
+from scaler.core import folders
+from scaler.core.errors import ScalerError
+
+
+def test_new_empty_and_own_folders_are_taken(tmp_path):
+    for names in ((), (".lock",), ("first",), ("first.partial", "marker.partial"), ("marker", "anything")):
+        folder = tmp_path / ("-".join(names) or "empty")
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        folders.claim(folder, ("marker",), "a thing", ("first",))
+    folders.claim(tmp_path / "absent", ("marker",), "a thing")
+
+
+@pytest.mark.parametrize("names", [("anything",), ("first", "anything"), ("one",)])
+def test_a_folder_with_something_else_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ScalerError) as refused:
+        folders.claim(tmp_path, ("one", "two"), "a thing", ("first",), "--out")
+    assert str(refused.value) == f"--out {tmp_path}: is neither new nor a thing (no one and two); name another folder"
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ScalerError, match=r"file: is neither new nor a thing \(no one\)"):
+        folders.claim(tmp_path / "file", ("one",), "a thing")
+
+
+def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
+    first, second = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2))
+    assert folders.try_lock(first, tmp_path) and not folders.try_lock(second, tmp_path)
+    os.close(first)
+    assert folders.try_lock(second, tmp_path)
+    os.close(second)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scaler.core.cli import command
 from scaler.planning import hardware
-from scaler.studies import curves, words
+from scaler.studies import analysis, table
 from scaler.studies.report import BOARD, PAGE, write
 
 
@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report (STUDY/report)")
     arguments = parser.parse_args()
     given = None if arguments.hardware is None else hardware.load(arguments.hardware)
-    study = curves.analyse(arguments.study, given)
+    study = analysis.analyse(arguments.study, given)
     out = arguments.out or arguments.study / "report"
     write(study, out)
-    print(words.markdown(study))
+    print(table.markdown(study))
     print(f"\n{out / PAGE}\ntensorboard --logdir {out / BOARD}")
 
 

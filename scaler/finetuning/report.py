@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from scaler.core import charts
-from scaler.core.charts import Figure
+from scaler.core.charts import Figure, MaxNLocator
 from scaler.finetuning import scores
 from scaler.finetuning.examples import TOKENS
 
@@ -94,7 +94,7 @@ def _curves(content: Mapping[str, Any]) -> Figure:
             axes.plot(*zip(*points, strict=True), color=f"C{rates.index(rate) % 10}", linewidth=1, label=label)
             labelled.add(rate)
         axes.set(xlabel="epoch", ylabel=("training loss (nats)", f"validation {key}")[key != "train_loss"])
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.grid(alpha=0.3)
     both[1].legend()
     return figure

@@ -1,18 +1,19 @@
-"""What limits a curve of a scaling study at its knee, or else on the most ranks; and what to change there.
+"""Find what limits a curve of a scaling study at its knee, or else on the most ranks; and what to change there.
 
-What limits (`limits`) is the part whose seconds have grown most above the first point's, those taken times the ratio of
-rows a rank, as in ideal scaling; so the growths of all parts add up to what efficiency has lost. Parts that take
-much of every step, and have not grown, come after those that have. Below `NOTICED` of the median step nothing is told.
+`limits` compares the seconds of each part with the first point's. Ideal scaling multiplies those by the ratio of rows
+per rank; what is above that has grown. So the growths of all parts add up to the lost efficiency. The part that has
+grown most comes first. Parts that take much of every step, but have not grown, come after those that have. Parts below
+`NOTICED` of the median step are left out.
 
 stragglers     own work of each step's slowest rank, less that of the median rank
-communication  the least of all ranks, for the others also wait for the last one to come; as far as own work leaves
-               room for it in the step, for what runs beside that costs nothing
+communication  the least of all ranks, because the others also wait for the last one to come; only as far as own work
+               leaves room for it in the step, because what runs beside own work costs nothing
 micro_batches  accumulation x the seconds of own work that one more micro-batch costs: the median slope to points
-               that differ in the micro-batch alone. Without such points the predicted seconds, marked as that
-memory         the same, where a larger micro-batch failed for want of memory, or is predicted not to fit
+               that differ in the micro-batch alone. Without such points the predicted seconds, marked as predicted
+memory         the same, where a larger micro-batch ran out of memory, or is predicted not to fit
 work           the rest of the median rank's own work, as far as it has grown: updates that do not shrink, memory and
                caches that ranks share
-other          what is in none of these, for own work and communication are measured in steps of their own
+other          what is in none of these, because own work and communication are measured in separate steps
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from dataclasses import dataclass
 
 from scaler.config.batch import batches
 from scaler.planning import step_time
-from scaler.studies.curves import Curve, Row, Study, of_node
+from scaler.studies.curves import Curve, Row, Study
+from scaler.studies.prediction import node_of_point
 
-NOTICED = 0.05  # shares of a step, and gains, below which nothing is said of them
+NOTICED = 0.05  # fractions of a step, and gains, below which the report leaves them out
 NO_MEMORY = re.compile(r"memory|\boom\b|bad_alloc", re.IGNORECASE)  # in reasons of failures
 
 
@@ -36,14 +38,14 @@ class Limit:
     """A part of the step that is judged.
 
     Attributes:
-        share: of that step.
-        grown: how much of it is above the first point's; 0 where this is the first point.
-        predicted: its seconds are.
+        fraction: of that step.
+        grown: the fraction of the step by which the part exceeds the first point's; 0 where this is the first point.
+        predicted: the seconds are predicted, not measured.
         row: the larger micro-batch that memory does not allow.
     """
 
     part: str
-    share: float
+    fraction: float
     grown: float
     predicted: bool = False
     row: Row | None = None
@@ -55,11 +57,11 @@ class Remedy:
 
     Attributes:
         kind: "setting" (another curve is measured faster), "predicted" (stage and micro-batch that were not tried),
-            "host" (to replace: it makes up most of the waiting), "fewer" (ranks: the last that pay).
-        gain: in tokens a second; of "fewer" the share of node-hours that are saved.
+            "host" (replace it: it causes most of the waiting), "fewer" (ranks: the last efficient ones).
+        gain: relative increase of the throughput; of "fewer" the fraction of node-hours that is saved.
         row: the better point, measured.
         forecast: the better point, predicted.
-        host: of the slowest rank.
+        host: the host of the slowest rank.
     """
 
     kind: str
@@ -70,7 +72,7 @@ class Remedy:
 
 
 def limits(curve: Curve) -> list[Limit]:
-    """The parts that hold up the point that is judged: those that have grown, the most first, and then the others."""
+    """Return the parts that limit the judged point: those that have grown, the largest first, then the others."""
     row, first = curve.judged, curve.best[0]
     figures, before = row.known, first.known
     seconds, parts = figures.seconds.median, figures.parts
@@ -88,66 +90,68 @@ def limits(curve: Curve) -> list[Limit]:
     part = "micro_batches" if too_large is None else "memory"
     found.append(Limit(part, each * row.point.accumulation / seconds, micro, predicted, too_large))
     found.append(Limit("work", grown["own work"] - micro, grown["own work"] - micro))
-    found = [limit for limit in found if limit.share >= NOTICED]
+    found = [limit for limit in found if limit.fraction >= NOTICED]
     return sorted(
-        found, key=lambda limit: (limit.grown < NOTICED, -limit.grown if limit.grown >= NOTICED else -limit.share)
+        found, key=lambda limit: (limit.grown < NOTICED, -limit.grown if limit.grown >= NOTICED else -limit.fraction)
     )
 
 
 def remedies(study: Study, curve: Curve) -> list[Remedy]:
-    """What to change at the point that is judged: what was measured, and what is predicted to be still better."""
+    """Return what to change at the judged point: what is measured to be better, then what is predicted to be."""
     row, found = curve.judged, []
     figures = row.known
-    here = [
+    same_ranks = [
         other
         for another in study.curves
         for other in another.rows
         if (other.point.series, other.point.ranks, other.point.rows)
         == (row.point.series, row.point.ranks, row.point.rows)
     ]
-    clearly = [other for other in here if other.figures and other.figures.seconds.high < figures.seconds.low]
+    clearly = [other for other in same_ranks if other.figures and other.figures.seconds.high < figures.seconds.low]
     faster = max(clearly, key=lambda row: row.speed, default=None)
     if faster is not None and faster.speed >= (1 + NOTICED) * row.speed:
         found.append(Remedy("setting", faster.speed / row.speed - 1, row=faster))
     else:
         faster = row
-    held_up, late = limits(curve), _late_by_itself(row)
-    if held_up and held_up[0].part == "stragglers" and 2 * late > figures.parts["stragglers"]:
+    limiting, late = limits(curve), _delay_of_host(row)
+    if limiting and limiting[0].part == "stragglers" and 2 * late > figures.parts["stragglers"]:
         gain = figures.seconds.median / (figures.seconds.median - late) - 1
         found.append(Remedy("host", gain, host=figures.host))
     if curve.knee is not None:
-        hours = [study.hours(some) * some.point.nodes for some in (curve.paying, row)]
-        ranks = [study.hours(some) * some.point.ranks for some in (curve.paying, row)]
-        some = hours if curve.paying.point.nodes != row.point.nodes else ranks
-        found.append(Remedy("fewer", 1 - some[0] / some[1], row=curve.paying))
-    better = _untried(study, faster, here)
+        fewer = curve.last_efficient
+        per_node = fewer.point.nodes != row.point.nodes
+        cost, current = (study.hours(one) * (one.point.nodes if per_node else one.point.ranks) for one in (fewer, row))
+        found.append(Remedy("fewer", 1 - cost / current, row=fewer))
+    better = _untried(study, faster, same_ranks)
     if better is not None:
         found.append(better)
     return found
 
 
-def _untried(study: Study, row: Row, here: Sequence[Row]) -> Remedy | None:
-    """A stage and micro-batch that nobody tried on these ranks, and that is predicted to be faster."""
+def _untried(study: Study, row: Row, same_ranks: Sequence[Row]) -> Remedy | None:
+    """Return a stage and micro-batch that were not tried on these ranks, and are predicted to be faster."""
     if study.prediction is None or row.predicted is None:
         return None
     base = row.predicted
     tried = {
-        (other.point.stage, other.point.offload, other.point.micro_rows) for other in here if other.state != "not run"
+        (other.point.stage, other.point.offload, other.point.micro_rows)
+        for other in same_ranks
+        if other.state != "not run"
     }
     candidates = [
         step_time.point(
             study.prediction.works[base.settings.precision],
-            asked,
+            settings,
             batch,
             base.nodes,
-            of_node(study.prediction.hardware, row.point),
+            node_of_point(study.prediction.hardware, row.point),
         )
-        for asked in (
+        for settings in (
             dataclasses.replace(base.settings, stage=stage, offload=base.settings.offload and stage > 0)
             for stage in (0, 1, 2, 3)
         )
         for batch in batches(row.point.rows, row.point.ranks)
-        if (asked.stage, asked.offload, batch.micro_rows) not in tried
+        if (settings.stage, settings.offload, batch.micro_rows) not in tried
     ]
     best = step_time.best(candidates)
     if best is None or base.step.seconds < (1 + NOTICED) * best.step.seconds:
@@ -155,8 +159,8 @@ def _untried(study: Study, row: Row, here: Sequence[Row]) -> Remedy | None:
     return Remedy("predicted", base.step.seconds / best.step.seconds - 1, forecast=best)
 
 
-def _late_by_itself(row: Row) -> float:
-    """Seconds by which the host of the slowest rank is behind the slowest rank of all others; 0 where it is alone."""
+def _delay_of_host(row: Row) -> float:
+    """Return the seconds by which the slowest rank's host is behind all other hosts; 0 where there is no other."""
     assert row.measured is not None and row.figures is not None
     pairs = zip(row.measured.hosts, row.measured.own_seconds, strict=True)
     others = [statistics.median(own) for host, own in pairs if host != row.figures.host]
@@ -164,7 +168,7 @@ def _late_by_itself(row: Row) -> float:
 
 
 def _micro_seconds(curve: Curve, row: Row) -> tuple[float, bool]:
-    """What one more micro-batch costs, and whether that is predicted; 0 where nothing is known."""
+    """Return the seconds that one more micro-batch costs, and whether they are predicted; 0 where nothing is known."""
     figures, point = row.known, row.point
     slopes = [
         (other.figures.own - figures.own) / (other.point.accumulation - point.accumulation)

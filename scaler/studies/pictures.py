@@ -1,4 +1,4 @@
-"""The pictures of a scaling study."""
+"""Draw the charts of a scaling study."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from scaler.core.charts import (
     Patch,
 )
 from scaler.core.text import counted, rounded, share
+from scaler.planning import step_time
 from scaler.planning.step_time import PAYS
-from scaler.studies import words
+from scaler.studies import text
 from scaler.studies.curves import Curve, Row, Study
-from scaler.studies.words import SERIES
 
 OF_PART = {
     "own work": "#0072B2",
@@ -37,13 +37,14 @@ OF_PART = {
     "other": "#999999",
 }
 QUIET = "0.45"
-SCALING, STEP, MEMORY, RANKS = {series: f"{series}.png" for series in SERIES}, "step.png", "memory.png", "ranks.png"
+SCALING = {series: f"{series}.png" for series in text.SERIES}
+STEP, MEMORY, RANKS = "step.png", "memory.png", "ranks.png"
 PICTURES = (*SCALING.values(), STEP, MEMORY, RANKS)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file beside the page. `text`: what it shows, for those who cannot see it, too."""
+    """A PNG file beside the page. `text`: the caption, which also serves those who cannot see the chart."""
 
     name: str
     title: str
@@ -51,52 +52,53 @@ class Picture:
 
 
 def draw(study: Study, folder: Path) -> list[Picture]:
-    """Draw all pictures of a study as PNGs."""
-    led = [curve for curve in map(study.leading, SERIES) if curve is not None]
+    """Draw all charts of a study as PNG files."""
+    leading = [curve for curve in map(study.leading, text.SERIES) if curve is not None]
     predicted = " The dashed line is the prediction." if study.prediction else ""
     pictures = []
 
-    def keep(figure: Figure, name: str, title: str, text: str) -> None:
+    def keep(figure: Figure, name: str, title: str, caption: str) -> None:
         charts.save(figure, folder / name, dpi=144)
-        pictures.append(Picture(name, title, text))
+        pictures.append(Picture(name, title, caption))
 
-    for curve in led:
+    for curve in leading:
         keep(
             _scaling(study, curve.series),
             SCALING[curve.series],
             f"{curve.series.capitalize()} scaling: speed and efficiency",
-            "Tokens a second and efficiency over ranks, at the fastest micro-batch of each. Points: medians, with the "
-            f"quartiles of the steps as bars.{predicted} Dotted: ideal, every rank does as much as on the fewest of "
-            "the fastest curve. A ring: here a curve stops paying. A cross: a point failed; a circle: one was not run.",
+            "Throughput and efficiency over ranks, at the fastest micro-batch of each. Points: medians, with the "
+            f"quartiles of the steps as bars.{predicted} Dotted: ideal scaling from the fastest curve's fewest ranks. "
+            f"A ring: efficiency falls below {share(PAYS)}. A cross: a point failed; a circle: one was not run.",
         )
     keep(
-        _step(led, study.prediction is not None),
+        _step(leading, study.prediction is not None),
         STEP,
         "Where a step's time goes",
-        "The median step by part, of the fastest curve of each series, times ranks by rows: at equal heights more "
-        "ranks cost nothing, and what comes on top is lost. Above the bars: ms of the step."
+        "The median step by part, of the fastest curve of each series, multiplied by ranks / rows. At equal heights "
+        "scaling is ideal; what comes on top is lost. Above the bars: ms of the step."
         + (" Hatched: the predicted step." if study.prediction else ""),
     )
     keep(
-        _beside(led, lambda axes, curve: _memory(axes, study, curve.series)),
+        _beside(leading, lambda axes, curve: _memory(axes, study, curve.series)),
         MEMORY,
         "Memory of a rank",
-        "The rank with the most, at the fastest micro-batch. On CPUs it is resident memory with the process itself, "
-        f"which a prediction leaves out.{predicted}",
+        "The rank with the most, at the fastest micro-batch. On CPUs it is what training adds to the process."
+        f"{predicted}",
     )
-    several = [curve for curve in led if curve.judged.point.ranks > 1]
+    several = [curve for curve in leading if curve.judged.point.ranks > 1]
     if several:
         keep(
             _beside(several, _ranks),
             RANKS,
             "Own work of each rank",
-            "Without waiting for others: medians and quartiles of the steps. In every step all wait for the slowest.",
+            "Own work without waiting for others: medians and quartiles of the steps. In every step all ranks wait for "
+            "the slowest.",
         )
     return pictures
 
 
 def _beside(curves: Sequence[Curve], drawn: Callable[[Axes, Curve], None]) -> Figure:
-    """A panel for each curve."""
+    """Draw a panel for each curve, side by side."""
     figure, panels = charts.panels(len(curves), 10, 4.4, layout="constrained")
     for axes, curve in zip(panels, curves, strict=True):
         drawn(axes, curve)
@@ -105,7 +107,7 @@ def _beside(curves: Sequence[Curve], drawn: Callable[[Axes, Curve], None]) -> Fi
 
 
 def _styles(study: Study, series: str) -> list[tuple[Curve, dict[str, Any]]]:
-    """Curves of a series with colour and marker."""
+    """Return the curves of a series with colour and marker."""
     curves = [curve for curve in study.curves if curve.series == series]
     return [
         (curve, {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]})
@@ -122,7 +124,7 @@ def _scaling(study: Study, series: str) -> Figure:
             _efficiency(efficiency, curve, style)
     speeds = [row.speed for curve, _ in styled for row in curve.best]
     speed.set_yscale("log")
-    speed.set_ylim(bottom=min(speeds) / 2.5)  # below that, the marks of points that failed
+    speed.set_ylim(bottom=min(speeds) / 2.5)  # leaves room for the marks of points that failed
     speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     speed.yaxis.set_minor_locator(NullLocator())
     speed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rounded(value)))
@@ -130,17 +132,17 @@ def _scaling(study: Study, series: str) -> Figure:
     efficiency.axhline(1, color=QUIET, linestyle=":", linewidth=1)
     efficiency.axhline(PAYS, color="black", linestyle="-", linewidth=0.8)
     top = 1.05 * max(1.0, efficiency.dataLim.ymax)
-    efficiency.set(ylabel="efficiency", title="efficiency (line: what still pays)", ylim=(0, top))
+    efficiency.set(ylabel="efficiency", title=f"efficiency (line: {share(PAYS)})", ylim=(0, top))
     efficiency.yaxis.set_major_formatter(FuncFormatter(lambda value, _: share(round(value, 3)).replace(".0", "")))
     for axes in (speed, efficiency):
         _over_ranks(axes, [row for curve, _ in styled for row in curve.rows])
     gaps = _gaps(speed, styled)
     handles = [
-        Line2D([], [], linestyle="", markersize=6, label=words.setting(curve.rows[0].point), **style)
+        Line2D([], [], linestyle="", markersize=6, label=text.setting(curve.rows[0].point), **style)
         for curve, style in styled
     ]
     handles.append(Line2D([], [], color=QUIET, linestyle=":", label="ideal"))
-    if any(curve.foretold for curve, _ in styled):
+    if any(curve.predicted for curve, _ in styled):
         handles.append(Line2D([], [], color=QUIET, linestyle="--", label="predicted"))
     figure.legend(handles=handles + gaps, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
@@ -152,10 +154,10 @@ def _throughput(axes: Axes, study: Study, curve: Curve, style: dict[str, Any]) -
         ranks = np.array(sorted({row.point.ranks for row in study.rows if row.point.ranks >= first.point.ranks}))
         per_rank = first.speed / first.point.ranks
         axes.plot(ranks, per_rank * ranks, color=QUIET, linestyle=":", linewidth=1)
-    if curve.foretold:
-        speeds = [study.tokens_per_row * row.predicted.rows_per_second for row in curve.foretold if row.predicted]
+    if curve.predicted:
+        speeds = [study.tokens_per_row * row.predicted.rows_per_second for row in curve.predicted if row.predicted]
         axes.plot(
-            [row.point.ranks for row in curve.foretold], speeds, color=style["color"], linestyle="--", linewidth=1
+            [row.point.ranks for row in curve.predicted], speeds, color=style["color"], linestyle="--", linewidth=1
         )
     medians, below, above = [], [], []
     for row in curve.best:
@@ -164,15 +166,15 @@ def _throughput(axes: Axes, study: Study, curve: Curve, style: dict[str, Any]) -
         below.append(speed.median - speed.low)
         above.append(speed.high - speed.median)
     measured = [row.point.ranks for row in curve.best]
-    line = "none" if curve.foretold else "-"
+    line = "none" if curve.predicted else "-"
     axes.errorbar(measured, medians, (below, above), linestyle=line, linewidth=1, markersize=6, capsize=4, **style)
 
 
 def _efficiency(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
-    foretold = curve.foretold
-    values = [curve.foretold_efficiency(row) for row in foretold]
-    axes.plot([row.point.ranks for row in foretold], values, color=style["color"], linestyle="--", linewidth=1)
-    line = "none" if foretold else "-"
+    predicted = curve.predicted
+    values = [curve.predicted_efficiency(row) for row in predicted]
+    axes.plot([row.point.ranks for row in predicted], values, color=style["color"], linestyle="--", linewidth=1)
+    line = "none" if predicted else "-"
     ranks = [row.point.ranks for row in curve.best]
     axes.plot(ranks, [curve.efficiency(row) for row in curve.best], linestyle=line, linewidth=1, markersize=6, **style)
     if curve.knee is not None:
@@ -181,7 +183,7 @@ def _efficiency(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
 
 
 def _gaps(axes: Axes, styled: Sequence[tuple[Curve, dict[str, Any]]]) -> list[Line2D]:
-    """Mark points without figures at the bottom, a line of marks for each curve; return what the legend has of them."""
+    """Mark points without figures at the bottom, a line of marks per curve; return the legend's entries for them."""
     marks: dict[str, dict[str, Any]] = {
         "failed": {"marker": "x", "markersize": 8, "markeredgewidth": 2},
         "not run": {"marker": "o", "markersize": 7},
@@ -206,7 +208,7 @@ def _over_ranks(axes: Axes, rows: Iterable[Row]) -> None:
     ranks = sorted({row.point.ranks for row in rows})
     axes.set_xscale("log", base=2)
     axes.set_xlim(ranks[0] / 1.3, ranks[-1] * 1.3)
-    axes.set_xticks(ranks, [f"{some:,}" for some in ranks])
+    axes.set_xticks(ranks, [f"{count:,}" for count in ranks])
     axes.minorticks_off()
     axes.set_xlabel("ranks")
     axes.grid(alpha=0.3)
@@ -237,7 +239,7 @@ def _parts(axes: Axes, curve: Curve) -> None:
     for number, row in enumerate(curve.best):
         stack(row, number - width / 2 * both, row.known.parts, None)
         if row.predicted is not None:
-            stack(row, number + width / 2, words.foretold_parts(row.predicted), "//")
+            stack(row, number + width / 2, _predicted_parts(row.predicted), "//")
     axes.set_xticks(range(len(curve.best)), [f"{row.point.ranks:,}" for row in curve.best])
     axes.set(xlabel="ranks", ylabel="ms of a step x ranks / rows")
     axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
@@ -245,16 +247,28 @@ def _parts(axes: Axes, curve: Curve) -> None:
     axes.set_axisbelow(True)
 
 
+def _predicted_parts(predicted: step_time.Point) -> dict[str, float]:
+    """Return the seconds of a predicted step by part, under the names of a measured step's parts."""
+    step = predicted.step
+    return {
+        "own work": step.compute,
+        "micro-batches": step.micro_batches,
+        "optimizer": step.optimizer,
+        "stragglers": step.stragglers,
+        "communication": step.network,
+    }
+
+
 def _memory(axes: Axes, study: Study, series: str) -> None:
     for curve, style in _styles(study, series):
-        foretold = [(row.point.ranks, row.predicted.memory.peak / 1e9) for row in curve.foretold if row.predicted]
+        predicted = [(row.point.ranks, row.predicted.memory.peak / 1e9) for row in curve.predicted if row.predicted]
         axes.plot(
-            *zip(*foretold, strict=True) if foretold else ((), ()), color=style["color"], linestyle="--", linewidth=1
+            *zip(*predicted, strict=True) if predicted else ((), ()), color=style["color"], linestyle="--", linewidth=1
         )
         peaks = [(row.point.ranks, row.known.peak_bytes / 1e9) for row in curve.best]
         if peaks:
-            line = "none" if foretold else "-"
-            label = words.setting(curve.rows[0].point)
+            line = "none" if predicted else "-"
+            label = text.setting(curve.rows[0].point)
             axes.plot(*zip(*peaks, strict=True), linestyle=line, linewidth=1, markersize=6, label=label, **style)
     _over_ranks(axes, [row for curve, _ in _styles(study, series) for row in curve.rows])
     axes.set(ylabel="GB of the rank with the most", ylim=(0, 1.1 * axes.dataLim.ymax))

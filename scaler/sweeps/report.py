@@ -122,7 +122,12 @@ def _draw(space: Sequence[sweep_space.Parameter], trials: Sequence[dict[str, Any
     for trial in trials:
         evaluations = trial["of_steps"] // trial["evaluate_every"]
         shares = [int(number) / evaluations for number in trial["losses"]]
-        how = {"color": COLOURS[trial["trial"] > 0], "marker": MARKS[trial["state"]], "markersize": 4, "alpha": 0.7}
+        how: dict[str, Any] = {
+            "color": COLOURS[trial["trial"] > 0],
+            "marker": MARKS[trial["state"]],
+            "markersize": 4,
+            "alpha": 0.7,
+        }
         curves.plot(shares, [*trial["losses"].values()], **how)
     curves.set(xlabel="share of the tokens", ylabel="held-out loss (nats)")
     for axes in panels:

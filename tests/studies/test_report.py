@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scaler import report
 from scaler.planning import step_time
+from scaler.planning import workload as planning_workload
 from scaler.planning.hardware import Hardware
 from scaler.planning.workload import settings_of
-from scaler.studies import bottlenecks, curves, pictures
+from scaler.studies import analysis, bottlenecks, pictures, text
 from scaler.studies import folder as study_folder
 from scaler.studies import report as study_report
-from scaler.studies import words as scaling_words
 from scaler.studies.folder import Measured, Point
 
 ROWS, BUCKET, TOKENS = 64, 1_000_000, 30.0
@@ -30,7 +30,7 @@ TRAINING = 12 * 12 * TOKENS  # tokens of the recipe's steps
 @pytest.fixture(autouse=True, scope="module")
 def workload_once():
     """All studies here have one recipe in fp32, whose activations take seconds to measure."""
-    real, made = curves.workload, []
+    real, made = planning_workload.workload, []
 
     def workload(recipe, width, on_cpu):
         assert width == 4
@@ -39,7 +39,7 @@ def workload_once():
         return made[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "workload", workload)
+        patch.setattr(planning_workload, "workload", workload)
         yield
 
 
@@ -99,12 +99,12 @@ def fail(study, reason, **where) -> Point:
 
 
 def curve_of(study, given=None):
-    found = curves.analyse(study, given)
+    found = analysis.analyse(study, given)
     return found, found.curves[0]
 
 
-def words(found, curve) -> dict[str, str]:
-    return dict(scaling_words.conclusions(found, curve))
+def conclusions(found, curve) -> dict[str, str]:
+    return dict(text.conclusions(found, curve))
 
 
 # ---- figures
@@ -117,14 +117,14 @@ def test_perfect_scaling(study):
     assert [row.point.ranks for row in curve.best] == [1, 2, 4, 8]
     assert [curve.speedup(row) for row in curve.best] == pytest.approx([1, 2, 4, 8])
     assert [curve.efficiency(row) for row in curve.best] == pytest.approx([1] * 4)
-    assert curve.knee is None and curve.paying is curve.best[-1]
+    assert curve.knee is None and curve.last_efficient is curve.best[-1]
     assert bottlenecks.limits(curve) == bottlenecks.remedies(found, curve) == []
     figures = curve.best[-1].figures
     assert figures.tokens_per_second.median == pytest.approx(ROWS * TOKENS / 0.1)
     assert found.hours(curve.best[-1]) == pytest.approx(TRAINING / (ROWS * TOKENS / 0.1) / 3600)
-    told = words(found, curve)
-    assert "8.00 times" in told["How fast"] and "100 %" in told["How efficient"]
-    assert told["Where it stops paying"].startswith("Not on up to 8 nodes")
+    told = conclusions(found, curve)
+    assert "8.00 times" in told["Speed"] and "100 %" in told["Efficiency"]
+    assert told["Below 80 %"].startswith("Not on up to 8 nodes")
     assert told["What limits"].startswith("On 8 nodes (8 ranks): nothing")
 
 
@@ -143,7 +143,7 @@ def test_weak_scaling_is_by_tokens(study):
     _, curve = curve_of(study)
     assert [curve.efficiency(row) for row in curve.best] == pytest.approx([1, 1, 0.8, 0.625])
     assert curve.knee.point.ranks == 8  # 80 % still pays
-    assert curve.paying.point.ranks == 4
+    assert curve.last_efficient.point.ranks == 4
 
 
 def test_a_curve_has_the_fastest_micro_batch(study):
@@ -168,12 +168,12 @@ def test_series_and_stages_are_curves_of_their_own(study):
     for series, stage in (("strong", 1), ("strong", 2), ("weak", 2)):
         for ranks in (1, 2):
             measure(study, own=stage / ranks, ranks=ranks, stage=stage, series=series)
-    found = curves.analyse(study)
+    found = analysis.analyse(study)
     assert [curve.setting for curve in found.curves] == [
         ("strong", 1, False, BUCKET), ("strong", 2, False, BUCKET), ("weak", 2, False, BUCKET)
     ]  # fmt: skip
     assert found.leading("strong").setting[1] == 1
-    assert len(scaling_words.others(found)) == 1
+    assert len(text.other_settings(found)) == 1
 
 
 # ---- what limits, and what to change
@@ -185,11 +185,11 @@ def test_communication_bound(study):
     found, curve = curve_of(study)
     assert curve.efficiency(curve.best[-1]) == pytest.approx(0.25)
     limit = bottlenecks.limits(curve)[0]
-    assert (limit.part, limit.share, limit.grown) == ("communication", pytest.approx(0.75), pytest.approx(0.75))
-    told = words(found, curve)
+    assert (limit.part, limit.fraction, limit.grown) == ("communication", pytest.approx(0.75), pytest.approx(0.75))
+    told = conclusions(found, curve)
     assert "communication between ranks, 75 % of a step" in told["What limits"]
-    assert told["What to change"] == "Take 1 node instead: 75 % fewer node-hours for the same training."
-    assert "From 8 nodes" in told["Where it stops paying"]
+    assert told["What to change"] == "Use 1 node instead: 75 % fewer node-hours for the same training."
+    assert "From 8 nodes" in told["Below 80 %"]
 
 
 def test_growth_of_all_parts_is_what_efficiency_has_lost(study):
@@ -204,8 +204,8 @@ def test_growth_of_all_parts_is_what_efficiency_has_lost(study):
 def test_what_runs_beside_own_work_does_not_limit(study):
     measure(study, own=0.8)
     point = measure(study, own=0.1, ranks=8, changes={"communication_seconds": (0.09,) * 8})
-    row = next(row for row in curves.analyse(study).rows if row.point == point)
-    assert row.figures.communication_share == pytest.approx(0.9)
+    row = next(row for row in analysis.analyse(study).rows if row.point == point)
+    assert row.figures.communication_fraction == pytest.approx(0.9)
     assert row.figures.parts["communication"] == 0
     assert not bottlenecks.limits(curve_of(study)[1])
 
@@ -218,9 +218,9 @@ def test_a_straggler_is_named_and_left_out(study):
     assert (figures.slowest_rank, figures.host, figures.slowest_to_median) == (2, "n2", pytest.approx(1.5))
     assert figures.communication == 0  # what the others waited for it is no communication
     assert bottlenecks.limits(curve)[0].part == "stragglers"
-    told = words(found, curve)
+    told = conclusions(found, curve)
     assert "Rank 2 on n2 takes 1.50 times the median" in told["What limits"]
-    assert "Take another node for n2: without its delay steps would be 50 % faster." in told["What to change"]
+    assert "Replace node n2: without its delay steps would be 50 % faster." in told["What to change"]
 
 
 def test_only_what_other_hosts_would_not_make_up_for_is_a_gain(study):
@@ -237,7 +237,7 @@ def test_a_straggler_on_the_only_node_cannot_be_replaced(study):
     found, curve = curve_of(study)
     assert bottlenecks.limits(curve)[0].part == "stragglers"
     assert [remedy.kind for remedy in bottlenecks.remedies(found, curve)] == ["fewer"]
-    assert "fewer rank-hours" in words(found, curve)["What to change"]
+    assert "fewer rank-hours" in conclusions(found, curve)["What to change"]
 
 
 def test_ranks_that_take_turns_in_being_slow_are_no_ones_fault(study):
@@ -261,35 +261,35 @@ def test_micro_batches_that_shrink(study):
     found, curve = curve_of(study)
     limit = bottlenecks.limits(curve)[0]
     assert (limit.part, limit.predicted) == ("micro_batches", False)
-    assert limit.share == pytest.approx(0.1 * 4 / (own(8, 2) + 0.2))
+    assert limit.fraction == pytest.approx(0.1 * 4 / (own(8, 2) + 0.2))
     assert limit.grown == pytest.approx((0.1 * 4 - 0.1 * 2 / 8) / (own(8, 2) + 0.2))
     fail(study, "rank 3: CUDA out of memory", ranks=8, micro=8)
     found, curve = curve_of(study)
     limit = bottlenecks.limits(curve)[0]
     assert (limit.part, limit.row.point.micro_rows) == ("memory", 8)
-    assert "micro-batches of 8 rows failed for want of memory" in words(found, curve)["What limits"]
+    assert "micro-batches of 8 rows ran out of memory" in conclusions(found, curve)["What limits"]
 
 
 def test_own_work_that_does_not_shrink(study):
     measure(study, own=0.8)
     measure(study, own=0.5, ranks=8)
     limit = bottlenecks.limits(curve_of(study)[1])[0]
-    assert (limit.part, limit.share) == ("work", pytest.approx(0.8))
+    assert (limit.part, limit.fraction) == ("work", pytest.approx(0.8))
 
 
 @pytest.mark.parametrize(
     ("better", "said"),
-    [({"stage": 1}, "Take ZeRO-1:"), ({"bucket": 5_000_000}, "Take a bucket of 5 M:")],
+    [({"stage": 1}, "Use ZeRO-1:"), ({"bucket": 5_000_000}, "Use a bucket of 5 M:")],
 )
 def test_a_setting_that_is_measured_faster(study, better, said):
     measure(study, own=0.8)
     measure(study, own=0.2, communication=0.2, ranks=4)
     measure(study, own=0.2, communication=0.1, ranks=4, **better)
-    found = curves.analyse(study)
+    found = analysis.analyse(study)
     curve = next(curve for curve in found.curves if curve.setting == ("strong", 2, False, BUCKET))
     remedy = bottlenecks.remedies(found, curve)[0]
     assert (remedy.kind, remedy.gain) == ("setting", pytest.approx(1 / 3))
-    assert f"{said} measured 33 % faster on 4 nodes (4 ranks)." in words(found, curve)["What to change"]
+    assert f"{said} measured 33 % faster on 4 nodes (4 ranks)." in conclusions(found, curve)["What to change"]
 
 
 def test_a_difference_within_the_spread_is_none(study):
@@ -297,7 +297,7 @@ def test_a_difference_within_the_spread_is_none(study):
     measure(study, own=0.4, ranks=4)
     spread = {"step_seconds": ((0.2, 0.3, 0.36, 0.5, 0.6),) * 4}
     measure(study, own=0.2, ranks=4, stage=1, changes=spread)
-    found = curves.analyse(study)
+    found = analysis.analyse(study)
     curve = next(curve for curve in found.curves if curve.setting[1] == 2)
     assert "setting" not in {remedy.kind for remedy in bottlenecks.remedies(found, curve)}
 
@@ -309,7 +309,7 @@ def test_a_point_that_is_faster_than_can_be_puts_the_first_in_doubt(study):
     measure(study, own=2.0, ranks=1)
     measure(study, own=0.5, ranks=2)
     (remark,) = curve_of(study)[0].remarks
-    assert "200% efficient, more than can be: was strong-n1x1-" in remark
+    assert "200% efficient, which is more than is possible: was strong-n1x1-" in remark
 
 
 def test_errors_of_the_prediction(study):
@@ -328,12 +328,12 @@ def test_errors_of_the_prediction(study):
         assert row.error == pytest.approx(told[row.point.ranks].step.seconds - 1)
         assert row.memory_error == pytest.approx(row.predicted.memory.peak / (1_000_000 + row.point.ranks - 1) - 1)
     errors = sorted(abs(point.step.seconds - 1) for point in told.values())
-    median, worst = curves.errors(found)
+    median, worst = found.errors()
     assert median == pytest.approx(errors[1]) and abs(worst.error) == pytest.approx(errors[2])
     efficiency = told[1].step.seconds / told[4].step.seconds / 4
-    assert curve.foretold_efficiency(curve.foretold[-1]) == pytest.approx(efficiency)
-    text = scaling_words.prediction(found)
-    assert "measured: flops, inside" in text and "Peak memory of a rank is off by" in text
+    assert curve.predicted_efficiency(curve.predicted[-1]) == pytest.approx(efficiency)
+    found_text = text.prediction(found)
+    assert "measured: flops, inside" in found_text and "Peak memory of a rank is off by" in found_text
 
 
 def test_memory_of_a_device_is_compared_as_it_is(study):
@@ -341,22 +341,22 @@ def test_memory_of_a_device_is_compared_as_it_is(study):
     found, curve = curve_of(study, ON)
     row = curve.rows[0]
     assert not row.predicted.settings.on_cpu
-    assert f"is off by {100 * (row.predicted.memory.peak / 1e6 - 1):+.1f} %" in scaling_words.prediction(found)
+    assert f"is off by {100 * (row.predicted.memory.peak / 1e6 - 1):+.1f} %" in text.prediction(found)
 
 
 def test_hardware_of_the_folder_is_taken_and_another_can_be_given(study):
     measure(study, own=1.0)
     content = {**dataclasses.asdict(ON), "name": "beside", "measured": ["flops"]}
     (study / "hardware.yaml").write_text(yaml.safe_dump(content))
-    assert curves.analyse(study).prediction.hardware.name == "beside"
-    assert curves.analyse(study, ON).prediction.hardware.name == "a test"
+    assert analysis.analyse(study).prediction.hardware.name == "beside"
+    assert analysis.analyse(study, ON).prediction.hardware.name == "a test"
 
 
 def test_a_precision_without_a_figure_is_not_predicted(study):
     measure(study, own=1.0)
     found, curve = curve_of(study, dataclasses.replace(ON, flops={"bf16": 1e12}))
-    assert curve.rows[0].predicted is None and curves.errors(found) is None
-    assert "hardware a test has no figure for fp32, only bf16" in scaling_words.prediction(found)
+    assert curve.rows[0].predicted is None and found.errors() is None
+    assert "hardware a test has no figure for fp32, only bf16" in text.prediction(found)
 
 
 def test_points_that_were_not_run_are_predicted_and_proposed_as_such(study):
@@ -365,12 +365,12 @@ def test_points_that_were_not_run_are_predicted_and_proposed_as_such(study):
     measure(study, own=2.0, ranks=2, micro=1)
     ask(study, ranks=4)
     found, curve = curve_of(study, slow)
-    assert [row.point.ranks for row in curve.foretold] == [1, 2, 4]
+    assert [row.point.ranks for row in curve.predicted] == [1, 2, 4]
     assert curve.rows[-1].state == "not run"
     remedy = bottlenecks.remedies(found, curve)[-1]
     assert (remedy.kind, remedy.forecast.batch.micro_rows) == ("predicted", 32)
-    assert "micro-batches of 32 rows" in words(found, curve)["What to change"]
-    assert "which is predicted, not measured" in words(found, curve)["What to change"]
+    assert "micro-batches of 32 rows" in conclusions(found, curve)["What to change"]
+    assert "which is predicted, not measured" in conclusions(found, curve)["What to change"]
 
 
 # ---- files
@@ -416,7 +416,7 @@ def written(tmp_path_factory):
     fail(folder, "node n3 is down", stage=3)
     content = {**dataclasses.asdict(ON), "measured": ["flops"]}
     (folder / "hardware.yaml").write_text(yaml.safe_dump(content))
-    found = curves.analyse(folder)
+    found = analysis.analyse(folder)
     study_report.write(found, folder / "report")
     return folder / "report", found
 
@@ -434,14 +434,29 @@ def test_the_page_needs_nothing_else(written):
 
 def test_the_page_begins_with_the_conclusion_and_shows_failures(written):
     page = Page((written[0] / "index.html").read_text())
-    order = [page.text.index(part) for part in ("How fast", "What to change", "Pictures", "All points", "How it was")]
+    order = [page.text.index(part) for part in ("Speed", "What to change", "Charts", "All points", "How it was")]
     assert order == sorted(order)
     assert "failed: <script>alert('a | b')</script> out of memory" in page.text
     assert "failed: node n3 is down" in page.text and "not run" in page.text
     assert "strong, ZeRO-3, bucket 1 M: nothing measured (failed: node n3 is down)" in page.text
-    assert "2.13.0+cpu" in page.text and "c0ffee" in page.text and "steps of warm-up" in page.text
+    assert "2.13.0+cpu" in page.text and "c0ffee" in page.text and "warm-up steps" in page.text
     assert "memory_bandwidth1e+10 (the maker's, or assumed)" in page.text
     assert "flopsfp32 1e+10 (measured)" in page.text
+
+
+def test_hostile_names_are_text_on_the_page(study, tmp_path):
+    hostile = "<img src=x onerror=alert(1)>&\"'"
+    content = yaml.safe_load((study / "recipe.yaml").read_text())
+    (study / "recipe.yaml").write_text(yaml.safe_dump({**content, "name": hostile}))
+    measure(study, own=0.8)
+    measure(study, own=0.2, slow={2: 1.5}, ranks=4, changes={"hosts": ("a", "b", hostile, "c"), "commit": hostile})
+    study_report.write(analysis.analyse(study), tmp_path / "out")
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert f"Scaling of {hostile} on 1 to 4 ranks" in page.text
+    assert f"Replace node {hostile}:" in page.text and f"(rank 2, {hostile})" in page.text
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert images and all(attributes["src"].startswith("data:image/png;base64,") for attributes in images)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
 def test_all_lines_of_a_table_are_as_wide_as_its_head(written):
@@ -499,7 +514,7 @@ def test_the_command(study, call):
     measure(study, own=1.0)
     status, said, _ = call(report.main, study)
     assert status == 0
-    assert "how it scales, nobody knows yet" in said and str(study / "report" / "index.html") in said
+    assert "scaling is not known yet" in said and str(study / "report" / "index.html") in said
     assert {path.name for path in (study / "report").iterdir()} <= study_report.OURS
     assert not list(study.glob("*.partial"))
     measure(study, own=0.6, ranks=2)
@@ -516,9 +531,9 @@ def test_points_that_differ_from_the_others_are_named(study):
     newer = {"versions": {"torch": "2.14", "deepspeed": "0.19.8"}}
     odd = measure(study, own=0.1, ranks=8, micro=4, changes={"commit": None, "hosts": ("n9",) * 8, **newer})
     study_folder.note_failure(study, odd, "timed out")
-    remarks = "\n".join(curves.analyse(study).remarks)
-    assert f"{odd.name}: another commit than most points (None for c0ffee)" in remarks
-    assert "torch 2.14 for 2.13.0+cpu" in remarks and "deepspeed" not in remarks
+    remarks = "\n".join(analysis.analyse(study).remarks)
+    assert f"{odd.name}: another commit than most points (None instead of c0ffee)" in remarks
+    assert "torch 2.14 instead of 2.13.0+cpu" in remarks and "deepspeed" not in remarks
     assert f"{odd.name}: on hosts that the largest point did not have (n9)" in remarks
     assert f"{odd.name}: asked for 8 nodes, and ran on 1 (n9)" in remarks
     assert "measured after 1 failed attempts (the last: timed out)" in remarks
@@ -590,7 +605,7 @@ def test_half_a_line_of_failures_is_a_failure(study):
     point = fail(study, "first", ranks=2)
     with (study_folder.folder_of(study, point) / "failures.jsonl").open("a") as file:
         file.write('{"reas')
-    row = next(row for row in curves.analyse(study).rows if row.point == point)
+    row = next(row for row in analysis.analyse(study).rows if row.point == point)
     assert row.failures == ("first", "a damaged line of failures.jsonl")
 
 

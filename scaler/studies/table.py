@@ -1,0 +1,96 @@
+"""Tabulate the points of a scaling study, and write its report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scaler.core.text import rounded, share, signed
+from scaler.studies import text
+from scaler.studies.curves import Curve, Row, Study
+
+MEASURED_COLUMNS = (
+    *("setting", "nodes x ranks", "rows", "micro x acc.", "ms/step (quartiles)", "tokens/s", "speed-up", "efficiency"),
+    *("comm.", "slowest rank", "GB/rank", "node-hours"),
+)
+PREDICTED_COLUMNS = ("predicted ms (error)", "predicted GB")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table. `chosen`: it is on the curve; `note`: why it has no figures, instead of them."""
+
+    cells: tuple[str, ...]
+    chosen: bool
+    note: str
+
+
+def columns(study: Study) -> tuple[str, ...]:
+    """Return the names of the table's columns."""
+    return MEASURED_COLUMNS + (PREDICTED_COLUMNS if study.prediction else ())
+
+
+def lines(study: Study, curve: Curve) -> Iterable[Line]:
+    """Yield a line for each point of a curve, measured or not."""
+    for row in curve.rows:
+        point = row.point
+        begin = (
+            text.setting(point),
+            f"{point.nodes} x {point.ranks_per_node}",
+            f"{point.rows:,}",
+            f"{point.micro_rows} x {point.accumulation}",
+        )
+        predicted = _predicted(row) if study.prediction else ()
+        figures = row.figures
+        if figures is None:
+            empty = [""] * (len(MEASURED_COLUMNS) - len(begin))
+            yield Line((*begin, *empty, *predicted), False, text.why_not(row))
+            continue
+        low, median, high = (1e3 * value for value in vars(figures.seconds).values())
+        middle = (
+            f"{rounded(median)} ({rounded(low)} to {rounded(high)})",
+            rounded(figures.tokens_per_second.median),
+            f"{curve.speedup(row):.2f}",
+            share(curve.efficiency(row)),
+            share(figures.communication_fraction),
+            f"{figures.slowest_to_median:.2f} (rank {figures.slowest_rank}, {figures.host})",
+            f"{figures.peak_bytes / 1e9:.2f}",
+            rounded(study.hours(row) * point.nodes),
+        )
+        yield Line((*begin, *middle, *predicted), row in curve.best, "")
+
+
+def _predicted(row: Row) -> tuple[str, str]:
+    if row.predicted is None:
+        return "", ""
+    error = "" if row.error is None else f" ({signed(row.error)})"
+    return f"{rounded(1e3 * row.predicted.step.seconds)}{error}", f"{row.predicted.memory.peak / 1e9:.2f}"
+
+
+def markdown(study: Study) -> str:
+    """Return conclusions and table as Markdown, to paste."""
+    found = []
+    for series, title in text.SERIES.items():
+        curve = study.leading(series)
+        if curve is not None:
+            found += [f"**{title}.** {text.headline(curve)}", ""]
+            found += [f"- {topic}: {sentence}" for topic, sentence in text.conclusions(study, curve)] + [""]
+    found += [f"- {line}" for line in text.other_settings(study)]
+    if prediction := text.prediction(study):
+        found.append(f"- Prediction: {prediction}")
+    names = columns(study)
+    found += ["", _cells(("series", *names)), "|" + "---|" * (len(names) + 1)]
+    for curve in study.curves:
+        for line in lines(study, curve):
+            cells = [*line.cells]
+            if line.note:
+                cells[4] = line.note
+            if line.chosen:
+                cells[5] = f"**{cells[5]}**"
+            found.append(_cells((curve.series, *cells)))
+    found += ["", "Bold: the fastest micro-batch at this number of ranks; it is the one on the curve."]
+    return "\n".join([*found, *(f"- {remark}" for remark in study.remarks)])
+
+
+def _cells(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"

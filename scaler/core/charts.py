@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -70,4 +70,4 @@ def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
 def save(figure: Figure, path: Path, **options: Any) -> None:
     """Write a figure as a PNG file that appears whole or not at all."""
     with whole_file(path) as file:
-        figure.savefig(file, format="png", **options)
+        figure.savefig(cast(IO[bytes], file), format="png", **options)

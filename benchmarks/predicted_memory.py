@@ -121,7 +121,7 @@ def predicted(size: tuple[int, int, int], stage: int, offload: str, ranks: int) 
     settings = workload.settings_of(ds_config(stage, offload, ranks), "fp32")
     batch = SolvedBatch(ROWS * ACCUMULATION * ranks, ROWS, ACCUMULATION, ranks)
     how = dataclasses.replace(settings, on_cpu=True).sharding(batch, footprint.STATES["adamw"])
-    return memory.of_step(layout, activations.of_model(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True), how)
+    return memory.of_step(layout, activations.measure(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True), how)
 
 
 def main() -> None:

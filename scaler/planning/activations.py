@@ -1,21 +1,22 @@
-"""How much memory a model's forward and backward pass takes: measured on tensors that have shapes and nothing else."""
+"""Measure the memory of a model's forward and backward pass, on tensors that have shapes but no contents."""
 
 from __future__ import annotations
 
-import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scaler.data.batches import Batch
 from scaler.model import build, embeddings, masked_lm
-from scaler.planning import memory
+from scaler.planning.memory import Activations
 
 
-def of_model(
+def measure(
     config: Any,
     micro_rows: int,
     seq_len: int,
@@ -23,36 +24,21 @@ def of_model(
     width: int,
     frozen_embeddings: bool = False,
     on_cpu: bool = False,
-) -> memory.Activations:
-    """Bytes of one micro-batch, by the model's own operations on a CPU; fused attention saves as much on a GPU.
+) -> Activations:
+    """Return the bytes of one micro-batch beside the weights, from the operations that the model runs on a CPU.
+
+    Fused attention saves as much for the backward pass on a GPU as on a CPU.
 
     Args:
-        masked: positions of a row.
+        masked: masked positions of a row.
         width: bytes of a number: 2 in bf16, 4 in fp32.
-        on_cpu: where the gradient of a lookup is of the rows that were looked up.
+        on_cpu: whether the ranks run on CPUs, where an embedding's gradient has only the rows that were looked up.
     """
-    found = {}
-    for keep in (True, False):
-        found[keep], forward = _peak(config, micro_rows, seq_len, masked, width, frozen_embeddings, on_cpu, keep)
-    return memory.Activations(forward, found[True], found[False])
-
-
-def _peak(
-    config: Any,
-    rows: int,
-    seq_len: int,
-    masked: int,
-    width: int,
-    frozen_embeddings: bool,
-    on_cpu: bool,
-    keep_gradients: bool,
-) -> tuple[int, int]:
-    """Bytes beside the weights: at the peak, and at the end of the forward pass."""
     with FakeTensorMode():
         network = masked_lm.MaskedLM(build.build(config, 0)).train()
         lookup = network.model.get_input_embeddings()
         if on_cpu and isinstance(lookup, nn.Embedding) and lookup.sparse:
-            # the tracker cannot follow sparse gradients, but that of what comes out is as large
+            # sparse tensors have no storage to count, but the gradient of the lookup's output is as large as theirs
             own = lookup
             vars(own)["forward"] = lambda ids: nn.functional.embedding(ids, own.weight.detach()).requires_grad_()
         lookup.sparse = False
@@ -61,39 +47,64 @@ def _peak(
         if width == 2:
             for parameter in network.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
-        if not keep_gradients:
-            for parameter in network.parameters():
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(_let_go)
-        whole = torch.zeros((rows, seq_len), dtype=torch.int64)
-        hidden = torch.zeros((rows, masked), dtype=torch.int64)
-        batch = Batch(whole, whole, whole, hidden, hidden)
-        weights = sum(p.numel() * p.element_size() for p in network.parameters())
-        constants = _as_constants(network)
-        tracker = MemTracker()
-        tracker.track_external(network, *constants)
-        with warnings.catch_warnings(), tracker:
-            warnings.simplefilter("ignore")  # the tracker's own, of outputs that are None
-            loss, _ = network(batch)
-            forward = _total(tracker, "current")
+        tokens = torch.zeros((micro_rows, seq_len), dtype=torch.int64)
+        positions = torch.zeros((micro_rows, masked), dtype=torch.int64)
+        counter = _Allocations(network)
+        with counter:
+            loss, _ = network(Batch(tokens, tokens, tokens, positions, positions))
+            forward = counter.allocated
             loss.backward()
-        return _total(tracker, "peak") - weights, forward - weights
+    return Activations(forward, counter.peak, counter.peak_without_gradients)
 
 
-def _as_constants(network: nn.Module) -> list[torch.Tensor]:
-    """Make constants of what does not train, for the tracker (torch 2.13) waits for the gradient of every parameter."""
-    constants = {id(parameter): parameter.detach() for parameter in network.parameters() if not parameter.requires_grad}
-    for module in network.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) in constants:
-                delattr(module, name)
-                setattr(module, name, constants[id(parameter)])
-    return list(constants.values())
+class _Allocations(TorchDispatchMode):
+    """A counter of the bytes that operations allocate beside a network's weights; it begins with the buffers.
 
+    torch's own MemTracker gives the same figures in ten times the time (torch 2.13).
 
-def _let_go(parameter: torch.Tensor) -> None:
-    parameter.grad = None
+    Attributes:
+        allocated: bytes now.
+        peak: the most bytes so far.
+        peak_without_gradients: the same if each gradient of a weight were freed as soon as it is complete.
+    """
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.allocated = self.peak = self.peak_without_gradients = self._gradients = 0
+        # by address of a storage, a reference whose callback takes the storage from the count; None for the weights
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage] | None] = {}
+        for parameter in network.parameters():
+            self._storages[parameter.untyped_storage()._cdata] = None
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._gradient_is_complete)
+        for buffer in network.buffers():
+            self._count(buffer)
 
-def _total(tracker: MemTracker, when: str) -> int:
-    return sum(int(by_kind["Total"]) for by_kind in tracker.get_tracker_snapshot(when).values())
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it has allocated."""
+        result = func(*args, **(kwargs or {}))
+        for output in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(output, torch.Tensor):
+                self._count(output)
+        self.peak = max(self.peak, self.allocated)
+        self.peak_without_gradients = max(self.peak_without_gradients, self.allocated - self._gradients)
+        return result
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._storages:
+            return
+
+        def freed(_: object) -> None:
+            del self._storages[address]
+            self.allocated -= size
+
+        self._storages[address] = weakref.ref(storage, freed)
+        self.allocated += size
+
+    def _gradient_is_complete(self, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        self._gradients += parameter.grad.untyped_storage().nbytes()

@@ -39,7 +39,7 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
 
     @functools.cache
     def measured(rows: int) -> memory.Activations:
-        return activations.of_model(config, rows, seq_len, recipe.most_masked_per_row, width, frozen, on_cpu)
+        return activations.measure(config, rows, seq_len, recipe.most_masked_per_row, width, frozen, on_cpu)
 
     return Workload(
         layout(empty, recipe),

@@ -303,10 +303,10 @@ def test_the_critical_batch_of_a_training_weighs_steps_by_the_way_that_they_go()
 
 @pytest.fixture
 def planned(call, tiny_recipe_file, monkeypatch):
-    def of_model(config, rows, *sizes):  # measuring takes seconds, and is no part of this
+    def measure(config, rows, *sizes):  # measuring takes seconds, and is no part of this
         return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
 
-    monkeypatch.setattr(activations, "of_model", of_model)
+    monkeypatch.setattr(activations, "measure", measure)
     options = ("--hardware", "p5.48xlarge", "--nodes", "1,2,4,8", "training.rows=64", "training.steps=1000")
 
     def run(*arguments):

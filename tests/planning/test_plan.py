@@ -181,7 +181,7 @@ def test_activations_are_those_of_the_real_model_on_a_cpu(tiny_recipe):
         loss, _ = network(Batch(ids, torch.arange(2, 34).expand_as(ids), ids * 0, hidden, hidden))
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     saved = sum(size for place, size in held.items() if place not in weights)
-    found = activations.of_model(config, rows, 32, masked, 4)
+    found = activations.measure(config, rows, 32, masked, 4)
     assert loss.isfinite() and saved > 100_000
     assert found.forward == pytest.approx(saved, rel=0.1)
     assert found.forward <= found.without_gradients <= found.with_gradients
@@ -194,7 +194,7 @@ def test_embeddings_that_are_frozen_have_no_gradient_and_lookups_on_a_cpu_none_o
     config = build.configuration(settings, special, entries, 32)
     matrix = 4 * entries * config.hidden_size
     trained, on_cpu, frozen = (
-        activations.of_model(config, 2, 32, 8, 4, frozen, on_cpu)
+        activations.measure(config, 2, 32, 8, 4, frozen, on_cpu)
         for frozen, on_cpu in ((False, False), (False, True), (True, False))
     )
     assert trained.forward == pytest.approx(frozen.forward, rel=0.02) == on_cpu.forward
@@ -214,7 +214,7 @@ def test_masks_that_become_fewer_are_planned_at_their_most_and_timed_at_their_me
 
 def test_activations_grow_with_rows_on_a_line(tiny_recipe):
     config = workload.configuration(tiny_recipe)
-    one, four, eight = (activations.of_model(config, rows, 32, 8, 4) for rows in (1, 4, 8))
+    one, four, eight = (activations.measure(config, rows, 32, 8, 4) for rows in (1, 4, 8))
     told = memory.on_the_line(4, (1, one), (8, eight))
     assert told.forward == pytest.approx(four.forward, rel=0.02)
     assert four.with_gradients <= told.with_gradients < 1.1 * four.with_gradients  # a greatest of several lines
@@ -287,10 +287,10 @@ def test_batches_that_ranks_cannot_share_have_no_way():
 
 @pytest.fixture
 def planned(call, tiny_recipe_file, monkeypatch):
-    def of_model(config, rows, *sizes):  # measuring takes seconds, and is tested above
+    def measure(config, rows, *sizes):  # measuring takes seconds, and is tested above
         return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
 
-    monkeypatch.setattr(activations, "of_model", of_model)
+    monkeypatch.setattr(activations, "measure", measure)
 
     def run(*arguments):
         return call(plan.main, "--recipe", tiny_recipe_file, *arguments)

@@ -1,4 +1,4 @@
-"""Take over shards that Megatron-LM's preprocess_data.py wrote."""
+"""Adopt shards that Megatron-LM's preprocess_data.py wrote."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from data_prep.formats.token_shards import Shard, count_tokens
 from data_prep.pipeline import folders
 from data_prep.tokens.shards import write_manifest
-from scaler.core.errors import ScalerError
 from scaler.core.files import checksum
+from scaler.data.tokenizer import load_tokenizer, vocabulary_of
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -30,19 +29,16 @@ def link_or_copy(source: Path, target: Path) -> None:
 def adopt(
     tokenizer: Path, train: Sequence[Path], heldout: Sequence[Path], folder: Path, test: Sequence[Path] = ()
 ) -> None:
-    """Make `folder`/tokenizer and `folder`/shards from shards of others. Raises ScalerError if they do not fit."""
+    """Make `folder`/tokenizer and `folder`/shards from shards of another program.
+
+    Args:
+        train, heldout, test: prefixes of the shards of each split; without the last there is no test split.
+
+    Raises: ScalerError when they are damaged, or hold ids that the tokenizer does not have.
+    """
     given = {"train": train, "heldout": heldout, **({"test": test} if test else {})}
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise ScalerError(f"{tokenizer}: no tokenizer.json; save the tokenizer with Transformers' save_pretrained")
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing more narrow
-        reason = " ".join(str(error).split())
-        raise ScalerError(f"{tokenizer}: not a tokenizer that Transformers can load ({reason})") from error
-    for role in ("cls", "sep", "pad", "mask"):
-        if getattr(loaded, f"{role}_token_id") is None:
-            raise ScalerError(f"{tokenizer}: this tokenizer has no {role} token, which masked-LM rows need")
-    vocab_size, tokenizer_xxh3 = len(loaded), checksum(tokenizer / "tokenizer.json")
+    loaded = load_tokenizer(tokenizer, "save it there, as tokenizer.json, with Transformers' save_pretrained")
+    vocab_size, tokenizer_xxh3 = vocabulary_of(loaded, tokenizer).size, checksum(tokenizer / "tokenizer.json")
     splits: dict[str, list[dict[str, Any]]] = {}
     around = {loaded.bos_token_id, loaded.cls_token_id, loaded.sep_token_id, loaded.eos_token_id, loaded.pad_token_id}
     around.discard(None)

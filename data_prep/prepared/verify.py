@@ -13,10 +13,10 @@ from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard, count_tokens
 from data_prep.pipeline.folders import TASKS
 from data_prep.pipeline.workers import Task, WorkerPool
-from data_prep.vocabulary.tokenizer import every_special_id, special_ids
 from scaler.core.errors import ScalerError
 from scaler.core.files import MANIFEST, PREPARE_AGAIN, check_file, checksum, read_manifest
 from scaler.data import token_rows, word_vectors
+from scaler.data.tokenizer import Vocabulary, read_vocabulary
 
 KINDS = (*texts.KINDS, "tokenizer", "shards", word_vectors.KIND, "rows")
 TOKENS_AT_ONCE = 1 << 21
@@ -45,8 +45,7 @@ def check_rows(
     folder: Path,
     entry: dict[str, Any],
     content: dict[str, Any],
-    special: dict[str, int],
-    every_special: list[int],
+    vocabulary: Vocabulary,
     counts_file: Path,
 ) -> dict[str, Any]:
     """Compare one file of rows with its entry, its ids with the vocabulary, and look where its documents end.
@@ -62,7 +61,7 @@ def check_rows(
     for start in range(0, len(file), step):
         some = file[start : start + step]
         counts += count_tokens(some.ravel(), content["vocab_size"], path)
-        begins, ends, pads = (some == special[name] for name in ("begin_id", "end_id", "pad_id"))
+        begins, ends, pads = (some == i for i in (vocabulary.begin_id, vocabulary.end_id, vocabulary.pad_id))
         last = (~pads).sum(axis=1) - 1  # the last token before the padding
         whole = begins[:, 0] & (np.diff(pads.astype(np.int8), axis=1) >= 0).all(axis=1)
         whole &= np.take_along_axis(ends, last[:, None], axis=1)[:, 0]
@@ -70,10 +69,10 @@ def check_rows(
             row = start + int(np.argmin(whole))
             raise ScalerError(f"{path}: row {row} does not begin and end with a document; {token_rows.PREPARE}")
         tokens += int((~pads).sum())
-        ordinary = int((~np.isin(some, every_special)).sum(axis=1).min())
+        ordinary = int((~np.isin(some, vocabulary.special_ids)).sum(axis=1).min())
         if ordinary < entry["least_maskable"]:
             raise ScalerError(f"{path}: a row has {ordinary} ordinary tokens, {entry['least_maskable']} is the least")
-    counts[every_special] = 0
+    counts[list(vocabulary.special_ids)] = 0
     np.save(counts_file, counts)
     return _compared(entry, {"rows": len(file), "tokens": tokens})
 
@@ -111,7 +110,7 @@ def problems(folder: Path, pool: WorkerPool) -> Iterator[str]:
         try:
             if kind == "tokenizer":
                 check_file(folder / "tokenizer.json", content["tokenizer_xxh3"])
-                special_ids(folder)
+                read_vocabulary(folder)
             elif kind == "shards":
                 _belongs(folder, content, tokenizer)
                 checks = [(check_shard, (folder, entry, content["vocab_size"])) for _, entry in entries]
@@ -120,9 +119,9 @@ def problems(folder: Path, pool: WorkerPool) -> Iterator[str]:
                 check_vectors(folder, content)
             elif kind == "rows":
                 _belongs(folder, content, tokenizer)
-                special, every = special_ids(tokenizer), every_special_id(tokenizer)
+                vocabulary = read_vocabulary(tokenizer)
                 checks = [
-                    (check_rows, (folder, entry, content, special, every, work / f"{number}.npy"))
+                    (check_rows, (folder, entry, content, vocabulary, work / f"{number}.npy"))
                     for number, (_, entry) in enumerate(entries)
                 ]
             else:

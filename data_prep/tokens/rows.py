@@ -15,11 +15,11 @@ from data_prep.formats.token_shards import Shard
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.tokens import mix, packing
-from data_prep.vocabulary.tokenizer import every_special_id, special_ids
 from scaler.config.recipe import Corpus
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_manifest
 from scaler.data.token_rows import EXTENSION, UNIGRAM, dtype_for, write_rows
+from scaler.data.tokenizer import Vocabulary, read_vocabulary
 
 BLOCK_TOKENS = 1 << 26  # packed at once: about 2 GB of memory with documents of ten tokens, less with longer ones
 FILE_TOKENS = 1 << 22  # small shards share a file of rows until it has so many: each file may end in a row half empty
@@ -27,7 +27,7 @@ TOKENS_AT_ONCE = 1 << 21  # laid out at once: about 100 MB
 LONGEST_ROW = 1 << 15
 
 
-def lay_out(ids: np.ndarray, table: packing.RowTable, rows: range, special: dict[str, int]) -> np.ndarray:
+def lay_out(ids: np.ndarray, table: packing.RowTable, rows: range, vocabulary: Vocabulary) -> np.ndarray:
     """Lay the chunks of some rows end to end, each between its special tokens: int64 (rows, seq_len)."""
     counts = np.diff(table.row_starts[rows.start : rows.stop + 1])  # (rows,), chunks in each
     chunks = slice(int(table.row_starts[rows.start]), int(table.row_starts[rows.stop]))
@@ -37,9 +37,9 @@ def lay_out(ids: np.ndarray, table: packing.RowTable, rows: range, special: dict
     begun = np.concatenate([[0], ends])[first]  # (rows,), where each row would begin
     padding = np.repeat(np.arange(len(rows)) * table.seq_len - begun, counts)
     places = ends - lengths - packing.SPECIAL_TOKENS + padding  # (chunks,)
-    flat = np.full(len(rows) * table.seq_len, special["pad_id"], dtype=np.int64)
-    flat[places] = special["begin_id"]
-    flat[places + lengths + 1] = special["end_id"]
+    flat = np.full(len(rows) * table.seq_len, vocabulary.pad_id, dtype=np.int64)
+    flat[places] = vocabulary.begin_id
+    flat[places + lengths + 1] = vocabulary.end_id
     within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     flat[np.repeat(places + 1, lengths) + within] = ids[np.repeat(offsets, lengths) + within]
     return flat.reshape(len(rows), table.seq_len)
@@ -52,8 +52,7 @@ def pack_shards(
     seq_len: int,
     min_tokens: int,
     vocab_size: int,
-    special: dict[str, int],
-    every_special: list[int],
+    vocabulary: Vocabulary,
     strip_ids: list[int],
     counts_file: Path,
 ) -> dict[str, Any]:
@@ -89,14 +88,14 @@ def pack_shards(
             total["dropped_rows"] += table.dropped_rows
             step = max(1, TOKENS_AT_ONCE // seq_len)
             for start in range(0, table.n_rows, step):
-                rows = lay_out(ids, table, range(start, min(start + step, table.n_rows)), special)
-                ordinary = ~np.isin(rows, every_special)
+                rows = lay_out(ids, table, range(start, min(start + step, table.n_rows)), vocabulary)
+                ordinary = ~np.isin(rows, vocabulary.special_ids)
                 maskable = ordinary.sum(axis=1)
                 enough = maskable >= min_tokens  # documents of others may hold special tokens
                 rows, ordinary = rows[enough], ordinary[enough]
                 total["rows"] += len(rows)
                 total["dropped_rows"] += int((~enough).sum())
-                total["tokens"] += int((rows != special["pad_id"]).sum())
+                total["tokens"] += int((rows != vocabulary.pad_id).sum())
                 total["least_maskable"] = min(total["least_maskable"], int(maskable[enough].min(initial=seq_len)))
                 counts[:] += np.bincount(rows[ordinary], minlength=vocab_size)
                 yield rows
@@ -156,7 +155,7 @@ def make(
     }
     if folders.is_current(folder, "rows", made_from):
         return False
-    special, every_special = special_ids(tokenizer), every_special_id(tokenizer)
+    vocabulary = read_vocabulary(tokenizer)
     with folders.staged(folder, "rows", made_from) as partial:
         groups = [(split, group) for split, entries in manifest["splits"].items() for group in _groups(entries)]
         counts = [partial / folders.TASKS / f"{group[0]['name']}.npy" for _, group in groups]
@@ -172,8 +171,7 @@ def make(
                     seq_len,
                     min_tokens[split],
                     vocab_size,
-                    special,
-                    every_special,
+                    vocabulary,
                     manifest["strip_ids"],
                     counts_file,
                 ),

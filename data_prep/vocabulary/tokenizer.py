@@ -19,7 +19,7 @@ from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.vocabulary import wordpiece
 from scaler.config.recipe import Tokenizer
-from scaler.core.errors import EXIT_INTERRUPTED, ScalerError
+from scaler.core.errors import EXIT_INTERRUPTED
 from scaler.core.files import checksum
 
 # RoBERTa's order (Liu et al. 2019; fairseq's dictionary)
@@ -41,36 +41,6 @@ def sample(text: Path, most_bytes: int) -> Iterator[str]:
         for document in texts.read(text, entry):
             if share >= 1 or xxhash.xxh3_64_intdigest(document.text.encode(), seed=SAMPLE_SEED) < share * 2**64:
                 yield document.text
-
-
-def special_ids(folder: Path) -> dict[str, int]:
-    """The ids that rows are laid out with: begin_id, end_id, pad_id.
-
-    Raises: ScalerError when one is not there, or two are the same: a begin id says where a document begins.
-    """
-    tokenizer = _loaded(folder)
-    ids = {"begin_id": tokenizer.cls_token_id, "end_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
-    for role, value in ids.items():
-        if value is None:
-            raise ScalerError(f"{folder}: the tokenizer has no {role[:-3]} token, which masked-LM rows need")
-    if len(set(ids.values())) < len(ids):
-        raise ScalerError(f"{folder}: its begin, end and pad tokens are not three different ones, as rows need")
-    return ids
-
-
-def every_special_id(folder: Path) -> list[int]:
-    """The ids of all special tokens, which are never masked, ascending."""
-    return sorted(_loaded(folder).all_special_ids)
-
-
-def _loaded(folder: Path) -> Any:
-    from transformers import AutoTokenizer  # seconds, that each worker would spend too
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing more narrow
-        reason = " ".join(str(error).split())
-        raise ScalerError(f"{folder}: not a tokenizer that Transformers can load ({reason})") from error
 
 
 def make(text: Path, folder: Path, settings: Tokenizer) -> bool:

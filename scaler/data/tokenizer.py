@@ -1,4 +1,4 @@
-"""Load a tokenizer, and name the special ids that rows and masks need."""
+"""Load a tokenizer, and read the special ids that rows and masks need."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, one_line
+from scaler.core.files import PREPARE_AGAIN
+
+SHOWN = 300  # characters of another library's error
+ROLES = {"begin_id": "cls", "end_id": "sep", "pad_id": "pad", "mask_id": "mask"}  # Transformers' names of our ids
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the rows need to know of the tokenizer: its special ids and its size."""
+    """The size of a tokenizer and its special ids.
+
+    Attributes:
+        size: entries, special tokens included.
+        begin_id, end_id, pad_id, mask_id: the special tokens that rows and masks are made with.
+        special_ids: of all special tokens, ascending; they are never masked.
+    """
 
     size: int
     begin_id: int
@@ -24,32 +33,44 @@ class Vocabulary:
     special_ids: tuple[int, ...]
 
     def ordinary_ids(self) -> np.ndarray:
-        """Ids that are no special token, int64 (n,)."""
+        """Return the ids that are no special token, int64 (n,)."""
         return np.setdiff1d(np.arange(self.size, dtype=np.int64), np.asarray(self.special_ids, dtype=np.int64))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load a Transformers tokenizer folder. Raises ScalerError when there is none."""
+def load_tokenizer(folder: Path, remedy: str = "") -> Any:
+    """Load a Transformers tokenizer from a folder.
+
+    Raises: ScalerError, with the remedy (default: prepare the data), when there is none or it cannot be read.
+    """
     if not (folder / "tokenizer.json").is_file():
-        raise ScalerError(f"{folder}: no tokenizer here; run `make data` or `python -m data_prep`")
+        raise ScalerError(f"{folder}: no tokenizer here; {remedy or 'run `make data` or `python -m data_prep`'}")
+    return from_pretrained(str(folder), remedy or PREPARE_AGAIN, local_files_only=True)
+
+
+def from_pretrained(source: str, remedy: str, **options: Any) -> Any:
+    """Load a tokenizer from a folder or a hub id. Raises ScalerError, with the remedy, when it cannot be read."""
+    from transformers import AutoTokenizer  # takes seconds, and workers that read ids alone do without
+
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever a damaged file makes the tokenizers library raise
-        reason = " ".join(str(error).split())
-        raise ScalerError(f"{folder}: the tokenizer cannot be read ({reason}); prepare the data again") from error
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    except Exception as error:  # the tokenizers library raises nothing more narrow
+        raise ScalerError(f"{source}: the tokenizer cannot be read ({one_line(error)[:SHOWN]}); {remedy}") from error
 
 
 def vocabulary_of(tokenizer: Any, folder: Path) -> Vocabulary:
-    """The special ids that rows need. Raises ScalerError when the tokenizer lacks one."""
-    ids = {
-        "begin_id": tokenizer.cls_token_id,
-        "end_id": tokenizer.sep_token_id,
-        "pad_id": tokenizer.pad_token_id,
-        "mask_id": tokenizer.mask_token_id,
-    }
+    """Return the size and special ids of a loaded tokenizer.
+
+    Raises: ScalerError when one that rows need is missing, or begin, end and pad are not three different ones.
+    """
+    ids = {name: getattr(tokenizer, f"{role}_token_id") for name, role in ROLES.items()}
     for name, value in ids.items():
         if value is None:
-            raise ScalerError(f"{folder}: the tokenizer has no {name[:-3]} token, which masked-LM rows need")
+            raise ScalerError(f"{folder}: the tokenizer has no {ROLES[name]} token, which masked-LM rows need")
     if len({ids["begin_id"], ids["end_id"], ids["pad_id"]}) < 3:
         raise ScalerError(f"{folder}: the tokenizer's cls, sep and pad tokens are not three, and rows need all three")
     return Vocabulary(size=len(tokenizer), special_ids=tuple(sorted(tokenizer.all_special_ids)), **ids)
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Return the size and special ids of the tokenizer in a folder. Raises ScalerError as its two parts do."""
+    return vocabulary_of(load_tokenizer(folder), folder)

@@ -10,7 +10,6 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     set_seed,
 )
@@ -18,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum
+from scaler.data.tokenizer import from_pretrained
 from scaler.finetuning.examples import MULTILABEL, TOKENS
 from scaler.model.build import ATTENTION, first_position
 
@@ -62,10 +62,7 @@ def tokenizer(source: str, config: Any) -> Any:
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         # Transformers would make one without entries, of the model's type
         raise ScalerError(f"{folder}: no tokenizer here; save there the one that the model was trained with")
-    try:
-        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises nothing more narrow
-        raise ScalerError(f"{source}: the tokenizer cannot be read ({_reason(error)}); save it again") from error
+    found = from_pretrained(source, "save it again")
     if not found.is_fast:
         raise ScalerError(f"{source}: the tokenizer has no tokenizer.json, which tells pieces apart; save it as one")
     entries = max(found.get_vocab().values(), default=-1) + 1

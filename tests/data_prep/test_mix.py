@@ -13,11 +13,11 @@ from data_prep.formats.token_shards import Shard
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens import mix
-from data_prep.vocabulary.tokenizer import special_ids
 from scaler.config.recipe import Corpus, Source, load
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_manifest
 from scaler.data import token_rows
+from scaler.data.tokenizer import read_vocabulary
 
 WEIGHT = st.floats(0.001, 1000) | st.integers(1, 100).map(float)
 
@@ -165,7 +165,7 @@ def test_the_rows_hold_exactly_the_tokens_of_each_source_that_the_mix_says(two_s
     data, recipe = prepared(two_sources, how)
     rows_folder = recipe.rows_folder
     manifest = read_manifest(rows_folder, "rows")
-    special = list(special_ids(data / "tokenizer").values())
+    special = list(read_vocabulary(data / "tokenizer").special_ids)
     in_shards = Counter()
     shards = read_manifest(data / "shards", "shards")["splits"]["train"]
     assert [entry["source"] for entry in shards] == ["many", "many", "few"]
@@ -192,7 +192,7 @@ def test_the_rows_hold_exactly_the_tokens_of_each_source_that_the_mix_says(two_s
 
 def test_the_heldout_split_is_not_mixed(two_sources):
     data, recipe = prepared(two_sources, "by epochs")
-    special = list(special_ids(data / "tokenizer").values())
+    special = list(read_vocabulary(data / "tokenizer").special_ids)
     heldout = read_manifest(data / "shards", "shards")["splits"]["heldout"]
     files = token_rows.TokenRows(token_rows.read(recipe.rows_folder), "heldout").files
     assert {entry["source"] for entry in heldout} == {"many", "few"}

@@ -16,12 +16,12 @@ from data_prep.pipeline import folders
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens import rows as tokens_rows
-from data_prep.vocabulary.tokenizer import special_ids
 from scaler.config.recipe import Corpus, Source, load
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_manifest
 from scaler.data import token_rows
 from scaler.data.prepared import open_prepared
+from scaler.data.tokenizer import read_vocabulary
 
 BEGIN, PAD, END, UNKNOWN = 0, 1, 2, 3
 FIRST = 5  # ordinary id
@@ -219,9 +219,8 @@ def test_a_test_split_is_masked_as_the_held_out_one_and_one_that_is_not_there_is
 
 def test_unigram_counts_are_those_of_the_training_rows_of_text(tiny_recipe):
     manifest = token_rows.read(tiny_recipe.rows_folder)
-    special = list(special_ids(tiny_recipe.tokenizer_folder).values())
     counts = np.bincount(read(tiny_recipe.rows_folder, "train").ravel(), minlength=manifest.vocab_size)
-    counts[special] = 0
+    counts[list(read_vocabulary(tiny_recipe.tokenizer_folder).special_ids)] = 0
     assert counts.max() > 1000
     assert np.array_equal(manifest.unigram_counts(), counts)
 

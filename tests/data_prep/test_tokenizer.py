@@ -21,6 +21,7 @@ from data_prep.vocabulary import tokenizer
 from scaler.config.recipe import Corpus, Source, Tokenizer
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_manifest
+from scaler.data.tokenizer import Vocabulary, read_vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -96,17 +97,20 @@ def test_a_changed_sample_trains_it_anew(corpus, tmp_path):
 
 
 def test_the_ids_that_rows_need_are_found(tiny_recipe):
-    assert tokenizer.special_ids(tiny_recipe.tokenizer_folder) == {"begin_id": 0, "end_id": 2, "pad_id": 1}
+    assert read_vocabulary(tiny_recipe.tokenizer_folder) == Vocabulary(400, 0, 2, 1, 4, (0, 1, 2, 3, 4))
 
 
 def test_a_tokenizer_without_the_tokens_that_rows_need_is_refused(tiny_recipe, tmp_path):
     loaded = AutoTokenizer.from_pretrained(tiny_recipe.tokenizer_folder, local_files_only=True)
     loaded.sep_token = None
     loaded.save_pretrained(tmp_path)
-    with pytest.raises(ScalerError, match="the tokenizer has no end token, which masked-LM rows need"):
-        tokenizer.special_ids(tmp_path)
-    with pytest.raises(ScalerError, match=r"nowhere: not a tokenizer that Transformers can load") as raised:
-        tokenizer.special_ids(tmp_path / "nowhere")
+    with pytest.raises(ScalerError, match="the tokenizer has no sep token, which masked-LM rows need"):
+        read_vocabulary(tmp_path)
+    with pytest.raises(ScalerError, match=r"nowhere: no tokenizer here; run `make data`"):
+        read_vocabulary(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ScalerError, match=r"the tokenizer cannot be read .*; delete its folder") as raised:
+        read_vocabulary(tmp_path)
     assert "\n" not in str(raised.value)
 
 

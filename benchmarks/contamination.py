@@ -16,7 +16,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_prep.cleaning import dedup
 from data_prep.formats import texts
-from scaler.config.recipe import Dedup, load
+from scaler.config.data_sections import Dedup
+from scaler.config.recipe import load
 from scaler.data import masking, order
 
 MASKED_SHARE = 0.15

@@ -22,7 +22,7 @@ import torch
 
 from scaler.config import deepspeed as footprint
 from scaler.config.batch import SolvedBatch
-from scaler.config.recipe import Optimizer
+from scaler.config.training_sections import Optimizer
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
 from scaler.distributed import collectives

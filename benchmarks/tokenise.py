@@ -26,7 +26,8 @@ from data_prep.formats.token_shards import Shard
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus
 from data_prep.tokens.shards import DOCUMENTS_AT_ONCE
-from scaler.config.recipe import Corpus, Source, load
+from scaler.config.data_sections import Corpus, Source
+from scaler.config.recipe import load
 from scaler.core.files import read_manifest
 
 DATASETS = """

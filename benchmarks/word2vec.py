@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from data_prep.vocabulary import word2vec
-from scaler.config.recipe import Word2Vec
+from scaler.config.data_sections import Word2Vec
 folder, entries, width, architecture, threads = sys.argv[1:]
 texts = word2vec.Documents(Path(folder), {"splits": {"train": [{"name": "shard"}]}, "strip_ids": []}, 0)
 counts = texts.counts(int(entries))

@@ -12,7 +12,8 @@ from pathlib import Path
 from data_prep.cleaning.clean import make, summary
 from data_prep.formats import texts
 from data_prep.pipeline.workers import worker_pool
-from scaler.config.recipe import Cleaning, section
+from scaler.config.data_sections import Cleaning
+from scaler.config.recipe import section
 from scaler.core.cli import command
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from data_prep.formats import texts
 from data_prep.pipeline.workers import worker_pool
 from data_prep.sources.corpus import make
-from scaler.config.recipe import Corpus, Source
+from scaler.config import typed
+from scaler.config.data_sections import Corpus, Source
 from scaler.core.cli import command
 
 
@@ -26,11 +27,10 @@ def main() -> None:
     parser.add_argument("source", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("data/corpus"), help="folder to write (data/corpus)")
     parser.add_argument("--processes", type=int, help="(one a core)")
-    kinds = {"int": int, "float": float}
     for owner in (Source, Corpus):
         for field in dataclasses.fields(owner):
             if field.name not in ("source", "sources", "name", "weight", "epochs", "tokens"):
-                kind = kinds.get(str(field.type).removesuffix(" | None"), str)
+                kind = typed.value_type(owner, field.name)
                 parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"({field.default})")
     arguments = vars(parser.parse_args())
     out, processes = arguments.pop("out"), arguments.pop("processes")

@@ -17,7 +17,8 @@ from data_prep.cleaning.clean import summary
 from data_prep.cleaning.dedup import make
 from data_prep.formats import texts
 from data_prep.pipeline.workers import worker_pool
-from scaler.config.recipe import Dedup, section
+from scaler.config.data_sections import Dedup
+from scaler.config.recipe import section
 from scaler.core.cli import command
 
 

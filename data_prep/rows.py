@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep.formats import texts
 from data_prep.pipeline.workers import worker_pool
 from data_prep.tokens.rows import make
-from scaler.config.recipe import Corpus, Source
+from scaler.config.data_sections import Corpus, Source
 from scaler.core.cli import command
 
 

@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 from data_prep.vocabulary.tokenizer import make
-from scaler.config.recipe import Tokenizer, section
+from scaler.config.data_sections import Tokenizer
+from scaler.config.recipe import section
 from scaler.core.cli import command
 from scaler.core.files import read_manifest
 

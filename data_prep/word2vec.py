@@ -16,7 +16,8 @@ import argparse
 from pathlib import Path
 
 from data_prep.vocabulary.word2vec import describe, make
-from scaler.config.recipe import Word2Vec, section
+from scaler.config.data_sections import Word2Vec
+from scaler.config.recipe import section
 from scaler.core.cli import command
 from scaler.data.word_vectors import KIND
 

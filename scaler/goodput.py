@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from scaler.config.recipe import Checkpoint
+from scaler.config.training_sections import Checkpoint
 from scaler.core.cli import command
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json

@@ -14,7 +14,7 @@ from data_prep.cleaning.markup import plain
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
-from scaler.config.recipe import Cleaning
+from scaler.config.data_sections import Cleaning
 from scaler.core.errors import ScalerError
 from scaler.core.files import write_json
 

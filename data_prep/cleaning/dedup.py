@@ -21,7 +21,7 @@ from data_prep.cleaning.clean import EXAMPLE_CHARACTERS, EXAMPLES, EXAMPLES_KEPT
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
-from scaler.config.recipe import Dedup
+from scaler.config.data_sections import Dedup
 from scaler.core.files import write_json
 
 WORD = re.compile(r"\w+")

@@ -15,7 +15,7 @@ from data_prep.cleaning.dedup import keys_of
 from data_prep.labelling import aws_labels
 from data_prep.pipeline import folders
 from data_prep.sources import aws_docs
-from scaler.config.recipe import Dedup
+from scaler.config.data_sections import Dedup
 from scaler.core.errors import ScalerError
 from scaler.core.files import FORMAT, MANIFEST, checksum, write_json
 

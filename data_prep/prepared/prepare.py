@@ -14,7 +14,8 @@ from data_prep.sources import corpus
 from data_prep.tokens import rows, shards
 from data_prep.vocabulary import tokenizer, word2vec
 from scaler.config import recipe as masking
-from scaler.config.recipe import Cleaning, Recipe
+from scaler.config.data_sections import Cleaning
+from scaler.config.recipe import Recipe
 from scaler.core.files import read_manifest
 
 

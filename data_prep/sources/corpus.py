@@ -15,7 +15,7 @@ from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.sources import readers
-from scaler.config.recipe import Corpus, Source
+from scaler.config.data_sections import Corpus, Source
 from scaler.core.errors import ScalerError
 
 MIB = 1 << 20

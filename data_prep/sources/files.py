@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from data_prep.formats.texts import Document
-from scaler.config.recipe import Source
+from scaler.config.data_sections import Source
 from scaler.core.errors import ScalerError
 
 EXTENSIONS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")

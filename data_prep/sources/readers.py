@@ -15,7 +15,7 @@ from typing import Any
 from data_prep.formats.texts import Document
 from data_prep.sources import aws_docs, files
 from data_prep.sources.files import Span
-from scaler.config.recipe import Source
+from scaler.config.data_sections import Source
 from scaler.core.errors import ScalerError
 
 AWS_DOCS = "aws-docs"

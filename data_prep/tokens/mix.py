@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from scaler.config.recipe import Corpus
+from scaler.config.data_sections import Corpus
 from scaler.core.errors import ScalerError
 from scaler.data import order
 

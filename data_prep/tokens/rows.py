@@ -15,7 +15,7 @@ from data_prep.formats.token_shards import Shard
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.tokens import mix, packing
-from scaler.config.recipe import Corpus
+from scaler.config.data_sections import Corpus
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_manifest
 from scaler.data.token_rows import EXTENSION, UNIGRAM, dtype_for, write_rows

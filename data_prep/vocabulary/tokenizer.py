@@ -18,7 +18,7 @@ from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.vocabulary import wordpiece
-from scaler.config.recipe import Tokenizer
+from scaler.config.data_sections import Tokenizer
 from scaler.core.errors import EXIT_INTERRUPTED
 from scaler.core.files import checksum
 

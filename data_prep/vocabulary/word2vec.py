@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data_prep.pipeline import folders
 from data_prep.vocabulary import vectors
 from data_prep.vocabulary.documents import Documents
-from scaler.config.recipe import Word2Vec
+from scaler.config.data_sections import Word2Vec
 from scaler.core.errors import EXIT_INTERRUPTED, ScalerError
 from scaler.core.files import check_file, checksum, read_json, read_manifest, write_json
 from scaler.data.word_vectors import COUNTS, KIND, VECTORS, write_array

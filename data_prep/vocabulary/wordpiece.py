@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from scaler.config import recipe
+from scaler.config.data_sections import Tokenizer as Settings
 from scaler.core.errors import ScalerError
 
 SPECIAL_TOKENS: dict[str, Any] = {
@@ -26,7 +26,7 @@ LONGEST = 100  # characters of a word; a longer one is unknown (Devlin et al. 20
 MIN_FREQUENCY = 2  # of pieces and words alike: of what occurs once nothing can be learned
 
 
-def train(sample: Callable[[], Iterator[str]], settings: recipe.Tokenizer) -> Tokenizer:
+def train(sample: Callable[[], Iterator[str]], settings: Settings) -> Tokenizer:
     """Train a tokenizer of kind "wordpiece" or "words".
 
     Args:
@@ -53,7 +53,7 @@ def train(sample: Callable[[], Iterator[str]], settings: recipe.Tokenizer) -> To
     return _with(entries, settings)
 
 
-def _alphabet(texts: Iterator[str], settings: recipe.Tokenizer, most: int) -> list[str]:
+def _alphabet(texts: Iterator[str], settings: Settings, most: int) -> list[str]:
     """The most frequent characters, in the order of their codes."""
     counts: Counter[str] = Counter()
     normalise = _normalizer(settings).normalize_str
@@ -63,7 +63,7 @@ def _alphabet(texts: Iterator[str], settings: recipe.Tokenizer, most: int) -> li
     return sorted(character for _, character in ranked[:most])
 
 
-def _pieces(texts: Iterator[str], settings: recipe.Tokenizer, alphabet: list[str], vocab_size: int) -> dict[str, int]:
+def _pieces(texts: Iterator[str], settings: Settings, alphabet: list[str], vocab_size: int) -> dict[str, int]:
     """Entries of a WordPiece by their text."""
     tokenizer = _with({}, settings)
     # what continues a word would get its ids in an order of chance, and with them pieces of one frequency their turn
@@ -82,7 +82,7 @@ def _pieces(texts: Iterator[str], settings: recipe.Tokenizer, alphabet: list[str
     return {entry: number for number, entry in enumerate(ordered)}
 
 
-def _words(texts: Iterator[str], settings: recipe.Tokenizer) -> list[str]:
+def _words(texts: Iterator[str], settings: Settings) -> list[str]:
     """The words of the texts, the most frequent first."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer, tokenizer.pre_tokenizer = _normalizer(settings), pre_tokenizers.BertPreTokenizer()
@@ -94,11 +94,11 @@ def _words(texts: Iterator[str], settings: recipe.Tokenizer) -> list[str]:
     return sorted(found, key=found.__getitem__)
 
 
-def _normalizer(settings: recipe.Tokenizer) -> normalizers.Normalizer:
+def _normalizer(settings: Settings) -> normalizers.Normalizer:
     return normalizers.BertNormalizer(lowercase=settings.lowercase, strip_accents=settings.lowercase)
 
 
-def _with(entries: dict[str, int], settings: recipe.Tokenizer) -> Tokenizer:
+def _with(entries: dict[str, int], settings: Settings) -> Tokenizer:
     """A tokenizer that cuts text into these entries."""
     unknown = SPECIAL_TOKENS["unk_token"]
     tokenizer = Tokenizer(models.WordPiece(entries, unk_token=unknown, max_input_chars_per_word=LONGEST))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from scaler.checkpoint.format import WEIGHT
 from scaler.config import batch as ds_config
 from scaler.config import deepspeed as config_deepspeed
-from scaler.config.recipe import Optimizer
+from scaler.config.training_sections import Optimizer
 from scaler.data.batches import Batch
 from scaler.distributed import devices
 from scaler.distributed.world import World

@@ -1,14 +1,15 @@
-"""Learning rate as a pure function of the step."""
+"""The learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-SHAPES = ("linear", "cosine", "constant", "sqrt")
+Shape = Literal["linear", "cosine", "constant", "sqrt"]
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, shape: str, floor: float) -> float:
-    """Learning rate of optimizer step `step` (0-based).
+def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, shape: Shape, floor: float) -> float:
+    """Return the learning rate of optimizer step `step` (0-based).
 
     It rises linearly to `peak` over `warmup_steps`, then falls to `floor * peak` at `total_steps` along `shape`:
     "linear" (as RoBERTa: Liu et al. 2019), "cosine", "sqrt" (1 - sqrt of the progress: Hägele et al. 2024)

@@ -1,73 +1,214 @@
-"""From YAML to frozen dataclasses, strict about every key and value; and back, and what is another between two."""
+"""Checked settings: a mapping of YAML or JSON becomes a frozen dataclass; what pydantic refuses becomes one line.
+
+Also the arithmetic of plain mappings: overrides, merging, and the differences of two.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import yaml
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ErrorDetails, PydanticCustomError
+from typing_extensions import dataclass_transform
 
 from scaler.core.errors import ScalerError, nearest
 
-ALONE = "alone"  # metadata of a field: a string in place of the section is this field's value
+Kind = TypeVar("Kind")
+
+# strict: True is no number, and 1.5 no int; docstrings of attributes become descriptions in the schema
+CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+MOST_PROBLEMS = 5  # in one line
+NEEDED = {
+    "int_type": "int",
+    "int_from_float": "int",
+    "float_type": "float",
+    "string_type": "str",
+    "bool_type": "bool",
+    "dict_type": "dict",
+    "mapping_type": "dict",
+    "tuple_type": "a list",
+}
 
 
-def build(kind: type, content: Any, where: str, document: str = "recipe") -> Any:
-    """Make a frozen dataclass of a mapping, and of the mappings in it; errors name it as `where` in `document`.
+def _as_float(value: Any) -> Any:
+    """Read a number as people write it: YAML 1.1 takes 5e-5 for a string, and 1 for an int."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
-    Raises: ScalerError that names the key, the rule and the nearest known key.
+
+READ_FLOAT = BeforeValidator(_as_float)  # Annotated[float, Field(gt=0), READ_FLOAT]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def settings(where: str, document: str = "recipe", config: ConfigDict = CONFIG) -> Callable[[type[Kind]], type[Kind]]:
+    """Make a class a frozen pydantic dataclass that refuses a wrong value with a ScalerError of one line.
+
+    Args:
+        where: the section of `document` that the class describes; "" for the whole document.
+        document: first word of the error.
+        config: of pydantic.
     """
+
+    def decorate(kind: type[Kind]) -> type[Kind]:
+        made: Any = pydantic_dataclass(frozen=True, config=config)(kind)
+        checked = made.__init__
+
+        @functools.wraps(checked)
+        def __init__(self: Any, *values: Any, **named: Any) -> None:
+            try:
+                checked(self, *values, **named)
+            except ValidationError as error:
+                raise ScalerError(f"{document}: {explain(error, made, where)}") from error
+
+        made.__init__ = __init__
+        result: type[Kind] = made
+        return result
+
+    return decorate
+
+
+def require(holds: bool, key: str, value: object, rule: str) -> None:
+    """Refuse a value in `__post_init__`, where it depends on another one. `key` is the field's name."""
+    if not holds:
+        raise PydanticCustomError("rule", "{key}: {rule}", {"key": key, "value": value, "rule": rule})
+
+
+@functools.cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return pydantic's validator of a dataclass."""
+    return TypeAdapter(kind)
+
+
+def build(kind: type[Kind], content: Any, where: str = "", document: str = "recipe", remedy: str = "") -> Kind:
+    """Make a frozen dataclass of a mapping, and of the mappings in it.
+
+    Args:
+        kind: a dataclass of pydantic, or of the standard library.
+        content: as YAML or JSON gives it.
+        where: section of `document` that `content` is.
+        document: first word of the error.
+        remedy: how to add keys that are missing, with {it} in their place.
+
+    Raises: ScalerError with all problems in one line: each names the key, the value, and the rule or the nearest key.
+    """
+    try:
+        # as JSON, because pydantic's strict mode takes lists and mappings for tuples and dataclasses from there alone
+        text = json.dumps(content, default=str)  # str: YAML makes a date of 2026-11-30
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ScalerError(
+            f"{document}: {where or 'the file'} has keys that are no words, or contains itself"
+        ) from error
+    try:
+        made: Kind = adapter(cast(Any, kind)).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        raise ScalerError(f"{document}: {explain(error, kind, where, remedy)}") from error
+    return made
+
+
+def explain(error: ValidationError, kind: Any, where: str = "", remedy: str = "") -> str:
+    """Describe all problems of a value in one line: unknown keys first, then wrong values, then missing keys."""
+    schema = adapter(kind).json_schema()
     prefix = f"{where}." if where else ""
-    if not isinstance(content, Mapping):
-        raise ScalerError(f"{document}: {where or 'the file'} is {content!r}, but a mapping of keys is needed")
-    hints = typing.get_type_hints(kind)
-    for name in content:
-        if name not in hints:
-            raise ScalerError(f"{document}: unknown key {prefix}{name}; {nearest(str(name), hints)}")
-    for member in dataclasses.fields(kind):
-        no_default = member.default is dataclasses.MISSING and member.default_factory is dataclasses.MISSING
-        if no_default and member.name not in content:
-            raise ScalerError(f"{document}: {prefix}{member.name} is missing")
-    return kind(**{name: _convert(value, hints[name], prefix + name, document) for name, value in content.items()})
+    unknown, wrong, missing = [], [], []
+    suggested = set()
+    for problem in error.errors(include_url=False):
+        parts = [part for part in problem["loc"] if isinstance(part, str) and part != "[key]"]
+        key = ".".join(filter(None, [where, *parts]))
+        if problem["type"] == "unexpected_keyword_argument":
+            known = schema_at(schema, problem["loc"][:-1])["properties"]
+            hint = nearest(parts[-1], known)
+            suggested |= {".".join([*parts[:-1], name]) for name in known if hint == f"did you mean {name!r}?"}
+            unknown.append(f"unknown key {key}; {hint}")
+        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
+            missing.append(".".join(parts))
+        elif problem["type"] != "too_short" or not problem["input"]:  # a list is short where its items are refused, too
+            wrong.append(_explain_value(problem, key, schema))
+    missing = [prefix + name for name in missing if name not in suggested]
+    if missing:
+        *first, last = missing
+        listed = f"{', '.join(first)} and {last} are missing" if first else f"{last} is missing"
+        missing = [listed + (f"; {remedy.format(it='them' if first else 'it')}" if remedy else "")]
+    problems = list(dict.fromkeys([*unknown, *wrong, *missing]))
+    more = len(problems) - MOST_PROBLEMS
+    return "; ".join(problems[:MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _convert(value: Any, kind: Any, where: str, document: str) -> Any:
-    """Check `value` against a type hint and build it; `where` names it in errors."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        alone = [member.name for member in dataclasses.fields(kind) if member.metadata.get(ALONE)]
-        value = {alone[0]: value} if alone and isinstance(value, str) else value
-        return build(typing.cast(type, kind), value, where, document)
-    if origin in (types.UnionType, typing.Union):
-        return (
-            None
-            if value is None
-            else _convert(value, next(a for a in arguments if a is not type(None)), where, document)
-        )
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ScalerError(f"{document}: {where}={value!r}, but a list is needed")
-        if arguments[-1] is Ellipsis:
-            arguments = arguments[:1] * len(value)
-        if len(value) == len(arguments):
-            return tuple(
-                _convert(item, argument, where, document) for item, argument in zip(value, arguments, strict=True)
-            )
-        raise ScalerError(f"{document}: {where}={value!r}, but {len(arguments)} values belong there")
-    expected = dict if origin is not None else kind
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 5e-5 as a string
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ScalerError(f"{document}: {where}={value!r}, but {expected.__name__} is needed")
-    return value
+def _explain_value(problem: ErrorDetails, key: str, schema: dict[str, Any]) -> str:
+    """Describe a value that is refused: `key=value, but rule`."""
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "dataclass_type":
+        return f"{key or 'the file'} is {value!r}, but a mapping of keys is needed"
+    if kind == "rule":
+        return f"{key}{'.' if key else ''}{context['key']}={context['value']!r}, but {context['rule']}"
+    if kind == "literal_error" and not isinstance(value, str):
+        kind = "string_type"
+    if kind in NEEDED:
+        return f"{key}={value!r}, but {NEEDED[kind]} is needed"
+    place = schema_at(schema, problem["loc"])
+    if kind in ("missing", "too_long", "too_short"):  # of a list
+        if kind == "missing":
+            place = schema_at(schema, problem["loc"][:-1])
+        needed = f"{place['minItems']} values belong there" if "prefixItems" in place else "there is at least one"
+        return f"{key}={value!r}, but {needed}"
+    return f"{key}={value!r}, but {rule_of(place) or problem['msg']}"
+
+
+def schema_at(schema: dict[str, Any], place: Sequence[int | str]) -> dict[str, Any]:
+    """Return the part of a JSON schema that describes a place in a document, without null."""
+
+    def resolved(part: dict[str, Any]) -> dict[str, Any]:
+        while "$ref" in part or "anyOf" in part:
+            if "$ref" in part:
+                part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+            else:  # an optional one, or a string for a mapping: the mapping
+                choices = [choice for choice in part["anyOf"] if choice.get("type") != "null"]
+                part = next((choice for choice in choices if "$ref" in choice or "properties" in choice), choices[0])
+        return part
+
+    part = resolved(schema)
+    for name in place:
+        if isinstance(name, int):
+            part = part["prefixItems"][name] if "prefixItems" in part else part["items"]
+        elif name != "[key]":
+            part = part.get("properties", {}).get(name) or part.get("additionalProperties") or {}
+        part = resolved(part) if isinstance(part, dict) else {}
+    return part
+
+
+def value_type(kind: Any, name: str) -> type:
+    """Return the type of a field's values as a command line reads them: int, float or str."""
+    return {"integer": int, "number": float}.get(schema_at(adapter(kind).json_schema(), [name])["type"], str)
+
+
+def rule_of(schema: dict[str, Any]) -> str:
+    """Describe what a part of a JSON schema demands of a value beyond its type; "" for nothing.
+
+    >>> rule_of({"type": "number", "exclusiveMinimum": 0, "maximum": 1})
+    'it is above 0 and at most 1'
+    """
+    if "enum" in schema:
+        return f"it is one of {', '.join(map(str, schema['enum']))}"
+    if "pattern" in schema:
+        return str(schema.get("patternErrorMessage", f"it matches {schema['pattern']}"))
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None and high is not None:
+        return f"it is between {low:g} and {high:g}" if high < 1e6 else f"it is between {low} and {high}"
+    words = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+    bounds = [f"{word} {schema[name]:g}" for name, word in words.items() if name in schema]
+    if not bounds and schema.get("type") != "number":
+        return ""
+    unbounded = schema.get("type") == "number" and high is None and "exclusiveMaximum" not in schema
+    return f"it is {' and '.join(bounds)}{', and finite' if unbounded else ''}" if bounds else "it is finite"
 
 
 def apply(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -92,7 +233,7 @@ def apply(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping of mappings with changes, each key by itself; lists are taken whole."""
+    """Change a mapping of mappings, each key by itself; lists are replaced whole."""
     both = {
         name: merged(base[name], value) if isinstance(base.get(name), dict) and isinstance(value, dict) else value
         for name, value in changes.items()
@@ -101,14 +242,14 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def plain(value: Any) -> Any:
-    """A mapping of mappings and tuples with lists for the tuples, as YAML and JSON have them."""
+    """Replace tuples in a mapping of mappings with lists, as YAML and JSON have them."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Where two plain recipes differ: "section.key" -> (old value, new value)."""
+    """Compare two plain recipes: "section.key" -> (old value, new value), where they differ."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in {**old, **new}:
         before, after = old.get(name), new.get(name)

@@ -17,7 +17,7 @@ from torch import nn
 
 from scaler.config import deepspeed as ds_config
 from scaler.config.deepspeed import STATE_KINDS
-from scaler.config.recipe import Optimizer
+from scaler.config.training_sections import Optimizer
 from scaler.core.errors import ScalerError
 from scaler.engine.clock import ComputeClock
 from scaler.engine.patches import direct_collectives, gradient_norm

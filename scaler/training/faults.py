@@ -6,7 +6,7 @@ import math
 import statistics
 from enum import Enum
 
-from scaler.config.recipe import Faults
+from scaler.config.training_sections import Faults
 
 WINDOW = 100  # losses that a spike is measured against
 LEAST = 20  # of them, before there is a look-out; as many spikes in a row are the new normal

@@ -1,9 +1,12 @@
 """Recipes: every shipped one loads, and a wrong one is refused with a line that says what to change."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
-from scaler.config.recipe import RECIPES, Cleaning, Dedup, Recipe, Source, Word2Vec, load, section
+from scaler.config.data_sections import Cleaning, Dedup, Source, Word2Vec
+from scaler.config.recipe import RECIPES, Recipe, load, section
 from scaler.core.errors import ScalerError
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -137,6 +140,7 @@ def test_a_value_out_of_range_is_refused(key, value):
     ],
 )
 def test_sources_that_make_no_mix_are_refused(sources, said):
+    said = said if said.startswith("corpus.") else f"corpus.sources.{said}"
     assert f"recipe: {said}" in refusal("quickstart", f"corpus.sources={sources}")
 
 
@@ -185,7 +189,8 @@ def test_an_optional_section_is_off_until_something_is_set_in_it(tmp_path):
     (tmp_path / "quickstart.yaml").write_text(on.to_yaml(), encoding="utf-8")
     assert load(file) == on
     assert load(file, ["word2vec=null"]) == recipe
-    assert refusal("quickstart", "word2vec.window=3") == "recipe: word2vec.vector_size is missing"
+    missing = "recipe: word2vec.vector_size is missing; give a value as section.key=value"
+    assert refusal("quickstart", "word2vec.window=3") == missing
     assert refusal("quickstart", "word2vec=768") == "recipe: word2vec is 768, but a mapping of keys is needed"
 
 
@@ -231,6 +236,65 @@ def test_a_missing_section_or_key_is_named(where, tmp_path):
     del (content[outer[0]] if outer else content)[last]
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     assert f"{where} is missing" in refusal(str(tmp_path / "short.yaml"))
+
+
+def test_all_missing_keys_are_named_at_once_with_the_file_that_lacks_them(tmp_path):
+    content = yaml.safe_load((RECIPES / "quickstart.yaml").read_text(encoding="utf-8"))
+    del content["corpus"], content["optimizer"]["learning_rate"], content["training"]["rows"]
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    expected = (
+        "recipe: corpus, optimizer.learning_rate and training.rows are missing; "
+        f"add them to {file}, or give section.key=value"
+    )
+    assert refusal(str(file)) == expected
+
+
+def test_several_problems_are_one_line():
+    said = refusal("quickstart", "training.stepz=5", "optimizer.eps=0", "dedup.bands=300", "schedule.shape=wavy")
+    assert said == (
+        "recipe: unknown key training.stepz; did you mean 'steps'?; optimizer.eps=0.0, but it is above 0, and finite; "
+        "schedule.shape='wavy', but it is one of linear, cosine, constant, sqrt; dedup.bands=300, but it is between 1 "
+        "and 256"
+    )
+    many = [f"training.{name}=0" for name in ("steps", "rows", "max_micro_rows", "log_every", "evaluate_every")]
+    assert refusal("quickstart", *many, "seed=-1", "dedup.ngram=0").endswith("; and 2 more")
+
+
+def test_a_misspelt_key_is_not_missing_as_well(tmp_path):
+    text = (RECIPES / "quickstart.yaml").read_text(encoding="utf-8").replace("learning_rate:", "learning_rat:")
+    (tmp_path / "typo.yaml").write_text(text, encoding="utf-8")
+    said = "recipe: unknown key optimizer.learning_rat; did you mean 'learning_rate'?"
+    assert refusal(str(tmp_path / "typo.yaml")) == said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda recipe: replace(recipe.optimizer, learning_rate=0.0), "optimizer.learning_rate=0.0, but it is above 0"),
+        (lambda recipe: replace(recipe.training, rows=True), "training.rows=True, but int is needed"),
+        (lambda recipe: replace(recipe.corpus, sources=()), "corpus.sources=(), but there is at least one"),
+        (lambda recipe: replace(recipe, seed=-1), "seed=-1, but it is between 0 and 9223372036854775807"),
+        (lambda recipe: Source("a", weight=-1), "corpus.sources.weight=-1.0, but it is above 0, and finite"),
+        (lambda recipe: Word2Vec(8, min_learning_rate=1), "word2vec.min_learning_rate=1.0, but it is above 0 and at"),
+        (lambda recipe: Dedup(bandz=3), "unknown key dedup.bandz; did you mean 'bands'?"),
+    ],
+)
+def test_a_recipe_made_or_changed_by_code_is_checked_as_well(change, said):
+    with pytest.raises(ScalerError) as refused:
+        change(load("quickstart"))
+    assert str(refused.value).startswith(f"recipe: {said}")
+
+
+def test_a_date_is_a_name(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: quickstart\nname: 2026-11-30\n", encoding="utf-8")
+    assert load(str(tmp_path / "mine.yaml")).name == "2026-11-30"
+
+
+@pytest.mark.parametrize("text", ["extends: quickstart\nmodel: &a {b: *a}\n", "extends: quickstart\n2026-11-30: 5\n"])
+def test_a_mapping_that_json_cannot_hold_is_refused(text, tmp_path):
+    (tmp_path / "odd.yaml").write_text(text, encoding="utf-8")
+    assert "keys that are no words, or contains itself" in refusal(str(tmp_path / "odd.yaml"))
 
 
 @pytest.mark.parametrize("content", [b"a: [1", b"- 1\n- 2\n", b"", b"\xff\xfe\x00"])

@@ -1,21 +1,23 @@
 """Learning rate: up in a line, down along the chosen shape."""
 
+from typing import get_args
+
 import pytest
 
-from scaler.config.schedule import SHAPES, learning_rate
+from scaler.config.schedule import Shape, learning_rate
 
 
 def rate(step: int, shape: str = "linear", warmup: int = 10, total: int = 100, floor: float = 0.1) -> float:
     return learning_rate(step, peak=2.0, warmup_steps=warmup, total_steps=total, shape=shape, floor=floor)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", get_args(Shape))
 def test_warm_up_is_a_line_that_ends_at_the_peak(shape):
     assert [rate(step, shape) for step in range(10)] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert rate(10, shape) == 2.0
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", get_args(Shape))
 def test_after_the_peak_it_never_rises_and_ends_at_the_floor(shape):
     rates = [rate(step, shape) for step in range(10, 101)]
     assert rates == sorted(rates, reverse=True)
@@ -29,7 +31,7 @@ def test_halfway_down_the_shapes_differ_as_they_should(shape, halfway):
     assert rate(55, shape, floor=0.0) == pytest.approx(2.0 * halfway)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", get_args(Shape))
 @pytest.mark.parametrize("step", [100, 101, 10_000])
 def test_beyond_the_end_it_stays_at_the_end(shape, step):
     assert rate(step, shape) == rate(100, shape)

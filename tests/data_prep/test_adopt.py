@@ -17,7 +17,8 @@ from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.adopt import adopt
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens import rows
-from scaler.config.recipe import Corpus, Source, load
+from scaler.config.data_sections import Corpus, Source
+from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, checksum, read_manifest
 from scaler.data import token_rows

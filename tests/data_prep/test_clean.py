@@ -15,7 +15,7 @@ from data_prep.cleaning import clean as cleaning_clean
 from data_prep.formats import texts
 from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.sources import corpus
-from scaler.config.recipe import Cleaning, Corpus, Source
+from scaler.config.data_sections import Cleaning, Corpus, Source
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_manifest
 

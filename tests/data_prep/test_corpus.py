@@ -23,7 +23,7 @@ from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.sources import corpus, readers
-from scaler.config.recipe import Corpus, Source
+from scaler.config.data_sections import Corpus, Source
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, checksum, read_manifest, write_json
 

@@ -18,7 +18,7 @@ from data_prep.formats import texts
 from data_prep.formats.texts import Document
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import WorkerPool, worker_pool
-from scaler.config.recipe import Dedup
+from scaler.config.data_sections import Dedup
 from scaler.core.errors import ScalerError
 
 VOCABULARY = [f"word{number}" for number in range(5000)]

@@ -13,7 +13,8 @@ from data_prep.formats.token_shards import Shard
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens import mix
-from scaler.config.recipe import Corpus, Source, load
+from scaler.config.data_sections import Corpus, Source
+from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_manifest
 from scaler.data import token_rows

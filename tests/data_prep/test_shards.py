@@ -22,8 +22,8 @@ from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.sources import corpus
 from data_prep.tokens import shards
 from data_prep.vocabulary import tokenizer
-from scaler.config.recipe import Corpus, Source
-from scaler.config.recipe import Tokenizer as TokenizerSettings
+from scaler.config.data_sections import Corpus, Source
+from scaler.config.data_sections import Tokenizer as TokenizerSettings
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, checksum, read_manifest, write_json
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.sources import aws_docs, readers
-from scaler.config.recipe import Source
+from scaler.config.data_sections import Source
 from scaler.core.errors import ScalerError
 
 MIB = 1 << 20

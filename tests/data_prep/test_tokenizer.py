@@ -18,7 +18,7 @@ from data_prep.formats import texts
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus as corpus_stage
 from data_prep.vocabulary import tokenizer
-from scaler.config.recipe import Corpus, Source, Tokenizer
+from scaler.config.data_sections import Corpus, Source, Tokenizer
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_manifest
 from scaler.data.tokenizer import Vocabulary, read_vocabulary

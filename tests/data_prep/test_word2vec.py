@@ -22,7 +22,8 @@ from data_prep.prepared.prepare import prepare
 from data_prep.tokens.shards import write_manifest
 from data_prep.vocabulary import word2vec
 from data_prep.vocabulary.documents import LONGEST_PIECE
-from scaler.config.recipe import Word2Vec, load
+from scaler.config.data_sections import Word2Vec
+from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_json, read_manifest, write_json
 from scaler.data import word_vectors

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus
 from data_prep.vocabulary import tokenizer
-from scaler.config.recipe import Corpus, Source, Tokenizer
+from scaler.config.data_sections import Corpus, Source, Tokenizer
 from scaler.core.errors import ScalerError
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

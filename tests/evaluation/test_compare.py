@@ -16,7 +16,8 @@ from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus as corpus_stage
 from data_prep.vocabulary import tokenizer
 from scaler import compare
-from scaler.config import recipe
+from scaler.config.data_sections import Corpus, Source
+from scaler.config.data_sections import Tokenizer as TokenizerSettings
 from scaler.evaluation import compare as evaluation_compare
 from scaler.evaluation import masked_words
 
@@ -30,10 +31,8 @@ def corpus(tmp_path_factory):
     sentences = make_sentences(1500)
     documents = [" ".join(sentences[start : start + 20]) for start in range(0, 1500, 20)]
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    sources = (recipe.Source(str(folder / "text.txt")),)
-    corpus_stage.make(
-        recipe.Corpus(sources=sources, heldout_percent=5, test_percent=20), folder / "corpus", WorkerPool()
-    )
+    sources = (Source(str(folder / "text.txt")),)
+    corpus_stage.make(Corpus(sources=sources, heldout_percent=5, test_percent=20), folder / "corpus", WorkerPool())
     return folder / "corpus"
 
 
@@ -57,7 +56,7 @@ def exported(folder, tokenizer, positions=256):
 def model_folder(request, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     settings = {"kind": request.param, "lowercase": request.param != "byte_bpe", "pieces": 350}
-    tokenizer.make(corpus, folder / "tokenizer", recipe.Tokenizer(600, **settings))
+    tokenizer.make(corpus, folder / "tokenizer", TokenizerSettings(600, **settings))
     return exported(folder / "model", PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"))
 
 

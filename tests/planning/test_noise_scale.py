@@ -267,7 +267,7 @@ def test_folders_without_run_or_checkpoint_are_refused(measured, tmp_path, call)
 
 def test_an_earlier_result_that_is_damaged_is_found_before_the_work(measured, call, monkeypatch):
     monkeypatch.setattr(planning_noise_scale, "measure", None)
-    for content, said in (("{", "not readable"), ('{"step": 3}\n', "is missing")):
+    for content, said in (("{", "not readable"), ('{"step": 3}\n', "seconds are missing")):
         (measured / "noise_scale.jsonl").write_text(content)
         status, _, error = call(noise_scale.main, measured)
         assert status == 2 and "noise_scale.jsonl" in error and said in error and error.count("\n") == 1

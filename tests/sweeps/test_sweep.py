@@ -76,7 +76,7 @@ def test_ranges_and_choices_take_the_types_of_the_recipe(parse):
         ("optimizer.learning_rate=a:b", "=low:high, "),
         ("optimizer.weight_decay=log:0:0.1", "a logarithmic scale begins above 0"),
         ("optimizer.learning_rate=-1:1", "optimizer.learning_rate=-1.0, but it is above 0"),
-        ("objective.mask_probability=0.5:1.5", "objective.mask_probability=1.5, but it is between 0 and 1"),
+        ("objective.mask_probability=0.5:1.5", "objective.mask_probability=1.5, but it is above 0 and below 1"),
         ("training.rows=0.5:8", "training.rows=0.5, but int is needed"),
         ("schedule.shape=1:2", "schedule.shape=1, but str is needed"),
         ("schedule.shape=[linear, wavy]", "schedule.shape='wavy', but it is one of"),

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from scaler.config.recipe import Faults
+from scaler.config.training_sections import Faults
 from scaler.training import stop, watchdog
 from scaler.training.faults import Judge, Verdict
 

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", default=[])
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    allocator.keep_freed_memory()  # as training does
+    allocator.install()  # as training does
     positions = arguments.seq_len + 2
     recipe = load(
         arguments.recipe,

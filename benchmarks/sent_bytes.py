@@ -19,10 +19,10 @@ from typing import Any
 
 import measurements
 
+from scaler.core import switches
 from scaler.distributed import collectives
 from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
-from scaler.engine.patches import direct_collectives
 from scaler.model.masked_lm import MaskedLM
 from scaler.training import job, loop
 from scaler.training.progress import Progress
@@ -41,7 +41,7 @@ def loopback() -> int:
 def one(own: bool, stage: int, recipe: str, overrides: list[str], steps: int, out: Path) -> None:
     """On one rank: train, and count between the steps; the first rank writes."""
     if not own:
-        direct_collectives.give_to = direct_collectives.reduce_by = lambda *_: None
+        os.environ[switches.VARIABLE] = ",".join(set(switches.NAMES) - {"direct_collectives"})
     world = detect_world()
     process_group.join(world)
     config = CONFIGS / f"zero{stage}.json"

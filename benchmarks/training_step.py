@@ -227,7 +227,7 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
     """Take steps of our model on our batches without DeepSpeed: each rank keeps all of AdamW's state."""
     world, cpu = detect_world(), torch.device("cpu")
     torch.distributed.init_process_group("gloo")
-    allocator.keep_freed_memory()
+    allocator.install()
     base = devices.memory_bytes(cpu)
     network = network_of(recipe)
     reader = prepared.open_prepared(recipe).rows("train", recipe, build.first_position(network.config))

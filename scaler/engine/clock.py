@@ -1,4 +1,4 @@
-"""A clock for what a rank does by itself, by which the slowest one is told: in a step all take as long as it does."""
+"""A clock of a rank's own computing, which shows the slowest rank although all take the same time for a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class ComputeClock:
-    """Seconds that this rank's device was at work inside `with`, where it waits for no other rank."""
+    """The seconds that this rank's device computes inside `with`, where it waits for no other rank."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -22,7 +22,7 @@ class ComputeClock:
         self._note()
 
     def _note(self) -> None:
-        if self._on_gpu:  # which works on behind; its own marks are read later
+        if self._on_gpu:  # it computes asynchronously, so its own events are read later
             self._events.append(torch.cuda.Event(enable_timing=True))
             self._events[-1].record()
         else:
@@ -31,7 +31,7 @@ class ComputeClock:
             self._seconds += now - start if start else 0.0
 
     def read(self) -> float:
-        """Seconds since the last reading."""
+        """Return the seconds since the last reading."""
         if self._events:
             self._events[-1].synchronize()
             starts, stops = self._events[::2], self._events[1::2]

@@ -1,4 +1,8 @@
-"""The DeepSpeed engine: the only place that starts it, and the facts about it that its documentation leaves out."""
+"""The DeepSpeed engine behind one interface for every ZeRO stage and precision.
+
+A training step is `loss, _ = engine(batch)`, `engine.backward(loss)` and `engine.step(learning_rate)` for each
+micro-batch. The comments name what DeepSpeed does and its documentation leaves out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from scaler.config import deepspeed as ds_config
 from scaler.config.deepspeed import STATE_KINDS
 from scaler.config.training_sections import Optimizer
 from scaler.core.errors import ScalerError
+from scaler.engine import patches
 from scaler.engine.clock import ComputeClock
 from scaler.engine.patches import direct_collectives, gradient_norm
 from scaler.engine.state import ShardedState
@@ -26,74 +32,41 @@ from scaler.model import embeddings
 from scaler.model.parameters import parameter_groups
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of DeepSpeed's own calls
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # caused by DeepSpeed
 
-
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (fused) or SGD over the trainable parameters, at learning rate 0 until `Engine.step` sets one."""
-    groups = parameter_groups(model, settings.weight_decay)
-    for group in groups:
-        group["learning_rate_multiplier"] = settings.embedding_rate if group["name"] == "embeddings" else 1.0
-    if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
-
-
-def check(resolved: dict[str, Any], path: Path) -> None:
-    """Let DeepSpeed check its own section before anything is built. Raises ScalerError that names file and key."""
-    try:
-        DeepSpeedZeroConfig(**resolved.get("zero_optimization", {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("zero_optimization", *first["loc"])))
-        raise ScalerError(f"{path}: {key}={first.get('input')!r}: {first['msg']}") from error
+NEVER = 1 << 62  # steps between DeepSpeed's own prints; it refuses 0
 
 
 class Engine:
-    """A DeepSpeed engine that shows the training loop the same face for every ZeRO stage and precision.
+    """A model in training under DeepSpeed.
 
     Attributes:
-        watch: is told what the engine is about to do.
-        compute_clock: a clock for what needs no other rank.
-        held: this rank's share of weights and optimizer state.
+        stage: of ZeRO.
+        bf16: the model computes in bf16 instead of fp32.
+        clipping: the norm to which gradients are clipped; 0 for none.
+        watch: called with what the engine is about to do.
+        compute_clock: measures the time that the caller spends computing without other ranks.
+        state: this rank's shards of weights and optimizer state, for checkpoints.
     """
 
     def __init__(self, model: nn.Module, settings: Optimizer, resolved: dict[str, Any]) -> None:
-        self.watch: Callable[[str], None] = lambda doing: None
-        self.compute_clock = ComputeClock(next(model.parameters()).device)
-        optimizer = make_optimizer(model, settings)
         self.stage = ds_config.zero_stage(resolved)
         self.bf16 = bool(resolved["bf16"].get("enabled"))
         self.clipping = float(resolved.get("gradient_clipping", 0.0))
-        try:
-            self.deepspeed, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=optimizer,
-                # its own printing needs a counter; 0 is refused
-                config={"steps_per_print": 1 << 62, **resolved},
-            )
-        except (ValueError, AssertionError, KeyError) as error:
-            raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
-        if self.stage in (1, 2) and next(model.parameters()).device.type == "cpu":
-            direct_collectives.reduce_by(self.deepspeed.optimizer, deepspeed.comm.comm.cdb)
-        if self.stage in (1, 2) and not self.deepspeed.optimizer.cpu_offload:
-            gradient_norm.give_to(self.deepspeed.optimizer, deepspeed.comm.all_reduce)
+        self.watch: Callable[[str], None] = lambda doing: None
+        optimizer = make_optimizer(model, settings)
+        self.deepspeed = _initialize(model, optimizer, resolved)
+        self.compute_clock = ComputeClock(self._device)
+        self._patch()
         if self.stage == 0:
-            # in bf16 DeepSpeed takes an empty step as it starts; at learning rate 0 it moves no weight,
-            # but would put Adam's bias correction one step ahead
+            # In bf16 DeepSpeed takes an empty step as it starts. At learning rate 0 it moves no weight, but it would
+            # put Adam's bias correction one step ahead.
             optimizer.state.clear()
-        without = settings.name == "sgd" and settings.momentum == 0
-        kinds = () if without else STATE_KINDS[settings.name]
+        without_state = settings.name == "sgd" and settings.momentum == 0
+        kinds = () if without_state else STATE_KINDS[settings.name]
         self.state = ShardedState(self.module, optimizer, self.deepspeed.optimizer, self.stage, self.bf16, kinds)
 
-    @property
-    def module(self) -> Any:
-        """The wrapped model."""
-        return self.deepspeed.module
-
-    def train(self, training: bool) -> None:
-        """Switch between training and evaluation."""
-        self.deepspeed.train(training)
+    # ---- a training step
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the model forward."""
@@ -101,15 +74,15 @@ class Engine:
         return self.deepspeed(*arguments)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add this micro-batch's gradient; DeepSpeed divides by the accumulation."""
+        """Add the gradient of a micro-batch's loss, divided by the number of accumulated micro-batches."""
         self.watch("the backward pass")
         self.deepspeed.backward(loss)
 
     def step(self, learning_rate: float) -> float:
-        """Count a micro-batch; after the last one of a batch update the weights.
+        """Count a micro-batch, and update the weights after the last one of a batch.
 
-        Returns: at the end of a batch the global gradient norm before clipping, else 0. If it is not finite, the
-        weights are as they were: DeepSpeed skips such a step in silence at stages 1 to 3, and here stage 0 does too.
+        Returns: the global gradient norm before clipping at the end of a batch, else 0. If it is not finite, the
+        weights are unchanged: DeepSpeed skips such a step silently at stages 1 to 3, and this method at stage 0.
         """
         self.watch("the optimizer step")
         for group in self.deepspeed.optimizer.param_groups:
@@ -128,13 +101,19 @@ class Engine:
             self.deepspeed.micro_steps += 1  # as its own step would
         return norm
 
-    def _norm_of_replicated_gradients(self) -> float:
-        # plain fp32 data parallelism: DeepSpeed averages in backward, and reports no norm
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def train(self, training: bool) -> None:
+        """Switch between training and evaluation."""
+        self.deepspeed.train(training)
+
+    # ---- the weights
+
+    @property
+    def module(self) -> Any:
+        """The model."""
+        return self.deepspeed.module
 
     def full_state(self) -> dict[str, torch.Tensor]:
-        """The model's whole state in fp32 on the CPU, from the master weights; every rank must call it."""
+        """Return all parameters by name, whole, in fp32 and on the CPU, from the master weights. Collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         masters = self.state.masters()
@@ -150,7 +129,7 @@ class Engine:
         return state
 
     def token_embeddings(self) -> embeddings.TokenEmbeddings:
-        """What the token embeddings are now; every rank must call it."""
+        """Return name, shape and checksum of the token embeddings as they are now. Collective."""
         model = self.module.model
         with deepspeed.zero.GatheredParameters([model.get_input_embeddings().weight], enabled=self.stage == 3):
             return embeddings.note(model, self.bf16)
@@ -158,3 +137,57 @@ class Engine:
     def close(self) -> None:
         """Free the engine."""
         self.deepspeed.destroy()
+
+    # ---- details
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(next(self.module.parameters()).device)
+
+    def _patch(self) -> None:
+        """Replace what DeepSpeed does slowly, where that was measured; see scaler/engine/patches."""
+        zero, backend = self.deepspeed.optimizer, deepspeed.comm.comm.cdb
+        if self.stage in (1, 2) and direct_collectives.is_installed(backend):
+            direct_collectives.install_reduction(zero, backend)
+        offload = bool(getattr(zero, "cpu_offload", False))
+        install_norm = partial(gradient_norm.install, zero, deepspeed.comm.all_reduce)
+        patches.apply("gradient_norm", install_norm, self._device, self.stage, offload)
+        patches.log_outcomes()
+
+    def _norm_of_replicated_gradients(self) -> float:
+        # At stage 0 in fp32 DeepSpeed averages the gradients in the backward pass, and reports no norm.
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """Return AdamW (fused) or SGD over the trainable parameters, at learning rate 0 until `Engine.step` sets one."""
+    groups = parameter_groups(model, settings.weight_decay)
+    for group in groups:
+        group["learning_rate_multiplier"] = settings.embedding_rate if group["name"] == "embeddings" else 1.0
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
+
+
+def check(resolved: dict[str, Any], path: Path) -> None:
+    """Let DeepSpeed check its `zero_optimization` section before anything is built.
+
+    Raises: ScalerError that names the file and the key.
+    """
+    try:
+        DeepSpeedZeroConfig(**resolved.get("zero_optimization", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise ScalerError(f"{path}: {key}={first.get('input')!r}: {first['msg']}") from error
+
+
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, resolved: dict[str, Any]) -> Any:
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config={"steps_per_print": NEVER, **resolved}
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
+    return engine

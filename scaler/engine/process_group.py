@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 
 import deepspeed
 import torch
 
-from scaler.core.errors import ScalerError
+from scaler.core import switches
+from scaler.core.errors import ScalerError, TryAgain
+from scaler.distributed import collectives
 from scaler.distributed.devices import device
 from scaler.distributed.world import World, publish
+from scaler.engine import patches
 from scaler.engine.patches import allocator, direct_collectives
 
 
@@ -18,23 +24,23 @@ def join(world: World, seconds: float | None = None) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs.
 
     Args:
-        seconds: that the ranks wait for each other, now and in every collective; torch's 30 minutes by default.
+        world: this process among the ranks.
+        seconds: how long the ranks wait for each other, now and in every collective; torch's 30 minutes by default.
 
-    Raises: ScalerError when the ranks cannot meet.
+    Raises: ScalerError when the ranks cannot meet, or differ in the patches that they may apply.
     """
     # At every start DeepSpeed compiles a shared-memory all-reduce that only its inference engine calls (105 s on one
     # core, and it wants a C++ compiler). Training never uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     publish(world)
-    if "OMP_NUM_THREADS" not in os.environ:  # DeepSpeed's launcher leaves every rank to take all cores
+    if "OMP_NUM_THREADS" not in os.environ:  # with DeepSpeed's launcher every rank would use all cores
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
     backend, place = "gloo", device(world)
     if place.type == "cuda":
         backend = "nccl"
         torch.cuda.set_device(place)
         os.environ["LOCAL_RANK"] = str(place.index)  # from which DeepSpeed takes its device
-    else:
-        allocator.keep_freed_memory()
+    patches.apply("allocator", allocator.install, place)
     limit = {} if seconds is None else {"timeout": timedelta(seconds=seconds)}
     try:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **limit)
@@ -44,20 +50,50 @@ def join(world: World, seconds: float | None = None) -> None:
             f"rank {world.rank}: {world.size} ranks could not meet at {where} ({str(error).splitlines()[0][:200]}); "
             "all nodes must reach that address, and the port must be free: set MASTER_ADDR and MASTER_PORT"
         ) from error
-    if backend == "gloo":
-        direct_collectives.give_to(deepspeed.comm.comm.cdb)
+    by_rank = collectives.all_gather(patches.usable(), world)
+    other = next((rank for rank, names in enumerate(by_rank) if names != by_rank[0]), None)
+    if other is not None:  # their collectives would not fit together
+        collectives.agree_or_raise(
+            f"rank {other} may apply {', '.join(by_rank[other]) or 'no patch'}, and rank 0 {', '.join(by_rank[0])}; "
+            f"give all nodes the same {switches.VARIABLE} and the same DeepSpeed",
+            world,
+        )
+    patches.apply("direct_collectives", partial(direct_collectives.install, deepspeed.comm.comm.cdb), place)
+
+
+@contextlib.contextmanager
+def explaining_errors(world: World, full_memory: str, lost_rank: str = "") -> Iterator[None]:
+    """Turn a GPU's full memory and the loss of another rank into errors of one line.
+
+    Args:
+        world: this process among the ranks.
+        full_memory: what the user can do about full memory.
+        lost_rank: what the user can do after a rank was lost.
+
+    Raises: ScalerError for full memory, TryAgain for a lost rank.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        found = str(error).splitlines()[0][:160]
+        raise ScalerError(f"rank {world.rank}: the GPU's memory is full ({found}); {full_memory}") from error
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        found = f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]})"
+        raise TryAgain("; ".join(filter(None, (found, lost_rank)))) from error
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """A collective failed because another rank is no longer there."""
-    said = str(error).lower()
-    if "invalid usage" in said or "invalid argument" in said:  # of NCCL; nothing that another start mends
+    """Return True where a collective failed because another rank has gone."""
+    text = str(error).lower()
+    if "invalid usage" in text or "invalid argument" in text:  # NCCL's words for what no other start mends
         return False
     words = ("connection", "gloo", "nccl", "peer", "socket")
-    return isinstance(error, torch.distributed.DistError) or any(word in said for word in words)
+    return isinstance(error, torch.distributed.DistError) or any(word in text for word in words)
 
 
 def leave() -> None:
-    """Leave the process group, if this rank has joined one: gloo's threads abort a process that ends with them."""
+    """Leave the process group, if this rank has joined one: gloo's threads can abort a process that ends with them."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

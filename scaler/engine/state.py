@@ -1,24 +1,42 @@
-"""What a rank holds of weights and optimizer state, at every ZeRO stage: what a checkpoint writes and fills again."""
+"""This rank's shards of weights and optimizer state at every ZeRO stage, which checkpoints write and read."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import deepspeed
 import torch
 
 from scaler.checkpoint.format import FROZEN, WEIGHT, ParameterShard
+from scaler.core.errors import ScalerError
+
+# private attributes of DeepSpeed's optimizers and of the parameters that they train
+_STAGE_3 = (
+    *("grad_position", "get_param_id", "fp32_partitioned_groups_flat", "checkpoint_event_prologue"),
+    *("checkpoint_event_epilogue", "_reassign_or_swap_out_partitioned_parameters"),
+)
+_OF_OPTIMIZER = {
+    (0, True): ("fp16_groups", "fp32_groups"),
+    **{(stage, bf16): ("update_lp_params",) for stage in (1, 2) for bf16 in (False, True)},
+    **{(3, bf16): _STAGE_3 for bf16 in (False, True)},
+}
+_OF_PARAMETER = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_tensor", "ds_numel", "_z3_optimizer")}
 
 
 class ShardedState:
-    """The state of one DeepSpeed engine on this rank.
+    """The shards of one DeepSpeed engine on this rank.
+
+    DeepSpeed has no public access to them that works at every stage, so this class reads its private attributes.
 
     Args:
-        module: the wrapped model.
-        optimizer: torch's, that DeepSpeed was given.
-        wrapped: DeepSpeed's own around it.
+        module: the model.
+        optimizer: the torch optimizer that DeepSpeed was given.
+        wrapped: DeepSpeed's own optimizer around it.
         stage: of ZeRO.
-        bf16: the forward pass computes in it.
-        kinds: of state that the optimizer keeps for each weight, by its own names.
+        bf16: the forward pass computes in bf16.
+        kinds: names of the tensors that the optimizer keeps for each weight.
+
+    Raises: ScalerError when this DeepSpeed lacks an attribute that is needed.
     """
 
     def __init__(
@@ -32,12 +50,13 @@ class ShardedState:
     ) -> None:
         self._module, self._optimizer, self._wrapped = module, optimizer, wrapped
         self._stage, self._bf16, self._kinds = stage, bf16, kinds
+        self._check_attributes()
 
     def shards(self, updates: int) -> list[ParameterShard]:
-        """The stretches of parameters and optimizer state that this rank holds, as views: reading and writing alike.
+        """Return this rank's shards as views of what the engine holds, so that they can be read and written.
 
         Args:
-            updates: optimizer steps that moved the weights; before the first there is no optimizer state.
+            updates: the optimizer steps that moved the weights; before the first there is no optimizer state.
         """
         rank = torch.distributed.get_rank()
         masters = self.masters()
@@ -45,7 +64,7 @@ class ShardedState:
         for long_name, parameter in self._module.named_parameters():
             name = long_name.removeprefix("model.")
             if self._stage == 3:
-                length = parameter.ds_tensor.ds_numel  # a rank's share, padding included
+                length = parameter.ds_tensor.ds_numel  # of a rank's shard, padding included
                 start, whole = rank * length, int(parameter.ds_numel)
                 length = max(0, min(length, whole - start))
                 if parameter.requires_grad:
@@ -71,15 +90,27 @@ class ShardedState:
                 shards.append(ParameterShard(name, 0, parameter.numel(), empty))
         return shards
 
+    def _check_attributes(self) -> None:
+        """Refuse a DeepSpeed that lacks an attribute that this class reads or calls."""
+        trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
+        needed = [(self._wrapped, name) for name in _OF_OPTIMIZER.get((self._stage, self._bf16), ())]
+        needed += [(parameter, name) for parameter in trained[:1] for name in _OF_PARAMETER.get(self._stage, ())]
+        missing = [name for owner, name in needed if not hasattr(owner, name)]
+        if missing:
+            raise ScalerError(
+                f"deepspeed {deepspeed.__version__} lacks {', '.join(missing)} at ZeRO-{self._stage}, which checkpoints need; "
+                "install the version that requirements.lock names"
+            )
+
     def masters(self) -> dict[int, torch.Tensor]:
-        """The fp32 copies, by `id` of their parameter, that DeepSpeed's wrapper holds at stage 0 in bf16; else none."""
+        """Return DeepSpeed's fp32 copies by `id` of their parameter: at stage 0 in bf16; none otherwise."""
         if self._stage or not self._bf16:
             return {}
         pairs = zip(self._wrapped.fp16_groups, self._wrapped.fp32_groups, strict=True)
         return {id(half): master for group in pairs for half, master in zip(*group, strict=True)}
 
     def _state(self, holder: torch.Tensor, offset: int, length: int, updates: int) -> dict[str, torch.Tensor]:
-        # made here when the optimizer has none yet; its own lazy one would be the same, at step 0
+        # created here where the optimizer has none yet, with the zeros that it would create at its first step
         tensors = {WEIGHT: holder}
         if updates:
             state = self._optimizer.state[holder]
@@ -90,9 +121,12 @@ class ShardedState:
         return {kind: tensor.detach().view(-1)[offset : offset + length] for kind, tensor in tensors.items()}
 
     def apply_loaded(self, updates: int) -> None:
-        """Go on from shards that were written to, after so many updates; every rank must call it.
+        """Make the engine use shards that were written to. Collective.
 
-        The weights of the forward pass follow the fp32 ones, and Adam's bias correction the number of updates.
+        The weights of the forward pass are set from the fp32 ones, and Adam's bias correction from the updates.
+
+        Args:
+            updates: the optimizer steps that moved the weights.
         """
         if isinstance(self._optimizer, torch.optim.AdamW):
             for state in self._optimizer.state.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,10 +11,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from scaler.core import switches
 from scaler.data.batches import Batch
 from scaler.model import head
 from scaler.model.build import _has_sliding_layers, first_position
-from scaler.model.kernels import attention, cross_entropy, dropout
+from scaler.model.kernels import attention, cross_entropy, dropout, sparse_lookup
 
 
 class MaskedLM(nn.Module):
@@ -26,18 +28,15 @@ class MaskedLM(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        attention.install(model)
-        dropout.install(model)
-        _look_up_sparsely(model)
+        cpu_only = "not measured on cuda" if torch.cuda.is_available() else None
+        switches.apply("attention", partial(attention.install, model), cpu_only)
+        switches.apply("dropout", partial(dropout.install, model), cpu_only)
+        switches.apply("sparse_lookup", partial(sparse_lookup.install, model), cpu_only)
         self.model = model
         self._positions: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._narrow)
         self.train(model.training)
-        if isinstance(next(model.parameters()), FakeTensor):  # of which nothing can be compared
-            self.whole_scores = not isinstance(model.get_output_embeddings(), nn.Linear)
-        else:
-            on_paper = next(model.parameters()).device.type == "meta"
-            self.whole_scores = on_paper or not self._last_layer_gives_the_logits()
+        self.whole_scores = not switches.apply("wide_head", self._why_whole_scores)
 
     def _narrow(self, module: nn.Module, arguments: Any, output: Any) -> Any:
         if self._positions is not None:
@@ -46,10 +45,18 @@ class MaskedLM(nn.Module):
             output.last_hidden_state = hidden.gather(1, index)  # (rows, masked, hidden)
         return output
 
-    def _last_layer_gives_the_logits(self) -> bool:
-        """Found out on two tokens, for some models add to their last layer's scores (ESM), or have none."""
+    def _why_whole_scores(self) -> str | None:
+        """Return why the loss cannot be computed from the inputs of the last layer, or None.
+
+        Two tokens show it, because some models change their last layer's scores (ESM) or have no such layer.
+        """
+        weight = next(self.model.parameters())
+        if weight.device.type == "meta":
+            return "the model has no weights"
         if not isinstance(self.model.get_output_embeddings(), nn.Linear):
-            return False
+            return "the model's last layer is not linear"
+        if isinstance(weight, FakeTensor):  # it has no values that could be compared
+            return None
         ids = torch.arange(2, device=self.model.device).unsqueeze(0)
         tokens = Batch(ids, ids + first_position(self.model.config), torch.ones_like(ids), ids, ids)
         training = self.training
@@ -58,7 +65,9 @@ class MaskedLM(nn.Module):
             expected = self._loss_and_scores(tokens)[0]
             found = self._logits(tokens, lambda hidden: self._head(hidden, tokens.labels)[0])
         self.train(training)
-        return found.ndim == 0 and torch.allclose(found, expected, rtol=1e-4)
+        if found.ndim == 0 and torch.allclose(found, expected, rtol=1e-4):
+            return None
+        return "the model changes the scores of its last layer"
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, head.Scores | None]:
         """Score the masked positions.
@@ -115,18 +124,6 @@ class MaskedLM(nn.Module):
             return nn.functional.cross_entropy(logits.float(), truth), None
         scores = head.score(lambda some: some, logits, truth, head.positions_at_once(logits.shape[-1]))
         return scores.losses.mean(), scores
-
-
-def _look_up_sparsely(model: PreTrainedModel) -> None:
-    """Let the gradient of a lookup be of the rows that were looked up, where the head has one of the same matrix.
-
-    Autograd has the head's, of all entries, by then, and adds these rows to it. From a dense lookup it would get a
-    second matrix of that size, nearly all zeros.
-    """
-    lookup, own = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = isinstance(own, nn.Linear) and own.weight is lookup.weight
-    if tied and isinstance(lookup, nn.Embedding) and lookup.weight.device.type == "cpu":
-        lookup.sparse = True
 
 
 def document_mask(segment_ids: torch.Tensor) -> torch.Tensor:

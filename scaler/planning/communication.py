@@ -47,7 +47,8 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
     weights = width * layout.padded(how.ranks)
     overlapped = how.buckets > 1 and not how.on_cpu
     buckets = ceil(layout.trained / how.bucket)
-    agreements = 2 if how.stage in (1, 2) and not how.offload else groups + 2  # `gradient_norm` needs one, and the loop
+    one_norm = how.stage in (1, 2) and how.on_cpu and not how.offload  # where the patch `gradient_norm` applies
+    agreements = 2 if one_norm else groups + 2  # one of them is the training loop's
     small = Collective("all_reduce", "norms and signs", SMALL * agreements, agreements)
     if how.stage == 0:
         calls = ceil(layout.trained / GATHERED_AT_ONCE)

@@ -95,7 +95,7 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
     All have the mean share of masks, but for one step that has the most, for its memory.
     """
     from scaler.engine import engine
-    from scaler.engine.patches.timed_collectives import timed_collectives
+    from scaler.engine.collective_times import timed_collectives
 
     started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), devices.device(world)
     collectives.all_or_none(lambda: engine.check(this.resolved, this.ds_config_file), world)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from scaler.core import slurm
+from scaler.core import slurm, switches
 from scaler.core.provenance import commit, processor, versions
 from scaler.distributed.world import World
 
@@ -25,6 +25,7 @@ def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "packages": versions(),
+        "patches": switches.outcomes(),
         "cuda": torch.version.cuda,
         "ranks": world.size,
         "launcher": world.launcher,

@@ -14,8 +14,8 @@ from scaler.config import batch as ds_config
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.distributed.world import detect_world
-from scaler.engine import engine, process_group
-from scaler.engine.patches import direct_collectives, timed_collectives
+from scaler.engine import collective_times, engine, process_group
+from scaler.engine.patches import direct_collectives
 from scaler.model import build, masked_lm
 from scaler.planning import communication, workload
 
@@ -75,7 +75,7 @@ def compare(recipe_file: str, file: Path) -> None:
         running.train(True)
         for _ in range(3):  # ZeRO-3 learns in the first two steps what to gather when
             log.clear()
-            with timed_collectives.timed_collectives(torch.device("cpu")) as timed:
+            with collective_times.timed_collectives(torch.device("cpu")) as timed:
                 for _ in range(accumulation):
                     ids = torch.randint(5, recipe.tokenizer.vocab_size, (MICRO_ROWS, recipe.data.seq_len))
                     hidden = torch.arange(8).expand(MICRO_ROWS, -1).contiguous()

@@ -1,8 +1,15 @@
-"""Attention on CPUs, for rows of several documents of which each looks at itself alone.
+"""Attention on CPUs for rows of several documents, each of which attends to itself alone.
 
-torch's kernel (2.13) scores a packed row against all of itself, its backward pass does so at a tenth of the rate of
-plain products, and with dropout it is not used at all, but all scores are kept. So here the backward pass, and with
-dropout the forward pass, is plain products of documents of like length, whose scores are made again when needed.
+What: an attention implementation that is registered with Transformers (`AttentionInterface`) and chosen for the model.
+    The backward pass, and with dropout the forward pass, is plain products of documents of similar length, whose
+    scores are computed again when needed. All else is Transformers' `sdpa_attention_forward`.
+Why: torch's kernel scores a packed row against all of itself. Its backward pass reaches a tenth of the rate of plain
+    products. With dropout the kernel is not used at all, and all scores are kept.
+Versions tried: torch 2.13, Transformers 5.23; CPU only.
+Measured gain: a layer of 16 rows of 512 tokens in bf16, forward and backward, 165 ms -> 110 ms, with dropout 0.1
+    732 ms -> 209 ms; a step 5 to 10 % (docs/performance.md).
+Upstream: the registration is a public interface of Transformers; attention of packed rows on CPUs belongs to torch.
+Test: tests/model/test_attention.py, tests/end_to_end/test_switches.py.
 """
 
 from __future__ import annotations
@@ -211,7 +218,9 @@ AttentionInterface.register(NAME, forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def install(model: PreTrainedModel) -> None:
-    """Let a model that was built for torch's attention use this one, where its architecture lets one choose."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(NAME)
+def install(model: PreTrainedModel) -> str | None:
+    """Let a model that was built for torch's attention use this one, or return why it cannot."""
+    if model.config._attn_implementation != "sdpa":
+        return "the architecture has an attention of its own"
+    model.set_attn_implementation(NAME)
+    return None

@@ -1,7 +1,12 @@
-"""Dropout on CPUs, from 16 bits a number.
+"""Dropout on CPUs that draws 16 bits a number.
 
-torch's (2.13) takes 42 ms forward and backward for 6.3 million numbers, the hidden states of 16 rows of 512 tokens,
-where a draw of 64 bits for four of them takes 16 (docs/performance.md).
+What: replaces the modules of class `nn.Dropout` in a model by a subclass.
+Why: torch draws each number by itself, where one draw of 64 bits serves four of them.
+Versions tried: torch 2.13; CPU only.
+Measured gain: 6.3 M numbers (16 rows of 512 tokens), both passes, 42 ms -> 16 ms; with the attention's dropout a step
+    went from 835 to 1,994 tokens/s (docs/performance.md).
+Upstream: nothing to send; other draws would change the results of every torch user at the same seed.
+Test: tests/model/test_attention.py, tests/end_to_end/test_switches.py.
 """
 
 from __future__ import annotations
@@ -65,9 +70,14 @@ class Dropout(nn.Dropout):
         return cast(torch.Tensor, _Dropped.apply(input, self.p))
 
 
-def install(model: nn.Module) -> None:
-    """Let all dropout of a model be drawn so."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p).train(child.training))
+def install(model: nn.Module) -> str | None:
+    """Replace all dropout modules of a model, or return why there is nothing to replace."""
+    found = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is nn.Dropout
+    ]
+    for module, name, child in found:
+        setattr(module, name, Dropout(child.p).train(child.training))
+    return None if found else "the model has no dropout modules"

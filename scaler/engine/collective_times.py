@@ -11,20 +11,20 @@ from typing import Any
 import deepspeed
 import torch
 
-# What DeepSpeed's backend calls of torch.distributed in a training, by the backend's names.
+# methods of DeepSpeed's backend that a training calls
 COLLECTIVES = (
     *("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor", "broadcast"),
     *("all_gather", "all_gather_into_tensor", "all_gather_coalesced", "all_to_all", "all_to_all_single", "barrier"),
-    "reduce_to_owners",  # of `exchange`, on CPUs
+    "reduce_to_owners",  # of patches/direct_collectives.py
 )
 
 
 @contextlib.contextmanager
 def timed_collectives(device: torch.device) -> Iterator[list[float]]:
-    """The seconds of each collective that DeepSpeed calls inside `with`, in a list that grows; each is waited for.
+    """Append to the list the seconds of each collective that DeepSpeed calls inside `with`. Each call is waited for.
 
-    DeepSpeed's own logger (0.19.8) cannot give them: for each call it writes down the sum of all calls so far (it reads
-    its timers with `reset=False`), and on CPUs it does not wait for asynchronous ones, which stage 3 has.
+    DeepSpeed's own logger (0.19.8) cannot give them. It records for each call the sum of all calls so far, because it
+    reads its timers with `reset=False`. On CPUs it does not wait for asynchronous ones, which stage 3 has.
     """
     backend = deepspeed.comm.comm.cdb
     found: list[float] = []
@@ -48,7 +48,7 @@ def timed_collectives(device: torch.device) -> Iterator[list[float]]:
     own = dict(vars(backend))
     try:
         for name in filter(partial(hasattr, backend), COLLECTIVES):
-            setattr(backend, name, timed(getattr(backend, name)))  # of this object, before those of its class
+            setattr(backend, name, timed(getattr(backend, name)))  # it hides the method of the object's class
         yield found
     finally:
         for name in COLLECTIVES:

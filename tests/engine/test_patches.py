@@ -1,0 +1,136 @@
+"""Replacements of library code: switched by SCALER_PATCHES, kept to where they were measured and to known sources."""
+
+import importlib
+import logging
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from scaler.core import switches
+from scaler.core.errors import ScalerError
+from scaler.engine import patches
+from scaler.engine.patches import direct_collectives
+from scaler.engine.state import ShardedState
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HEAD = ("What", "Why", "Versions tried", "Measured gain", "Upstream", "Test")
+
+
+@pytest.fixture
+def installed():
+    """What was installed, by a function that notes it."""
+    calls = []
+
+    def install():
+        calls.append("installed")
+
+    install.calls = calls
+    return install
+
+
+def test_the_table_and_the_switch_have_the_same_names():
+    assert tuple(patches.PATCHES) == switches.NAMES
+
+
+@pytest.mark.parametrize("name", switches.NAMES)
+def test_each_has_a_head_of_fixed_form_that_names_tests_that_exist(name):
+    text = importlib.import_module(patches.PATCHES[name].module).__doc__
+    assert tuple(re.findall(r"^([A-Z][a-z ]+): ", text, re.MULTILINE)) == HEAD
+    tests = re.findall(r"tests/[\w/]+\.py", text)
+    assert tests and all((ROOT / test).is_file() for test in tests)
+
+
+@pytest.mark.parametrize("name", switches.NAMES)
+def test_the_source_of_the_installed_deepspeed_is_known(name):
+    assert patches.is_known(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, set(switches.NAMES)),
+        ("all", set(switches.NAMES)),
+        ("none", set()),
+        (" attention,allocator ", {"attention", "allocator"}),
+    ],
+)
+def test_the_variable_chooses(given, names):
+    assert switches.switched_on({} if given is None else {switches.VARIABLE: given}) == names
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ScalerError, match="unknown patch 'atention'; did you mean 'attention'"):
+        switches.switched_on({switches.VARIABLE: "atention"})
+
+
+def test_one_that_is_off_is_not_installed_and_that_is_recorded(monkeypatch, installed):
+    monkeypatch.setenv(switches.VARIABLE, "none")
+    assert not patches.apply("gradient_norm", installed, CPU, 2)
+    assert not installed.calls and switches.outcomes()["gradient_norm"] == "off"
+    monkeypatch.setenv(switches.VARIABLE, "gradient_norm")
+    assert patches.apply("gradient_norm", installed, CPU, 2)
+    assert installed.calls and switches.outcomes()["gradient_norm"] == "applied"
+
+
+@pytest.mark.parametrize(
+    ("device", "stage", "offload", "reason"),
+    [
+        (CUDA, 2, False, "not measured on cuda"),
+        (CPU, 3, False, "not for ZeRO-3"),
+        (CPU, 1, True, "not with offload"),
+    ],
+)
+def test_none_is_installed_where_it_was_not_measured(installed, device, stage, offload, reason):
+    assert not patches.apply("gradient_norm", installed, device, stage, offload)
+    assert not installed.calls and switches.outcomes()["gradient_norm"] == reason
+
+
+def test_an_unknown_source_is_left_unpatched_and_said(monkeypatch, installed, caplog):
+    monkeypatch.setattr(logging.getLogger("scaler"), "propagate", True)
+    changed = patches.Patch("", replaces=patches.PATCHES["gradient_norm"].replaces, tried=("0" * 16,))
+    monkeypatch.setitem(patches.PATCHES, "gradient_norm", changed)
+    assert not patches.apply("gradient_norm", installed, CPU, 2)
+    assert not installed.calls and "gradient_norm" not in patches.usable()
+    assert "gradient_norm: unknown source of deepspeed" in caplog.text and "correct and slower" in caplog.text
+
+
+def test_a_function_that_is_gone_makes_the_source_unknown(monkeypatch):
+    patches.fingerprint.cache_clear()
+    gone = patches.Patch("", replaces=("deepspeed.comm.torch:TorchBackend.no_more",), tried=("0" * 16,))
+    monkeypatch.setitem(patches.PATCHES, "direct_collectives", gone)
+    try:
+        assert not patches.is_known("direct_collectives")
+        assert patches.fingerprint("direct_collectives") == "no deepspeed.comm.torch.TorchBackend.no_more"
+    finally:
+        patches.fingerprint.cache_clear()
+
+
+def test_the_reduction_refuses_an_argument_that_it_does_not_know(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    zero = SimpleNamespace(
+        **{"dp_process_group": None, "bit16_groups": [[torch.ones(4)]], "reduce_scatter": True},
+        **{"reduce_bucket_size": 4, "gradient_average": True},
+    )
+    direct_collectives.install_reduction(zero, SimpleNamespace())
+    with pytest.raises(TypeError, match="use_new_ring"):
+        zero.allreduce_and_scatter([], torch.float32, divide=False, use_new_ring=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "bf16", "missing"),
+    [
+        (0, True, "fp16_groups, fp32_groups"),
+        (2, False, "update_lp_params, _hp_mapping"),
+        (3, True, "grad_position, .*_z3_optimizer"),
+    ],
+)
+def test_a_deepspeed_without_what_checkpoints_read_is_refused(stage, bf16, missing):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ScalerError, match=rf"deepspeed .* lacks {missing} at ZeRO-{stage}") as refused:
+        ShardedState(model, optimizer, SimpleNamespace(), stage, bf16, ())
+    assert "\n" not in str(refused.value)

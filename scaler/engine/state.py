@@ -98,8 +98,8 @@ class ShardedState:
         missing = [name for owner, name in needed if not hasattr(owner, name)]
         if missing:
             raise ScalerError(
-                f"deepspeed {deepspeed.__version__} lacks {', '.join(missing)} at ZeRO-{self._stage}, which checkpoints need; "
-                "install the version that requirements.lock names"
+                f"deepspeed {deepspeed.__version__} lacks {', '.join(missing)} at ZeRO-{self._stage}, which "
+                "checkpoints need; install the version that requirements.lock names"
             )
 
     def masters(self) -> dict[int, torch.Tensor]:

@@ -16,8 +16,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["scaler*", "data_prep*"]),
+    entry_points={"console_scripts": ["scaler = scaler.__main__:main"]},
     package_data={"scaler": ["recipes/*.yaml", "recipes/schema.json", "hardware.yaml", "studies/*.html.j2"]},
     install_requires=[
+        "argcomplete>=3.6",
         "torch>=2.9",
         "deepspeed>=0.19.8,<0.20",
         "transformers>=5.20,<6",

@@ -1,49 +1,70 @@
-"""Write a corpus folder: `python -m data_prep.corpus aws-docs --out data/mine/corpus`.
+"""Write a corpus folder from sources of text.
 
-A source is "aws-docs", a file or folder of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a Hugging Face data
-set id. The folder holds the documents as they are, each in the split that its hash says, and a manifest.
+`scaler corpus aws-docs --out data/mine/corpus`: a source is "aws-docs", a file or folder of .txt, .jsonl, .jsonl.gz,
+.jsonl.zst or .parquet, or a Hugging Face data set id. The folder holds the documents as they are, each in the split
+that its hash says, and a manifest.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 
-from data_prep.formats import texts
-from data_prep.pipeline.workers import worker_pool
-from data_prep.sources.corpus import make
+from data_prep.pipeline.options import add_processes
 from scaler.config import typed
 from scaler.config.data_sections import Corpus, Source
-from scaler.core.cli import command
+from scaler.core.cli import Parser, command
+
+# of the recipe's `corpus` and its sources: name of the value, and meaning
+OF_A_SOURCE = {
+    "text_field": ("FIELD", "field with the text in JSON lines, Parquet and hub data sets; a.b is the field b of a"),
+    "id_field": ("FIELD", "field that names each document, at most once (default: none)"),
+    "text_unit": ("UNIT", "what a document is in .txt files: paragraph, line or file"),
+    "hub_config": ("NAME", "configuration of a hub data set (default: its only one)"),
+    "hub_split": ("SPLIT", "split of a hub data set that is read"),
+    "hub_revision": ("COMMIT", "commit of a hub data set, so that it never changes (default: the newest)"),
+    "max_mib": ("MIB", "text of each source, in MiB, after which no more is read (default: all)"),
+}
+OF_ALL = {
+    "heldout_percent": ("PERCENT", "percent of the documents kept apart, for evaluation while training"),
+    "test_percent": ("PERCENT", "percent of the documents kept apart for `scaler evaluate` alone; 0: none"),
+    "part_mib": ("MIB", "text in one file, in MiB, and so in one shard"),
+    "max_document_mib": ("MIB", "longest document in MiB; a longer one is taken for a damaged file"),
+}
+
+
+def parser() -> Parser:
+    """Return the command's parser."""
+    made = Parser("corpus", __doc__)
+    made.add_argument("source", nargs="+", metavar="SOURCE", help="aws-docs, files, folders, or hub data set ids")
+    made.add_argument(
+        "--out", type=Path, default=Path("data/corpus"), metavar="DIR", help="folder to write (default: %(default)s)"
+    )
+    add_processes(made)
+    for owner, options in ((Source, OF_A_SOURCE), (Corpus, OF_ALL)):
+        defaults = {field.name: field.default for field in dataclasses.fields(owner)}
+        for name, (metavar, meaning) in options.items():
+            kind, default = typed.value_type(owner, name), defaults[name]
+            otherwise = "" if default is None else " (default: %(default)s)"
+            made.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=meaning + otherwise)
+    return made
 
 
 @command
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("data/corpus"), help="folder to write (data/corpus)")
-    parser.add_argument("--processes", type=int, help="(one a core)")
-    for owner in (Source, Corpus):
-        for field in dataclasses.fields(owner):
-            if field.name not in ("source", "sources", "name", "weight", "epochs", "tokens"):
-                kind = typed.value_type(owner, field.name)
-                parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"({field.default})")
-    arguments = vars(parser.parse_args())
-    out, processes = arguments.pop("out"), arguments.pop("processes")
-    of_source = {
-        field.name: arguments.pop(field.name)
-        for field in dataclasses.fields(Source)
-        if field.name in arguments and field.name != "source"
-    }
-    listed = tuple(Source(source=source, **of_source) for source in arguments.pop("source"))
-    with worker_pool(processes) as pool:
-        written = make(Corpus(sources=listed, **arguments), out, pool)
-    print(texts.describe(out))
-    print(f"{out} {'written' if written else 'is up to date'}")
+    arguments = parser().parse()
+    of_source = {name: getattr(arguments, name) for name in OF_A_SOURCE}
+    sources = tuple(Source(source=source, **of_source) for source in arguments.source)
+    corpus = Corpus(sources=sources, **{name: getattr(arguments, name) for name in OF_ALL})
+    from data_prep.formats import texts
+    from data_prep.pipeline.workers import worker_pool
+    from data_prep.sources.corpus import make
+
+    with worker_pool(arguments.processes) as pool:
+        written = make(corpus, arguments.out, pool)
+    print(texts.describe(arguments.out))
+    print(f"{arguments.out} {'written' if written else 'is up to date'}")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,42 @@
-"""Pack shards into the rows that training reads: `python -m data_prep.rows SHARDS TOKENIZER --out DIR --seq_len 512`.
+"""Pack shards into the rows that training reads.
 
-Each shard becomes one file of rows, small ones some together: the documents that the mix takes of it, cut to the row's
-length, each between its special tokens, packed so that hardly a position is padding.
+`scaler rows SHARDS TOKENIZER --out DIR --seq_len 512`: each shard becomes one file of rows, small ones some together.
+The documents that the mix takes of it are cut to the row's length, each between its special tokens, and packed so that
+hardly a position is padding.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from data_prep.formats import texts
-from data_prep.pipeline.workers import worker_pool
-from data_prep.tokens.rows import make
+from data_prep.pipeline.options import add_out, add_processes, add_shards_and_tokenizer
 from scaler.config.data_sections import Corpus, Source
-from scaler.core.cli import command
+from scaler.core.cli import Parser, at_least, command
+
+
+def parser() -> Parser:
+    """Return the command's parser."""
+    made = Parser("rows", __doc__)
+    add_shards_and_tokenizer(made)
+    add_out(made)
+    made.add_argument("--seq_len", type=at_least(1), required=True, metavar="TOKENS", help="tokens in a row")
+    made.add_argument(
+        "--min_tokens",
+        type=at_least(1),
+        default=1,
+        metavar="TOKENS",
+        help="ordinary tokens in each row at least, so that as many can be masked (default: %(default)s)",
+    )
+    add_processes(made)
+    return made
 
 
 @command
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.rows", description=__doc__)
-    parser.add_argument("shards", type=Path)
-    parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seq_len", type=int, required=True, help="tokens in a row")
-    parser.add_argument("--min_tokens", type=int, default=1, help="ordinary tokens in a row, so many can be masked (1)")
-    parser.add_argument("--processes", type=int, help="(one a core)")
-    arguments = parser.parse_args()
+    arguments = parser().parse()
+    from data_prep.formats import texts
+    from data_prep.pipeline.workers import worker_pool
+    from data_prep.tokens.rows import make
+
     corpus = Corpus(sources=(Source("shards"),))
     with worker_pool(arguments.processes) as pool:
         written = make(

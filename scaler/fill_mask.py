@@ -1,36 +1,39 @@
-"""Fill the mask in a sentence with an exported model: `python -m scaler.fill_mask runs/quickstart "... <mask> ..."`."""
+"""Fill the mask in a sentence with an exported model.
+
+`scaler fill-mask runs/quickstart "The name of the S3 <mask>."` prints the likeliest words and their probabilities.
+"""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from transformers import AutoModelForMaskedLM
+from scaler.core.cli import Parser, at_least, command
 
-from scaler.core.cli import command
-from scaler.data.tokenizer import load_tokenizer
-from scaler.evaluation.fill_mask import EXAMPLES, guesses
-from scaler.model.exported import find_newest
+
+def parser() -> Parser:
+    """Return the command's parser."""
+    made = Parser("fill-mask", __doc__)
+    made.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        default=Path("runs"),
+        metavar="MODEL",
+        help="a run, an export, or a folder of runs, of which the newest is taken (default: runs)",
+    )
+    made.add_argument("sentence", nargs="*", default=[], metavar="SENTENCE", help="with <mask> (default: examples)")
+    made.add_argument("--top", type=at_least(1), default=5, help="guesses for each mask (default: %(default)s)")
+    made.add_json("the guesses")
+    return made
 
 
 @command
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m scaler.fill_mask", description=__doc__)
-    parser.add_argument(
-        "model", nargs="?", type=Path, default=Path("runs"), help="a run, an export, or a folder of runs"
-    )
-    parser.add_argument("sentence", nargs="*", help="sentences with <mask>; without one, some examples")
-    parser.add_argument("--top", type=int, default=5, help="guesses for each mask (5)")
-    arguments = parser.parse_args()
-    folder = find_newest(arguments.model)
-    tokenizer = load_tokenizer(folder)
-    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
-    print(folder)
-    for sentence in arguments.sentence or EXAMPLES:
-        print(f"\n  {sentence}")
-        for mask in guesses(model, tokenizer, sentence, arguments.top):
-            print("    " + "   ".join(f"{word!r} {share:.0%}" for word, share in mask))
+    arguments = parser().parse()
+    from scaler.evaluation import fill_mask
+
+    fill_mask.run(arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Fine-tune an exported encoder on labelled data: `python -m scaler.finetune runs/quickstart --data FILES`.
+"""Fine-tune an exported encoder on labelled data.
 
-Learning rates are tried with all seeds; the validation examples choose one, and the test examples say what it is worth.
-A sweep that was stopped goes on with the same command. docs/finetuning.md has the formats.
+`scaler finetune runs/quickstart --data FILES` tries all learning rates with all seeds. The validation examples choose a
+learning rate, and the test examples say what it is worth. The same command continues a sweep that was stopped.
+docs/finetuning.md has the formats.
 """
 
 from __future__ import annotations
@@ -10,56 +11,59 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-import torch
-
-from scaler.core.cli import command
+from scaler.config.command_line import ds_config
+from scaler.core.cli import Parser, at_least, command
 from scaler.core.errors import ScalerError
-from scaler.distributed.collectives import all_or_none
-from scaler.distributed.world import World, detect_world
-from scaler.finetuning import sweep as finetune_sweep
-from scaler.finetuning import trial as finetune_trial
-from scaler.finetuning.examples import READERS, TASKS, Reading
-from scaler.finetuning.splits import TEST, VALIDATION, Sources, Splits, load
-from scaler.model import exported
+from scaler.distributed.world import detect_world
+from scaler.finetuning.examples import READERS, TASKS
 
 
-def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scaler.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="a run, an export, any Transformers folder, or a hub id")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", nargs="+", required=True, help="training files, or a Hugging Face data set's id")
-    data.add_argument("--validation", nargs="+", default=[], help="files (split off the training files)")
-    data.add_argument("--test", nargs="+", default=[], help="files (split off the training files)")
-    data.add_argument("--validation_percent", type=float, default=10.0, help="to split off, by hash of the text (10)")
-    data.add_argument("--test_percent", type=float, default=10.0, help="likewise (10)")
-    data.add_argument("--task", choices=TASKS, default=TASKS[0], help=f"({TASKS[0]})")
-    data.add_argument("--format", choices=READERS, help="of all files (as their names say)")
-    data.add_argument("--encoding", default="utf-8", help="of all files (utf-8)")
-    data.add_argument("--text_field", help='("text"; for tokens "tokens")')
-    data.add_argument("--label_field", help='("label"; for multilabel "labels", for tokens "tags")')
-    data.add_argument("--skip_empty", action="store_true", help="leave empty texts out, and count them")
-    data.add_argument("--hub_config", help="of a hub data set")
-    data.add_argument("--hub_revision", help="a commit of a hub data set, so that it never changes")
-    training = parser.add_argument_group("training")
-    training.add_argument("--learning_rates", nargs="+", type=float, default=[5e-5], help="to choose from (5e-5)")
-    training.add_argument("--seeds", nargs="+", type=int, default=[0], help="of head, order and dropout (0)")
-    training.add_argument("--epochs", type=int, default=10, help="at most (10)")
-    training.add_argument("--patience", type=int, default=3, help="epochs without a better validation score (3)")
-    training.add_argument("--batch_size", type=int, default=32, help="of all ranks together (32)")
-    training.add_argument("--max_length", type=int, help="tokens of a text (the model's positions, 512 at most)")
-    training.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="(fp32)")
-    training.add_argument("--freeze_embeddings", action="store_true", help="keep the word embeddings as they are")
-    training.add_argument("--from_scratch", action="store_true", help="random weights, to see what pretraining helps")
-    training.add_argument("--deepspeed_config", help="train through DeepSpeed, ZeRO 0 to 2")
-    parser.add_argument("--out", type=Path, help="new folder, or one to go on in (runs/MODEL-TASK)")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher's
-    arguments = parser.parse_args(given)
-    for name in ("epochs", "patience", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ScalerError(f"--{name} {getattr(arguments, name)}: 1 is the least")
+def parser() -> Parser:
+    """Return the command's parser."""
+    made = Parser("finetune", __doc__)
+    made.add_argument("model", metavar="MODEL", help="a run, an export, any Transformers folder, or a hub id")
+    option = made.add_argument_group("data").add_argument
+    option("--data", nargs="+", required=True, metavar="FILE", help="training files, or a Hugging Face data set's id")
+    option("--validation", nargs="+", default=[], metavar="FILE", help="files (default: split off the training files)")
+    option("--test", nargs="+", default=[], metavar="FILE", help="files (default: split off the training files)")
+    percent = "percent of the training texts to split off for {}, by hash of the text (default: 10)"
+    option("--validation_percent", type=float, default=10.0, metavar="PERCENT", help=percent.format("validation"))
+    option("--test_percent", type=float, default=10.0, metavar="PERCENT", help=percent.format("the test"))
+    option("--task", choices=TASKS, default=TASKS[0], help="kind of labels (default: %(default)s)")
+    option("--format", choices=READERS, help="format of all files (default: as their names say)")
+    option("--encoding", default="utf-8", help="encoding of all files (default: %(default)s)")
+    option("--text_field", metavar="FIELD", help='field with the text (default: "text"; for tokens "tokens")')
+    label = 'field with the labels (default: "label"; for multilabel "labels", for tokens "tags")'
+    option("--label_field", metavar="FIELD", help=label)
+    option("--skip_empty", action="store_true", help="leave empty texts out, and count them")
+    option("--hub_config", metavar="NAME", help="configuration of a hub data set (default: its only one)")
+    revision = "commit of a hub data set, so that it never changes (default: the newest)"
+    option("--hub_revision", metavar="COMMIT", help=revision)
+    option = made.add_argument_group("training").add_argument
+    rates = "learning rates to choose from (default: 5e-5)"
+    option("--learning_rates", nargs="+", type=float, default=[5e-5], metavar="RATE", help=rates)
+    option("--seeds", nargs="+", type=int, default=[0], help="seeds of head, order and dropout (default: 0)")
+    option("--epochs", type=at_least(1), default=10, help="passes over the training examples at most (default: 10)")
+    patience = "epochs without a better validation score, after which a run stops (default: 3)"
+    option("--patience", type=at_least(1), default=3, metavar="EPOCHS", help=patience)
+    option("--batch_size", type=at_least(1), default=32, help="examples in a batch of all ranks together (default: 32)")
+    length = "longest text in tokens (default: the model's positions, 512 at most)"
+    option("--max_length", type=int, metavar="TOKENS", help=length)
+    option("--precision", choices=("fp32", "bf16"), default="fp32", help="of forward and backward pass (default: fp32)")
+    option("--freeze_embeddings", action="store_true", help="keep the word embeddings as they are")
+    option("--from_scratch", action="store_true", help="start from random weights, to see what pretraining helps")
+    deepspeed = "train through DeepSpeed, ZeRO 0 to 2: a file, or a name in ds_configs/ (default: without DeepSpeed)"
+    option("--deepspeed_config", type=ds_config, metavar="FILE", help=deepspeed)
+    out = "folder of the results, new or to continue (default: runs/MODEL-TASK)"
+    made.add_argument("--out", type=Path, metavar="DIR", help=out)
+    made.add_json("the results")
+    made.add_local_rank()
+    return made
+
+
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    arguments = parser().parse(given)
     for rate in arguments.learning_rates:
         if not 0 < rate < 1:
             raise ScalerError(f"--learning_rates {rate}: 0 < rate < 1 is needed; 5e-5 is usual")
@@ -68,62 +72,21 @@ def arguments_of(given: list[str] | None = None) -> argparse.Namespace:
             raise ScalerError(f"--seeds {seed}: 0 <= seed < 2**32 is needed")
     for name in ("learning_rates", "seeds"):
         setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
+    if arguments.deepspeed_config is not None:
+        arguments.deepspeed_config = str(arguments.deepspeed_config)  # the results keep it as JSON
     return arguments
-
-
-def splits_of(arguments: argparse.Namespace) -> Splits:
-    """Read the data that the command line names."""
-    how = Reading(
-        arguments.task,
-        arguments.format,
-        arguments.encoding,
-        arguments.text_field,
-        arguments.label_field,
-        arguments.skip_empty,
-    )
-    percent = {VALIDATION: arguments.validation_percent, TEST: arguments.test_percent}
-    sources = Sources(
-        tuple(arguments.data),
-        tuple(arguments.validation),
-        tuple(arguments.test),
-        percent,
-        arguments.hub_config,
-        arguments.hub_revision,
-    )
-    return load(sources, how)
-
-
-def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.Settings:
-    """What all runs share. Raises ScalerError for what cannot be trained with."""
-    given = {
-        name: value for name, value in vars(arguments).items() if name in finetune_trial.Settings.__dataclass_fields__
-    }
-    settings = finetune_trial.Settings(source=exported.find_or_hub_id(arguments.model), **given)
-    finetune_trial.check(settings, world)
-    return settings
 
 
 @command
 def main() -> None:
     """Run the command line."""
-    arguments = arguments_of()
-    world = detect_world()
+    arguments = parse()
     for package in ("accelerate", "seqeval"):
         if importlib.util.find_spec(package) is None:
             raise ScalerError(f"fine-tuning needs {package}; install it with `pip install '.[finetune]'`")
-    ranks = world.size > 1 or arguments.deepspeed_config is not None
-    if ranks:
-        from scaler.engine import process_group  # seconds for DeepSpeed, through which ranks meet
+    from scaler.finetuning.sweep import start
 
-        process_group.join(world)
-    elif torch.cuda.device_count() > 1:
-        raise ScalerError("this machine has several GPUs: start a rank for each, or set CUDA_VISIBLE_DEVICES to one")
-    try:
-        settings = all_or_none(lambda: settings_of(arguments, world), world)
-        finetune_sweep.run(arguments, settings, all_or_none(lambda: splits_of(arguments), world), world)
-    finally:
-        if ranks:
-            process_group.leave()
+    start(arguments, detect_world())
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
-"""What failures and stragglers leave of many nodes' time, by simulation: `python -m scaler.goodput --step_seconds ...`.
+"""Simulate which part of many nodes' time failures and stragglers leave for training.
 
-For each number of nodes: the share of all node-seconds that is useful work, where the rest goes, and which interval
-between two checkpoints leaves most, beside Young's and Daly's. The batch grows with the nodes, a step's time does not.
+For each number of nodes: the fraction of all node-seconds that is useful work, where the rest goes, and which interval
+between two checkpoints leaves most, beside Young's and Daly's. The batch grows with the nodes; a step's time does not.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
+import functools
 from pathlib import Path
 
 from scaler.config.training_sections import Checkpoint
-from scaler.core.cli import command
-from scaler.core.errors import ScalerError, explain_disk_errors
-from scaler.core.files import write_json
-from scaler.planning import failures
-from scaler.planning.failures import Spread
-from scaler.planning.goodput import draw, of_nodes, render
+from scaler.core.cli import Parser, command, numbers
+from scaler.core.errors import ScalerError
+from scaler.planning.failures import MTBF_NODE_HOURS
 
 RANGES = {
     **dict.fromkeys(("steps", "every", "elastic"), (1, 1e9)),
@@ -25,28 +21,48 @@ RANGES = {
     **dict.fromkeys(("step_seconds", "mtbf_node_hours"), (1e-6, 1e9)),
     **dict.fromkeys(("save_seconds", "write_seconds", "restart_seconds", "replacement_seconds", "seed"), (0, 1e9)),
 }
+MOST_NODES = 999_999
 
 
-def node_counts(text: str) -> list[int]:
-    """The numbers in "1,8,64". Raises ScalerError for anything else."""
-    if not re.fullmatch(r"[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*", text):
-        raise ScalerError(f"--nodes {text}: give whole numbers from 1 to 999,999 with commas between, such as 1,8,64")
-    return [int(number) for number in text.split(",")]
+def parser() -> Parser:
+    """Return the command's parser."""
+    made = Parser("goodput", __doc__)
+    option = made.add_argument
+    nodes = (1, 8, 64, 512, 2048)
+    option("--nodes", type=numbers, default=nodes, metavar="N,N,...", help="(default: 1,8,64,512,2048)")
+    option("--gpus_per_node", type=int, default=8, metavar="N", help="ranks of each node (default: %(default)s)")
+    seconds = functools.partial(option, type=float, metavar="S")
+    seconds("--step_seconds", required=True, help="time of a step of a rank, in s, at its median")
+    option("--steps", type=int, required=True, metavar="N", help="optimizer steps of the run")
+    every = "optimizer steps between two checkpoints (default: %(default)s)"
+    option("--every", type=int, default=Checkpoint.every, metavar="STEPS", help=every)
+    seconds("--save_seconds", required=True, help="time that training waits for a checkpoint, in s")
+    seconds("--write_seconds", help="from the beginning of a save until it counts, in s (default: --save_seconds)")
+    seconds("--restart_seconds", required=True, help="from a failure to the first step after it, in s")
+    seconds("--replacement_seconds", default=0.0, help="until a failed node is back, in s (default: 0, with spares)")
+    mtbf = "hours between a node's failures (default: %(default).0f, of Llama 3 405B: 419 in 54 days on 2,048 nodes)"
+    option("--mtbf_node_hours", type=float, default=MTBF_NODE_HOURS, metavar="H", help=mtbf)
+    deviation = (
+        "relative standard deviation of step times, or a CSV file of measured ones: node,seconds, a line for each rank "
+        "and step (default: 0)"
+    )
+    option("--step_deviation", default="0", metavar="D", help=deviation)
+    elastic = "continue with fewer nodes; rows per step that a rank takes with all nodes (default: wait for a node)"
+    option("--elastic", type=int, metavar="ROWS", help=elastic)
+    option("--runs", type=int, default=200, metavar="N", help="runs to simulate (default: %(default)s)")
+    option("--seed", type=int, default=0, metavar="N", help="seed of the simulation (default: %(default)s)")
+    made.add_json("a list with an object for each number of nodes")
+    option("--out", type=Path, metavar="DIR", help="folder for goodput.json and goodput.png (default: none)")
+    return made
 
 
-def spread_of(text: str) -> Spread:
-    """The spread that a number or a file's name means. Raises ScalerError where it means none."""
-    try:
-        deviation = float(text)
-    except ValueError:
-        return failures.read_spread(Path(text))
-    if not 0 <= deviation <= 1:
-        raise ScalerError(f"--spread {text}: give a relative standard deviation from 0 to 1, or a CSV file")
-    return failures.log_normal(deviation)
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Raises ScalerError for an option that makes no sense."""
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    arguments = parser().parse(given)
+    if arguments.write_seconds is None:
+        arguments.write_seconds = arguments.save_seconds
+    if max(arguments.nodes) > MOST_NODES:
+        raise ScalerError(f"--nodes {max(arguments.nodes)}: {MOST_NODES:,} are the most")
     for name, (least, most) in RANGES.items():
         value = getattr(arguments, name)
         if value is not None and not least <= value <= most:
@@ -58,45 +74,16 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if arguments.every > arguments.steps:
         raise ScalerError(f"--every {arguments.every}: a run has {arguments.steps} steps; give as many or fewer")
+    return arguments
 
 
 @command
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scaler.goodput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    option = parser.add_argument
-    option("--nodes", default="1,8,64,512,2048", metavar="N,N,...", help="how many there are (%(default)s)")
-    option("--gpus_per_node", type=int, default=8, help="ranks of each (%(default)s)")
-    option("--step_seconds", type=float, required=True, help="of a rank at its median")
-    option("--steps", type=int, required=True, help="of a run")
-    option("--every", type=int, default=Checkpoint.every, help="steps between two saves (%(default)s)")
-    option("--save_seconds", type=float, required=True, help="that training waits for a save")
-    option("--write_seconds", type=float, help="from the beginning of a save until it counts (--save_seconds)")
-    option("--restart_seconds", type=float, required=True, help="from a failure to the first step after it")
-    option("--replacement_seconds", type=float, default=0.0, help="until a failed node is back (0: there are spares)")
-    source = "between a node's failures (%(default).0f: Llama 3 405B, 419 in 54 days on 2,048 nodes)"
-    option("--mtbf_node_hours", type=float, default=failures.MTBF_NODE_HOURS, help=source)
-    meaning = "relative standard deviation of steps (0), or measured ones: CSV, node,seconds, a line a rank and step"
-    option("--spread", default="0", metavar="FILE", help=meaning)
-    option("--elastic", type=int, metavar="ROWS", help="go on with fewer nodes; rows a step that a rank takes with all")
-    option("--runs", type=int, default=200, help="that are simulated (%(default)s)")
-    option("--seed", type=int, default=0, help="(%(default)s)")
-    option("--json", action="store_true", help="for programs: a list, one object a number of nodes")
-    option("--out", type=Path, help="folder for goodput.json and goodput.png")
-    arguments = parser.parse_args()
-    if arguments.write_seconds is None:
-        arguments.write_seconds = arguments.save_seconds
-    check(arguments)
-    nodes, spread = node_counts(arguments.nodes), spread_of(arguments.spread)
-    found = [of_nodes(some, arguments, spread) for some in nodes]
-    print(json.dumps(found, indent=2) if arguments.json else render(found))
-    if arguments.out:
-        with explain_disk_errors(arguments.out):
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            write_json(arguments.out / "goodput.json", found)
-            draw(found, arguments.out / "goodput.png")
+    arguments = parse()
+    from scaler.planning.goodput import run
+
+    run(arguments)
 
 
 if __name__ == "__main__":

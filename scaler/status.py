@@ -1,27 +1,41 @@
-"""How a run stands, from its folder alone: `python -m scaler.status runs/NAME` (of several: `runs/*`)."""
+"""Show how runs stand, from their folders alone.
+
+`scaler status` lists all runs in runs/, a line each; `scaler status runs/NAME` tells more of one.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from scaler.core.cli import command
+from scaler.core.cli import Parser, command
 from scaler.finetuning import folder as finetune_folder
-from scaler.training.status import render, status
+from scaler.training import status
+
+RUNS = Path("runs")
+
+
+def parser() -> Parser:
+    """Return the command's parser."""
+    made = Parser("status", __doc__)
+    made.add_argument("runs", nargs="*", default=[], type=Path, metavar="runs/NAME", help="runs (default: all)")
+    made.add_json("a list with an object for each run")
+    return made
 
 
 @command
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m scaler.status", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="runs/NAME")
-    parser.add_argument("--json", action="store_true", help="for programs: a list, one object a run")
-    arguments = parser.parse_args()
-    # of runs/*, fine-tunings and sweeps are none of these
-    runs = [folder for folder in arguments.runs if not (folder / finetune_folder.SETTINGS).is_file()] or arguments.runs
-    found = [status(folder) for folder in runs]
-    print(json.dumps(found, indent=2) if arguments.json else "\n".join(map(render, found)))
+    arguments = parser().parse()
+    if arguments.runs:
+        # of runs/*, fine-tunings and sweeps are none of these
+        runs = [folder for folder in arguments.runs if not (folder / finetune_folder.SETTINGS).is_file()]
+        found = [status.status(folder) for folder in runs or arguments.runs]
+        text = "\n".join(map(status.render, found))
+    else:
+        found = [status.status(folder) for folder in status.runs_in(RUNS)]
+        text = status.listing(found) if found else f"no runs in {RUNS}/; `scaler train` starts one"
+    print(json.dumps(found, indent=2) if arguments.json else text)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ train() {
     [ -n "$(option recipe "$@")" ] || [ -f "$run_dir/recipe.yaml" ] || set -- --recipe aws_roberta "$@"
     set -- "$@" --run_dir "$run_dir"
     # as many nodes as share the batch equally
-    nodes=$(on_nodes_of_one python -m scaler.sharing --nodes "$nodes" --ranks_per_node "$ranks" "$@")
+    nodes=$(on_nodes_of_one python -m scaler nodes-for-batch --nodes "$nodes" --ranks_per_node "$ranks" "$@")
     [ "$nodes" = "$SLURM_JOB_NUM_NODES" ] || echo "only $nodes of $SLURM_JOB_NUM_NODES nodes are used, to share the batch equally"
     set -- "$@" --ranks $((nodes * ranks))
 

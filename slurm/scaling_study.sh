@@ -29,7 +29,7 @@ define() {
         fits "$ranks"
         set -- "$@" --ranks_per_node "$ranks"
     fi
-    to_do=$(on_nodes_of_one python -m scaler.study "$@" --define_only)
+    to_do=$(on_nodes_of_one python -m scaler.study "$@" --write_only)
     mapfile -t sizes < <(sed -n 's/^[a-z]*-n\([0-9]*\)x.*/\1/p' <<<"$to_do" | sort -nu)
     mkdir -p "$run_dir/logs"
     for size in "${sizes[@]}"; do

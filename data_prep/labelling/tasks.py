@@ -17,7 +17,7 @@ from data_prep.pipeline import folders
 from data_prep.sources import aws_docs
 from scaler.config.data_sections import Dedup
 from scaler.core.errors import ScalerError
-from scaler.core.files import FORMAT, MANIFEST, checksum, write_json
+from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
 
 KIND = "labels"
 SERVICES, TEXTS_A_SERVICE, SENTENCES_A_SERVICE = 20, 300, 30
@@ -234,3 +234,14 @@ def _card(made_from: Mapping[str, Any], content: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def render(folder: Path) -> str:
+    """Return the sizes of the tasks in a folder, and how often their rules are right, a line each."""
+    content = read_manifest(folder, KIND)
+    lines = []
+    for task, splits in content["tasks"].items():
+        sizes = ", ".join(f"{split} {entry['examples']:,}" for split, entry in splits.items())
+        lines.append(f"  {task}: {sizes}; {content['repeats_left_out'][task]:,} repeats left out")
+    lines += [f"  {fraction:6.1%}  {name}" for name, fraction in content["accuracy_of_rules"].items()]
+    return "\n".join(lines)

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from data_prep.cleaning.clean import EXAMPLES
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
+from data_prep.prepared.verify import stages
 from data_prep.vocabulary import word2vec
-from scaler.core.errors import explain_disk_errors
-from scaler.core.files import read_manifest
+from scaler.core.errors import ScalerError, explain_disk_errors
+from scaler.core.files import MANIFEST, read_manifest
 from scaler.data import order, token_rows, word_vectors
 
 BARS = 40  # characters of the longest bar
@@ -150,3 +151,25 @@ def show_rows(folder: Path, tokenizer: Tokenizer, unknown: int | None, samples: 
 def _line(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + " ..."
+
+
+def show(folder: Path, samples: int) -> None:
+    """Print what is in all stages' folders of a data folder, and `samples` rows. Raises ScalerError if it is none."""
+    if (folder / MANIFEST).exists():
+        raise ScalerError(f"{folder}: is one stage's folder; name the data folder above it")
+    found: dict[str, list[Path]] = {}
+    for path in stages(folder):
+        found.setdefault(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["kind"], []).append(path)
+    text = [path for kind in texts.KINDS for path in found.get(kind, [])]
+    for path in text:
+        show_text(path)
+    for path in found.get("shards", []):
+        show_shards(path, text[-1] if text else None)
+    if "tokenizer" in found and "rows" in found:
+        tokenizer = Tokenizer.from_file(str(found["tokenizer"][0] / "tokenizer.json"))
+        for path in found.get(word_vectors.KIND, []):
+            show_vectors(path, tokenizer)
+        names = json.loads((found["tokenizer"][0] / "tokenizer_config.json").read_text(encoding="utf-8"))
+        unknown = tokenizer.token_to_id(names["unk_token"]) if names.get("unk_token") else None
+        for path in found["rows"]:
+            show_rows(path, tokenizer, unknown, samples)

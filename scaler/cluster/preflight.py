@@ -24,11 +24,11 @@ from scaler.core import provenance, slurm
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
 from scaler.distributed import collectives, devices, links
-from scaler.distributed.world import World, hosts_of_ranks
+from scaler.distributed.world import World, hosts_of_ranks, launch_id
 from scaler.engine import process_group
 from scaler.model import parameters
 from scaler.planning import dry_run
-from scaler.training import job
+from scaler.training import job, run_folder
 from scaler.training.job import Job
 
 RESULT, BAD_NODES = "result.json", "bad_nodes"  # the second for shell scripts: names with commas between
@@ -226,7 +226,9 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
         if not report.over:
             report.problem, report.waited = f"no word for {arguments.seconds:g} s", not ended
     verdict = judge(reports, hosts, arguments.slowest_share, arguments.seconds)
-    print(table(reports, verdict), flush=True)
+    result: dict[str, Any] = {"bad_nodes": verdict.bad, "setting": verdict.setting, "unclear": verdict.unclear}
+    result["ranks"] = [asdict(report) for report in reports]
+    print(json.dumps(result, indent=2) if arguments.json else table(reports, verdict), flush=True)
     if verdict.setting:
         print(f"error: preflight: {verdict.setting}", file=sys.stderr, flush=True)
     elif verdict.unclear:
@@ -234,12 +236,11 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
     elif verdict.bad:
         names = ", ".join(verdict.bad)
         print(f"error: preflight: bad nodes: {names}; start again without them", file=sys.stderr, flush=True)
-    else:
+    elif not arguments.json:
         print(f"preflight: {world.size} ranks on {len(set(hosts))} nodes are well", flush=True)
     known = [host for host in verdict.bad if host in hosts] if not verdict.setting else []
     (rank.folder / BAD_NODES).write_text("".join(f"{','.join(known)}\n" for _ in known[:1]), encoding="utf-8")
-    result = {"bad_nodes": verdict.bad, "setting": verdict.setting, "unclear": verdict.unclear}
-    write_json(rank.folder / RESULT, result | {"ranks": [asdict(report) for report in reports]})  # others wait for it
+    write_json(rank.folder / RESULT, result)  # others wait for it
     return verdict.status
 
 
@@ -252,3 +253,21 @@ def wait_for_the_first(rank: Rank) -> int:
     while not (rank.folder / RESULT).exists() and time.monotonic() < end:
         time.sleep(POLL_SECONDS[0])
     return 0
+
+
+def run(arguments: argparse.Namespace, world: World) -> int:
+    """Check this rank, and on the first rank conclude. Return the status of the command."""
+    folder = arguments.run_dir / run_folder.PREFLIGHT / launch_id()
+    with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if world.is_first and not slurm.job_facts():  # whose steps have folders of their own
+            for path in folder.iterdir():  # of a start by hand before
+                if time.time() - path.stat().st_mtime > GRACE_SECONDS:
+                    path.unlink(missing_ok=True)
+    rank = Rank(arguments, world, folder)
+
+    def give_up() -> None:
+        os._exit(conclude(rank, GRACE_SECONDS) if world.is_first else wait_for_the_first(rank))
+
+    rank.go(give_up)
+    return conclude(rank, arguments.seconds + GRACE_SECONDS) if world.is_first else wait_for_the_first(rank)

@@ -1,13 +1,19 @@
-"""Read lists from the command line, and end a command with one line and an exit status."""
+"""Parse every command line in one style, and end a command with one line and an exit status."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, one_line, status_of
+from scaler.core import commands
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, nearest, one_line, status_of
+
+REQUIRED = "the following arguments are required: "
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -34,17 +40,173 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between, each once: "1,2,4" or "5e7,5e8". Raises ScalerError for anything else."""
+class _Missing(Exception):
+    """Arguments that a command line lacks, by name."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of one command.
+
+    An option is written with underscores or with dashes (`--run_dir`, `--run-dir`), and options may stand between
+    positional arguments. An error is a ScalerError of one line, which names the nearest option, or the command whose
+    option it is; all missing arguments are named together.
+
+    Args:
+        name: of the command, as in `scaler NAME`.
+        description: the docstring of the command's module.
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        super().__init__(
+            prog=f"scaler {name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # two spellings make every abbreviation ambiguous
+        )
+        self.name = name
+        messages = self.add_argument_group("messages")
+        option = functools.partial(messages.add_argument, dest="verbosity", action="store_const")
+        option("-v", "--verbose", const=1, default=0, help="print what libraries and the launcher say, too")
+        option("-q", "--quiet", const=-1, help="print results, warnings and errors alone")
+
+    def add_json(self, what: str) -> None:
+        """Add the option `--json`; `what` says what is printed as JSON."""
+        self.add_argument("--json", action="store_true", help=f"print {what} as JSON, for programs")
+
+    def add_local_rank(self) -> None:
+        """Accept the option that the deepspeed launcher adds to every command that it starts."""
+        self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+    def option_names(self) -> set[str]:
+        """Return all options as they are shown, such as "--run_dir"."""
+        return {
+            name
+            for action in self._actions
+            if action.help != argparse.SUPPRESS
+            for name in action.option_strings
+            if name.startswith("--")
+        }
+
+    def parse(self, given: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse the words of a command line, by default those of this process.
+
+        Raises: ScalerError for an unknown option or value, and for missing arguments.
+        """
+        words = _with_underscores(sys.argv[1:] if given is None else given)
+        for word in words[: words.index("--")] if "--" in words else words:
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in self._option_string_actions:
+                raise ScalerError(self._unknown(option))
+        try:
+            arguments, unknown = self.parse_known_intermixed_args(words)
+        except _Missing as missing:
+            raise ScalerError(
+                f"{self.prog}: {REQUIRED}{', '.join(self._missing(words, missing))}; {self._help()}"
+            ) from None
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return arguments
+
+    def _missing(self, words: Sequence[str], options: _Missing) -> list[str]:
+        """Return all missing arguments: argparse takes options first, and looks no further if some are missing."""
+        required = [action for action in self._actions if action.required and action.option_strings]
+        for action in required:
+            action.required = False
+        try:
+            self.parse_known_intermixed_args(words)
+        except _Missing as positionals:
+            return list(dict.fromkeys([*positionals.names, *options.names]))
+        finally:
+            for action in required:
+                action.required = True
+        return options.names
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a ScalerError that names the command and, for what argparse itself refuses, where the options are."""
+        if message.startswith(REQUIRED):
+            raise _Missing(message.removeprefix(REQUIRED).split(", "))
+        refused = re.fullmatch(r"argument ([^:]+): (.*)", message, re.DOTALL)
+        if refused is None:
+            raise ScalerError(f"{self.prog}: {message}; {self._help()}")
+        option, reason = refused[1].split("/")[0], refused[2]
+        if reason.startswith(("invalid", "expected", "ignored", "not allowed", "ambiguous")):
+            raise ScalerError(f"{self.prog}: {option}: {reason}; {self._help()}")
+        raise ScalerError(f"{option} {reason}")
+
+    def _help(self) -> str:
+        return f"see `{self.prog} --help`"
+
+    def _unknown(self, option: str) -> str:
+        others = [f"`scaler {name}`" for name in commands.owners(option)]
+        if others:
+            return f"{self.prog}: {option} is an option of {', '.join(others)}, not of this command; {self._help()}"
+        hint = nearest(option, self.option_names())
+        return f"{self.prog}: unknown option {option}; {hint if 'mean' in hint else self._help()}"
+
+
+def _with_underscores(words: Sequence[str]) -> list[str]:
+    """Spell all options up to "--" with underscores: --run-dir=a-b becomes --run_dir=a-b."""
+    found = [*map(str, words)]
+    for number, word in enumerate(found):
+        if word == "--":
+            break
+        if word.startswith("--"):
+            option, equals, value = word[2:].partition("=")
+            found[number] = "--" + option.replace("-", "_") + equals + value
+    return found
+
+
+def numbers(text: str, least: int = 1) -> tuple[int, ...]:
+    """Read whole numbers with commas between them, each once: "1,2,4" or "5e7,5e8".
+
+    Raises: argparse.ArgumentTypeError for anything else, and for a number below `least`.
+    """
     try:
         found = [float(number) for number in text.split(",")]
     except ValueError:
         found = [0.5]
-    if not all(number.is_integer() for number in found):
-        raise ScalerError(f"{text!r}, but whole numbers with commas between are needed, such as 1,2,4")
+    if not all(number.is_integer() and number >= least for number in found):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: whole numbers from {least} on with commas between them are needed, such as 1,2,4"
+        )
     return tuple(dict.fromkeys(map(int, found)))
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The same with words."""
+    """Read words with commas between them, each once."""
     return tuple(dict.fromkeys(text.split(",")))
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the type of an option that takes a whole number from `least` on."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: a whole number is needed") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value}: {least} is the least")
+        return value
+
+    return read
+
+
+def describe_parser(parser: Parser) -> str:
+    """Render a command's description, positional arguments and options as Markdown, for the reference of commands."""
+    first, _, rest = (parser.description or "").strip().partition("\n")
+    lines = [f"## `{parser.prog}`", "", first, *([rest.rstrip()] if rest.strip() else []), ""]
+    usage = " ".join(parser.format_usage().removeprefix("usage:").split())
+    lines += ["```", usage, "```", "", "| argument | meaning |", "| --- | --- |"]
+    formatter = argparse.HelpFormatter(parser.prog)
+    for action in parser._actions:
+        if action.help in (None, argparse.SUPPRESS) or action.dest in ("help", "verbosity"):
+            continue
+        names = action.option_strings or [formatter._format_args(action, str(action.metavar or action.dest))]
+        meaning = formatter._expand_help(action) + " **Required.**" * bool(action.option_strings and action.required)
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {' '.join(meaning.split())} |")
+    return "\n".join(lines) + "\n"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,12 @@ import zstandard
 from transformers import PreTrainedModel
 
 from scaler.core.errors import ScalerError
+from scaler.core.files import write_json
 from scaler.data.tokenizer import load_tokenizer
-from scaler.model import exported
+from scaler.distributed import devices
+from scaler.distributed.world import World
+from scaler.evaluation import masked_words
+from scaler.model import exported, parameters
 
 
 def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
@@ -74,3 +80,28 @@ def _said(score: dict[str, Any] | None) -> str:
         return "-"
     deviation = score["deviation"]
     return f"{score['mean']:.2%}" if deviation is None else f"{score['mean']:.2%} ± {deviation:.2%}"
+
+
+def run(arguments: argparse.Namespace, folders: Sequence[Path], scores: Mapping[Path, Any]) -> None:
+    """Compare the models of a command line, and print the table.
+
+    Args:
+        folders: of the exported models, in the order in which they were named.
+        scores: of each of them, the scores of its fine-tunings.
+    """
+    stretches = list(masked_words.stretches(read_texts(arguments.texts, arguments.most)))
+    models = [load_masked_lm(folder) for folder in folders]
+    short = [some for some in stretches if all(masked_words.fits(some, *loaded) for loaded in models)]
+    if not short:
+        raise ScalerError(
+            f"--texts: no stretch of {masked_words.WORDS} words in them that all models can take; name longer ones, or "
+            "leave a model of few positions out"
+        )
+    world, content = World(), []
+    for name, folder, (network, tokenizer) in zip(arguments.models, folders, models, strict=True):
+        found = masked_words.measure(network.to(devices.device(world)), tokenizer, short)
+        row = {"model": str(name), "parameters": parameters.count_parameters(network)[0], "entries": len(tokenizer)}
+        content.append({**row, **asdict(found), "finetuned": scores[folder], "left_out": len(stretches) - len(short)})
+    if arguments.out:
+        write_json(arguments.out, content)
+    print(json.dumps(content, indent=2) if arguments.json else render(content))

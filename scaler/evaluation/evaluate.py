@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,19 +12,18 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from scaler.config.recipe import Recipe
-from scaler.core.errors import ScalerError
-from scaler.core.files import checksum
+from scaler.config.recipe import Recipe, load
+from scaler.core.errors import ScalerError, explain_disk_errors
+from scaler.core.files import checksum, write_json
 from scaler.data import prepared, token_rows
 from scaler.data.token_rows import Manifest
 from scaler.distributed import devices
 from scaler.distributed.world import World
 from scaler.evaluation import heldout
 from scaler.model import build, masked_lm
-from scaler.model.exported import load_whole
+from scaler.model.exported import find_with_recipe, load_whole
 
 disable_progress_bar()  # of loading weights
-SPLITS = ("test", "heldout")  # the first is opened nowhere else
 
 
 def check_tokenizer(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
@@ -114,3 +114,13 @@ def render(content: dict[str, Any]) -> str:
     for name, score in content["sources"].items():
         lines.append(f"  {name:<{wide}} {score['tokens']:>14,} {score['loss']:>9.4f} {score['masked_accuracy']:>16.2%}")
     return "\n".join(lines)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate a model on the rows of its run or of a recipe; write the figures beside it, and print them."""
+    folder, place, recipe = find_with_recipe(arguments.model, arguments.recipe)
+    content = measure(folder, load(recipe), arguments.split)
+    path = place / f"evaluation_{arguments.split}.json"
+    with explain_disk_errors(place):
+        write_json(path, content)
+    print(json.dumps(content, indent=2) if arguments.json else f"{render(content)}\n  {path}")

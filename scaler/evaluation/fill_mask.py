@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from scaler.core.errors import ScalerError
+from scaler.data.tokenizer import load_tokenizer
+from scaler.model.exported import find_newest
 
 disable_progress_bar()
 EXAMPLES = (
@@ -32,3 +36,20 @@ def guesses(model: PreTrainedModel, tokenizer: Any, sentence: str, top: int) -> 
         [(tokenizer.decode([int(token)]).strip(), float(share)) for share, token in zip(shares, tokens, strict=True)]
         for shares, tokens in zip(best.values, best.indices, strict=True)
     ]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load a model, and print its guesses for each mask of each sentence."""
+    folder = find_newest(arguments.model)
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
+    sentences = arguments.sentence or EXAMPLES
+    if arguments.json:
+        found = {sentence: guesses(model, tokenizer, sentence, arguments.top) for sentence in sentences}
+        print(json.dumps({"model": str(folder), "guesses": found}, indent=2, ensure_ascii=False))
+        return
+    print(folder)
+    for sentence in sentences:
+        print(f"\n  {sentence}")
+        for mask in guesses(model, tokenizer, sentence, arguments.top):
+            print("    " + "   ".join(f"{word!r} {probability:.0%}" for word, probability in mask))

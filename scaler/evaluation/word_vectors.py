@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,10 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from scaler.config.recipe import Recipe
+from scaler.config.recipe import Recipe, load
 from scaler.core import charts, files
 from scaler.core.errors import ScalerError
-from scaler.core.files import read_manifest
+from scaler.core.files import read_manifest, write_json
 from scaler.data import prepared, word_vectors
 from scaler.model import build, embeddings, initialisation
 
@@ -124,3 +126,15 @@ def render(content: dict[str, Any]) -> str:
             f"{name}: held-out loss " + ", ".join(f"{loss:.3f} at step {step:,}" for step, loss in curve.items())
         )
     return "\n".join(lines)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the report of a command line, and print it."""
+    content = of_vectors(load(arguments.recipe), arguments.words, arguments.out)
+    content["runs"] = of_runs(arguments.runs, arguments.until, arguments.out) if arguments.runs else {}
+    path = arguments.out / "report.json"
+    write_json(path, content)
+    if arguments.json:
+        print(json.dumps(content, indent=2))
+    else:
+        print(f"{render(content)}\n  {path}\n  tensorboard --logdir {arguments.out / 'projector'}")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from transformers import PreTrainedModel
@@ -26,11 +26,62 @@ from scaler.finetuning import encoder, features, scores
 from scaler.finetuning import folder as finetune_folder
 from scaler.finetuning import report as finetune_report
 from scaler.finetuning import trial as finetune_trial
+from scaler.finetuning.examples import Reading
 from scaler.finetuning.features import Encoded
-from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Splits
+from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Sources, Splits, load
+from scaler.model import exported
 
 PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
-NO_SETTINGS = ("out", "local_rank", "data", VALIDATION, TEST)  # for files, their checksums stand
+NO_SETTINGS = ("out", "local_rank", "json", "verbosity", "data", VALIDATION, TEST)  # for files, their checksums stand
+
+
+def start(arguments: argparse.Namespace, world: World) -> None:
+    """Join the ranks, read data and model, and run the sweep of a command line. Every rank calls it."""
+    ranks = world.size > 1 or arguments.deepspeed_config is not None
+    if ranks:
+        from scaler.engine import process_group  # seconds for DeepSpeed, through which ranks meet
+
+        process_group.join(world)
+    elif torch.cuda.device_count() > 1:
+        raise ScalerError("this machine has several GPUs: start a rank for each, or set CUDA_VISIBLE_DEVICES to one")
+    try:
+        settings = all_or_none(lambda: settings_of(arguments, world), world)
+        run(arguments, settings, all_or_none(lambda: splits_of(arguments), world), world)
+    finally:
+        if ranks:
+            process_group.leave()
+
+
+def splits_of(arguments: argparse.Namespace) -> Splits:
+    """Read the data that a command line names."""
+    how = Reading(
+        arguments.task,
+        arguments.format,
+        arguments.encoding,
+        arguments.text_field,
+        arguments.label_field,
+        arguments.skip_empty,
+    )
+    percent = {VALIDATION: arguments.validation_percent, TEST: arguments.test_percent}
+    sources = Sources(
+        tuple(arguments.data),
+        tuple(arguments.validation),
+        tuple(arguments.test),
+        percent,
+        arguments.hub_config,
+        arguments.hub_revision,
+    )
+    return load(sources, how)
+
+
+def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.Settings:
+    """Return what all trials share. Raises ScalerError for what cannot be trained with."""
+    given = {
+        name: value for name, value in vars(arguments).items() if name in finetune_trial.Settings.__dataclass_fields__
+    }
+    settings = finetune_trial.Settings(source=exported.find_or_hub_id(arguments.model), **given)
+    finetune_trial.check(settings, world)
+    return settings
 
 
 def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits, world: World) -> None:
@@ -50,7 +101,8 @@ def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits
         missing = all_or_none(lambda: [some for some in wanted if finetune_folder.record(out, *some) is None], world)
         missing = all_gather(missing, world)[0]
         if world.is_first:
-            _say_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds))
+            progress = sys.stderr if arguments.json else sys.stdout
+            _say_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds), progress)
         for rate, seed in missing:
             board = out / "tensorboard" / finetune_folder.name_of(rate, seed)
             outcome = finetune_trial.run(settings, rate, seed, splits, encoded, tokenizer, out / "work", board)
@@ -58,6 +110,9 @@ def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits
             all_or_none(partial(_keep, *kept) if world.is_first else lambda: None, world)
         if world.is_first:
             _finish(out, identity, splits, settings.task, notes)
+            content = read_json(out / finetune_folder.RESULTS)
+            paths = f"{out / finetune_folder.MODEL}, {out / finetune_folder.RESULTS}"
+            print(json.dumps(content, indent=2) if arguments.json else f"{finetune_report.render(content)}\n  {paths}")
     finally:
         if lock:
             lock.close()
@@ -92,11 +147,11 @@ def cut(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
     return notes
 
 
-def _say_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int) -> None:
+def _say_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int, to: TextIO) -> None:
     sizes = ", ".join(f"{split} {len(some):,}" for split, some in splits.examples.items())
-    print(f"{out}: {sizes}; {len(splits.labels)} labels; {len(missing)} of {of} runs to do")
+    print(f"{out}: {sizes}; {len(splits.labels)} labels; {len(missing)} of {of} runs to do", file=to)
     for note in notes:
-        print(f"  note: {note}", flush=True)
+        print(f"  note: {note}", file=to, flush=True)
 
 
 def _keep(
@@ -144,7 +199,6 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
     """Choose, draw, and write the model and the results; what a stopped finish has done already stays."""
     path, place = out / finetune_folder.RESULTS, out / finetune_folder.MODEL
     if path.is_file():
-        print(f"{finetune_report.render(read_json(path))}\n  {place}, {path}")
         return
     records = [
         finetune_folder.record(out, rate, seed) for rate in identity["learning_rates"] for seed in identity["seeds"]
@@ -163,7 +217,7 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
         if (chosen / finetune_folder.PREDICTIONS).is_file():
             (chosen / finetune_folder.PREDICTIONS).replace(out / finetune_folder.PREDICTIONS)
         if chosen.is_dir():
-            command = f"python -m scaler.finetune {shlex.join(sys.argv[1:])}"
+            command = f"scaler finetune {shlex.join(sys.argv[1:])}"
             write_whole(
                 chosen / "README.md",
                 finetune_report.model_card(content, out.name, encoder.name_of(identity["model"]), command),
@@ -175,4 +229,3 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
         finetune_report.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
         shutil.rmtree(out / finetune_folder.CANDIDATES, ignore_errors=True)
         write_json(path, content)
-    print(f"{finetune_report.render(content)}\n  {place}, {path}")

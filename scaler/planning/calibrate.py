@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import multiprocessing
 import os
@@ -24,7 +25,8 @@ from scaler.config import batch as ds_config
 from scaler.config import deepspeed as config_deepspeed
 from scaler.config import typed
 from scaler.config.recipe import Recipe, load
-from scaler.core.errors import ScalerError, one_line
+from scaler.core.errors import ScalerError, explain_disk_errors, one_line
+from scaler.core.files import write_whole
 from scaler.data.batches import Batch
 from scaler.distributed import collectives, devices
 from scaler.distributed.links import MOST_NUMBERS, bus_bandwidth, now
@@ -297,6 +299,20 @@ def described(found: Hardware, recipe: str) -> str:
     measured = {key: plain[key] for key in found.measured}
     others = {key: value for key, value in plain.items() if key not in measured and value is not None}
     return (
-        f"# measured by python -m scaler.calibrate --recipe {recipe}\n{yaml.safe_dump(measured)}"
+        f"# measured by scaler calibrate --recipe {recipe}\n{yaml.safe_dump(measured)}"
         f"# not measured: set what you know\n{yaml.safe_dump(others)}"
     )
+
+
+def run(arguments: argparse.Namespace, world: World) -> None:
+    """Measure the hardware, write it and print it. Every rank must call it."""
+    found = measure(arguments, world)
+    if found is None:
+        return
+    text = described(found, arguments.recipe)
+    with explain_disk_errors(arguments.out.parent):
+        write_whole(arguments.out, text)
+    if arguments.json:
+        print(json.dumps(typed.plain(dataclasses.asdict(found)), indent=2))
+    else:
+        print(f"{text}{arguments.out}: for scaler plan --hardware {arguments.out}")

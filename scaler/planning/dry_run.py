@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,12 +13,13 @@ from transformers import PreTrainedModel
 
 from scaler.config import deepspeed as ds_config
 from scaler.config.deepspeed import FP32_BYTES
+from scaler.distributed.world import World
 from scaler.model import build, embeddings, initialisation
 from scaler.model import parameters as model
 from scaler.model.kernels import cross_entropy
 from scaler.planning import memory as footprint
 from scaler.planning import workload
-from scaler.training.job import Job, vectors
+from scaler.training.job import Job, resolve, vectors
 
 
 def empty_model(job: Job) -> PreTrainedModel:
@@ -132,3 +134,10 @@ would write
 
 def _indent(text: str) -> str:
     return "\n".join("  " + line for line in text.rstrip().splitlines())
+
+
+def show(arguments: argparse.Namespace, world: World) -> None:
+    """Print the dry run of a command line, on the first rank alone."""
+    if world.is_first:
+        content = describe(resolve(arguments, world))
+        print(json.dumps(content, indent=2) if arguments.json else render(content))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scaler.core.errors import ScalerError, explain_disk_errors
+from scaler.core.files import write_json
 from scaler.planning import failures
 from scaler.planning.failures import Outcome, Plan, Spread
 
@@ -101,3 +104,29 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="GPUs", ylabel="share of all node-seconds", ylim=(0, 1))
     axes.legend(loc="lower left")
     charts.save(figure, path)
+
+
+def spread_of(text: str) -> Spread:
+    """Return the spread that a relative standard deviation or a CSV file's name means.
+
+    Raises: ScalerError for anything else.
+    """
+    try:
+        deviation = float(text)
+    except ValueError:
+        return failures.read_spread(Path(text))
+    if not 0 <= deviation <= 1:
+        raise ScalerError(f"--step_deviation {text}: give a relative standard deviation from 0 to 1, or a CSV file")
+    return failures.log_normal(deviation)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Simulate all numbers of nodes, print the figures, and write them and the picture where a folder is given."""
+    spread = spread_of(arguments.step_deviation)
+    found = [of_nodes(some, arguments, spread) for some in arguments.nodes]
+    print(json.dumps(found, indent=2) if arguments.json else render(found))
+    if arguments.out:
+        with explain_disk_errors(arguments.out):
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            write_json(arguments.out / "goodput.json", found)
+            draw(found, arguments.out / "goodput.png")

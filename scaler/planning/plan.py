@@ -17,7 +17,6 @@ from scaler.planning.step_time import Point, Settings, Workload
 from scaler.planning.workload import settings_of, workload
 
 TO_OWNERS = ", use_multi_rank_bucket_allreduce false,"
-NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RESTART_SECONDS = 300  # to notice a failure, start all ranks again and load: ours, of a job that need not queue
 SAVE_BYTES_PER_SECOND = 1e9  # of a node, to a shared disk: ours
 

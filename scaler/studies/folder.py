@@ -19,12 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from scaler.config import typed
+from scaler.core.cli import Parser, at_least
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_json, write_json
 
 RECIPE, POINTS, POINT, DS_CONFIG = "recipe.yaml", "points", "point.json", "ds_config.json"
 MEASURED, FAILURES, LOGS = "measured.json", "failures.jsonl", "logs"
 SERIES = ("strong", "weak")
+
+
+def add_steps(parser: Parser) -> None:
+    """Add the options for the length of a measurement."""
+    option = parser.add_argument
+    option("--steps", type=at_least(1), default=10, help="optimizer steps that are measured (default: %(default)s)")
+    option("--warmup", type=at_least(0), default=3, help="optimizer steps before them (default: %(default)s)")
 
 
 @dataclass(frozen=True)

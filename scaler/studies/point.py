@@ -20,7 +20,7 @@ import torch
 from scaler.config import deepspeed as ds_config
 from scaler.config import recipe
 from scaler.core import folders, provenance, slurm
-from scaler.core.cli import command
+from scaler.core.cli import Parser, command
 from scaler.core.errors import EXIT_BAD_INPUT, ScalerError, TryAgain
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World, detect_world
@@ -33,30 +33,15 @@ from scaler.training.progress import Progress
 COMMUNICATION_STEPS = 5  # after the measured ones; each collective is waited for in them, so they are slower
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m scaler.studies.point", description=__doc__, formatter_class=style)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the study")
-    parser.add_argument("point", metavar="POINT", help="name of its folder in FOLDER/points")
-    add_steps(parser)
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parsed = parser.parse_args(arguments)
-    check_steps(parsed)
-    return parsed
-
-
-def add_steps(parser: argparse.ArgumentParser) -> None:
-    """Let a command take the length of a measurement."""
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps that are measured (10)")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them (3)")
-
-
-def check_steps(arguments: argparse.Namespace) -> None:
-    """Raises ScalerError for a length that makes no sense."""
-    for name, least in (("steps", 1), ("warmup", 0)):
-        if getattr(arguments, name) < least:
-            raise ScalerError(f"--{name} {getattr(arguments, name)}: {least} is the least")
+def parser() -> Parser:
+    """Return the parser of the program that each rank of a point runs."""
+    made = Parser("study point", __doc__)
+    made.prog = "python -m scaler.studies.point"
+    made.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the study")
+    made.add_argument("point", metavar="POINT", help="name of its folder in FOLDER/points")
+    study_folder.add_steps(made)
+    made.add_local_rank()
+    return made
 
 
 def check_ranks(point: Point, world: World) -> None:
@@ -180,7 +165,7 @@ def run(arguments: argparse.Namespace, point: Point, world: World) -> None:
 @command
 def main() -> None:
     """Run the command line."""
-    arguments = parse()
+    arguments = parser().parse()
     world = detect_world()
     point = study_folder.read_point(arguments.folder / study_folder.POINTS / arguments.point)
     check_ranks(point, world)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json, write_whole
-from scaler.studies import bottlenecks, page, pictures, table, text
+from scaler.planning import hardware
+from scaler.studies import analysis, bottlenecks, page, pictures, table, text
 from scaler.studies.curves import Curve, Row, Study
 
 BOARD, PAGE, JSON, MARKDOWN = "tensorboard", "index.html", "report.json", "report.md"
@@ -141,3 +144,15 @@ def write(study: Study, out: Path) -> None:
         if out.is_dir():
             shutil.rmtree(out)
         beside.replace(out)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the report of a command line, and print what it says."""
+    given = None if arguments.hardware is None else hardware.load(arguments.hardware)
+    study = analysis.analyse(arguments.study, given)
+    out = arguments.out or arguments.study / "report"
+    write(study, out)
+    if arguments.json:
+        print(json.dumps(content_of(study), indent=2))
+    else:
+        print(f"{table.markdown(study)}\n\n{out / PAGE}\ntensorboard --logdir {out / BOARD}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -17,9 +19,11 @@ from scaler.distributed import local_ranks
 from scaler.studies import folder as study_folder
 from scaler.studies import point
 from scaler.studies.folder import Entry
+from scaler.studies.grid import begin
 
 # imported once for all points; the last of them DeepSpeed imports at every start, and it brings a compiler
 PRELOAD = ["scaler.studies.point", "scaler.engine.engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
+SCRIPT = "sbatch slurm/scaling_study.sh, with the same arguments"
 ATTEMPTS = 3  # at a point, over all starts
 
 
@@ -92,3 +96,23 @@ def conclude(study: Path) -> None:
     print(f"{study}: {measured} measured, {len(failed)} failed, {len(open_points(entries))} left", flush=True)
     if failed:
         raise SystemExit(EXIT_TRY_AGAIN)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the study's folder, and measure its points here, or name those that SLURM's nodes are to measure."""
+    gpus = torch.cuda.device_count()
+    arguments.ranks_per_node = arguments.ranks_per_node or (gpus or 1,)
+    on_this_machine = not arguments.write_only and max(arguments.nodes) == 1
+    if on_this_machine and 0 < gpus < max(arguments.ranks_per_node):
+        raise ScalerError(f"--ranks_per_node {max(arguments.ranks_per_node)}: this machine has {gpus} GPUs, one a rank")
+    lock, left_out = begin(arguments)
+    with closing(lock):
+        for what, why in left_out.items():
+            print(f"left out: {what}: {why}", file=sys.stderr, flush=True)
+        if on_this_machine:
+            measure(arguments)
+            return
+        to_do = open_points(study_folder.read(arguments.folder))
+        print(f"{arguments.folder}: {len(to_do)} points to measure; on nodes of SLURM: {SCRIPT}", file=sys.stderr)
+        for entry in to_do:
+            print(entry.point.name)

@@ -16,6 +16,7 @@ from scaler.core.folders import claim
 RECIPE = command_line.RECIPE_FILE
 DS_CONFIG, ENVIRONMENT, STATE = "ds_config.json", "environment.json", "state.json"
 FIRST_WRITTEN = (STATE, ENVIRONMENT, DS_CONFIG, RECIPE)  # in this order
+HUNG = "hung"  # reports of ranks that made no progress
 LOGS, PREFLIGHT = "logs", "preflight"  # of starts that a job scheduler makes
 
 

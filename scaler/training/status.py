@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from scaler.config import recipe
 from scaler.core.errors import ScalerError
 from scaler.core.files import FAULTS, METRICS, records
 from scaler.core.text import duration
-from scaler.training import run_folder, watchdog
+from scaler.training import run_folder
 
 SILENT_SECONDS = 900  # after which a run that says it is running may be dead
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """What the files of a run say.
+    """Read how a run stands.
 
     Returns: state, step and steps; the newest loss, held-out loss and speed; seconds left, and since the last word;
     starts, the ranks and hosts of the last one; faults, the last of them, and reports of a hung rank; None where
@@ -59,7 +60,7 @@ def status(folder: Path) -> dict[str, Any]:
         "slurm": last.get("slurm"),
         "faults": len(faults),
         "last_fault": faults[-1] if faults else None,
-        "hung": sorted(path.name for path in (folder / watchdog.FOLDER).glob("rank_?????.txt")),
+        "hung": sorted(path.name for path in (folder / run_folder.HUNG).glob("rank_?????.txt")),
     }
 
 
@@ -70,7 +71,7 @@ def _steps(folder: Path) -> int | None:
 
 
 def render(found: dict[str, Any]) -> str:
-    """The status as lines for people."""
+    """Render the status of a run as text."""
     state = str(found["state"])
     silent = found["seconds_since_last_word"]
     if found["why"]:
@@ -96,5 +97,28 @@ def render(found: dict[str, Any]) -> str:
         fault = found["last_fault"]
         lines.append(("faults", f"{found['faults']}; the last at step {fault['step']:,}: {fault['verdict']}"))
     if found["hung"]:
-        lines.append(("hung", f"reports in {watchdog.FOLDER}/: {', '.join(found['hung'])}"))
+        lines.append(("hung", f"reports in {run_folder.HUNG}/: {', '.join(found['hung'])}"))
     return "\n".join([found["run"], *(f"  {name:<8} {value}" for name, value in lines)])
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folders of runs in a folder, by name; fine-tunings and sweeps are none."""
+    return sorted(path for path in folder.glob("*") if run_folder.is_run(path))
+
+
+def listing(found: Sequence[dict[str, Any]]) -> str:
+    """Render the status of several runs, a line each: state, step, held-out loss, and the age of the last record."""
+    lines = [["run", "state", "step", "held-out loss", "last record"]]
+    for run in found:
+        steps = "?" if run["steps"] is None else f"{run['steps']:,}"
+        loss, age = run["heldout_loss"], run["seconds_since_last_word"]
+        lines.append(
+            [
+                *(run["run"], str(run["state"]), f"{run['step']:,} of {steps}"),
+                *("-" if loss is None else f"{loss:.3f}", "-" if age is None else f"{duration(age)} ago"),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -15,9 +15,9 @@ from typing import IO
 from scaler.core.errors import EXIT_TRY_AGAIN
 from scaler.distributed.collectives import all_or_none
 from scaler.distributed.world import World
+from scaler.training.run_folder import HUNG
 
 GRACE_SECONDS = 5.0  # that ranks wait for each other's reports
-FOLDER = "hung"
 
 
 class Watchdog:
@@ -32,7 +32,7 @@ class Watchdog:
     """
 
     def __init__(self, folder: Path, world: World, seconds: float) -> None:
-        self.folder, self.world, self.seconds = folder / FOLDER, world, seconds
+        self.folder, self.world, self.seconds = folder / HUNG, world, seconds
         self._beats, self._doing, self._last, self._longest = 0, "", time.monotonic(), 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -71,9 +71,9 @@ def test_a_write_beside_the_training_stalls_less_and_counts_later(call):
 
 def test_stragglers_of_a_measured_file(call, tmp_path):
     (tmp_path / "steps.csv").write_text("node,seconds\na,2.0\na,2.0\na,2.2\nb,2.0\nb,2.0\nb,2.0\n")
-    row = figures(call, spread=tmp_path / "steps.csv", nodes=512)[0]["given"]["shares"]
+    row = figures(call, step_deviation=tmp_path / "steps.csv", nodes=512)[0]["given"]["shares"]
     assert row["straggling"] == pytest.approx(0.1 * row["useful"], rel=1e-3)  # of 4,096 one is always slow
-    assert figures(call, spread=0.0, nodes=512)[0]["given"]["shares"]["straggling"] == 0
+    assert figures(call, step_deviation=0.0, nodes=512)[0]["given"]["shares"]["straggling"] == 0
 
 
 def test_elastic_runs_wait_less(call):
@@ -106,8 +106,8 @@ def test_the_picture_and_the_figures_in_a_folder(call, tmp_path):
         ({"elastic": 0}, "--elastic 0"),
         ({"runs": 0}, "--runs 0"),
         ({"seed": -1}, "--seed -1"),
-        *(({"spread": spread}, "--spread") for spread in (-0.1, "nan", 1.5)),
-        ({"spread": "nowhere.csv"}, "nowhere.csv: No such file"),
+        *(({"step_deviation": spread}, "--step_deviation") for spread in (-0.1, "nan", 1.5)),
+        ({"step_deviation": "nowhere.csv"}, "nowhere.csv: No such file"),
         ({"nodes": 512, "mtbf_node_hours": 10}, "less than 1% useful work"),
         ({"nodes": 512, "every": 3000, "mtbf_node_hours": 300}, "with a save every 3,000 steps"),
     ],
@@ -121,5 +121,5 @@ def test_bad_input_is_one_line(differing, message, call):
 
 def test_a_broken_spread_file_is_one_line(call, tmp_path):
     (tmp_path / "steps.csv").write_text("node,seconds\na,slow\n")
-    status, _, said = call(goodput.main, *words(spread=tmp_path / "steps.csv"))
+    status, _, said = call(goodput.main, *words(step_deviation=tmp_path / "steps.csv"))
     assert status == 2 and said.count("\n") == 1 and "steps.csv:2" in said

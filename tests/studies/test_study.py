@@ -50,9 +50,7 @@ def names_of(said: str) -> list[str]:
 
 
 def test_a_grid_has_a_point_for_each_combination(begin, tmp_path):
-    status, said, errors = begin(
-        "--define_only", "--nodes", "1,2", "--ranks_per_node", "1,2", "--series", "strong,weak"
-    )
+    status, said, errors = begin("--write_only", "--nodes", "1,2", "--ranks_per_node", "1,2", "--series", "strong,weak")
     assert status == 0 and len(names_of(said)) == 2 * 4 * 4 and "left out" not in errors
     points = [entry.point for entry in study_folder.read(tmp_path / "study")]
     assert {(point.ranks, point.rows, point.micro_rows) for point in points if point.series == "strong"} == {
@@ -67,7 +65,7 @@ def test_a_grid_has_a_point_for_each_combination(begin, tmp_path):
 
 def test_offload_buckets_and_micro_batches_are_the_points_own(begin, tmp_path):
     grid = ("--stages", "1,0", "--offload", "both", "--buckets", "5e6,1e6", "--micro_rows", "2,4")
-    status, said, errors = begin("--define_only", *grid)
+    status, said, errors = begin("--write_only", *grid)
     assert status == 0 and len(names_of(said)) == 2 * (1 + 4)
     assert "left out: stage 0 with offload: " in errors and "left out: stage 0 with a bucket of 1,000,000: " in errors
     for entry in study_folder.read(tmp_path / "study"):
@@ -79,7 +77,7 @@ def test_offload_buckets_and_micro_batches_are_the_points_own(begin, tmp_path):
 
 def test_a_point_is_timed_with_the_mean_share_of_masks_and_holds_the_most_once(begin, tmp_path, monkeypatch):
     falling = ("objective.mask_probability=0.25", "objective.final_mask_probability=0.125")
-    assert begin("--define_only", "--stages", "0", *falling)[0] == 0
+    assert begin("--write_only", "--stages", "0", *falling)[0] == 0
     (entry,) = study_folder.read(tmp_path / "study")
     this = study_point.resolved(tmp_path / "study", entry.point, World())
     masked: list[int] = []
@@ -99,7 +97,7 @@ def test_a_point_is_timed_with_the_mean_share_of_masks_and_holds_the_most_once(b
 
 
 def test_what_cannot_share_the_batch_is_named_with_the_reason(begin):
-    status, said, errors = begin("--define_only", "--ranks_per_node", "1,5", "--stages", "0", "--micro_rows", "4,5")
+    status, said, errors = begin("--write_only", "--ranks_per_node", "1,5", "--stages", "0", "--micro_rows", "4,5")
     assert status == 0 and names_of(said) == [NAMES[0].format(1, 4)]
     left_out = [line for line in errors.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 3
@@ -108,7 +106,7 @@ def test_what_cannot_share_the_batch_is_named_with_the_reason(begin):
 
 
 def test_points_are_added_and_weak_ones_keep_the_share_of_a_rank(begin, tmp_path):
-    weak = ("--define_only", "--series", "weak", "--stages", "0", "--ranks_per_node")
+    weak = ("--write_only", "--series", "weak", "--stages", "0", "--ranks_per_node")
     assert begin(*weak, "2,4")[0] == begin(*weak, "1,8")[0] == 0
     found = {entry.point.ranks: entry.point.rows for entry in study_folder.read(tmp_path / "study")}
     assert found == {1: 6, 2: 12, 4: 24, 8: 48}
@@ -129,9 +127,9 @@ def test_a_study_is_of_one_recipe_and_one_configuration(begin, tmp_path, monkeyp
     content = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
     content["zero_optimization"]["overlap_comm"] = True
     (tmp_path / "other.json").write_text(json.dumps(content))
-    assert begin("--define_only")[0] == 0
+    assert begin("--write_only")[0] == 0
     before = sorted((tmp_path / "study" / "points").iterdir())
-    status, _, errors = begin("--define_only", *arguments, "--ranks_per_node", 2)
+    status, _, errors = begin("--write_only", *arguments, "--ranks_per_node", 2)
     assert status == 2 and said in errors and errors.count("\n") == 1
     assert sorted((tmp_path / "study" / "points").iterdir()) == before
 
@@ -169,7 +167,7 @@ def test_a_folder_of_something_else_is_refused(begin, tmp_path):
 
 
 def test_two_at_once_are_refused(begin, tmp_path):
-    begin("--define_only", "--stages", "0")
+    begin("--write_only", "--stages", "0")
     with folders.lock(tmp_path / "study"):
         status, _, errors = begin("--stages", "0")
     assert status == 2 and f"another run is at work in it (process {os.getpid()} on" in errors
@@ -211,7 +209,7 @@ def test_ctrl_c_while_a_rank_starts_is_ctrl_c_and_leaves_no_rank(tmp_path, monke
 
 def test_a_study_is_stopped_goes_on_and_outlives_a_point_that_fails(begin, tmp_path):
     folder, grid = tmp_path / "study", ("--ranks_per_node", "1,2", "--stages", "0,3", *SHORT)
-    begin("--define_only", *grid)
+    begin("--write_only", *grid)
     names = [NAMES[0].format(1, 4), NAMES[0].format(2, 3), NAMES[3].format(1, 4), NAMES[3].format(2, 3)]
     broken = folder / "points" / names[1] / folders.LOCK
     broken.mkdir()  # so that this point's first rank cannot begin
@@ -270,7 +268,7 @@ def test_a_point_that_does_not_learn_is_a_failure_that_says_so(begin, tmp_path):
 
 
 def test_other_ranks_than_the_point_is_for_are_refused(begin, call, tmp_path):
-    begin("--define_only", "--ranks_per_node", 2, "--stages", "0")
+    begin("--write_only", "--ranks_per_node", 2, "--stages", "0")
     name = NAMES[0].format(2, 3)
     status, _, errors = call(study_point.main, tmp_path / "study", name)
     assert status == 2 and errors.count("\n") == 1

@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, command, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scaler.evaluate.write_json", full)
+    monkeypatch.setattr("scaler.evaluation.evaluate.write_json", full)
     assert "the disk is full" in refusal(command(run))
 
 
@@ -235,14 +235,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, command, monkeypatch):
 
 
 def test_no_other_module_of_training_names_the_test_split():
-    program = "import sys, scaler.train, scaler.engine.engine; print(*(m.__file__ for n, m in sys.modules.items() if "
+    program = "import sys, scaler.train, scaler.training.run; print(*(m.__file__ for n, m in sys.modules.items() if "
     program += "n.startswith('scaler.')), sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     used = {Path(line) for line in loaded.stdout.splitlines() if line.startswith(str(ROOT))}
     assert len(used) > 30
     users = {
         path.name
-        for path in used | {Path(evaluation_evaluate.__file__)}
+        for path in used | {Path(evaluate.__file__), Path(evaluation_evaluate.__file__)}
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value == "test"
     }

@@ -138,9 +138,9 @@ def test_a_study_is_of_one_recipe_and_one_configuration(begin, tmp_path, monkeyp
     ("arguments", "said"),
     [
         (["--stages", "4"], "--stages 4: ZeRO has the stages 0, 1, 2 and 3"),
-        (["--ranks_per_node", "0"], "--ranks_per_node 0: 1 is the least"),
-        (["--nodes", "1,two"], "'1,two', but whole numbers with commas between are needed"),
-        (["--buckets", "1e5,nan"], "'1e5,nan', but whole numbers"),
+        (["--ranks_per_node", "0"], "--ranks_per_node '0': whole numbers from 1 on with commas"),
+        (["--nodes", "1,two"], "--nodes '1,two': whole numbers from 1 on with commas"),
+        (["--buckets", "1e5,nan"], "--buckets '1e5,nan': whole numbers"),
         (["--series", "strong,week"], "--series week: known are strong and weak"),
         (["--steps", "0"], "--steps 0: 1 is the least"),
         (["--ranks_per_node", "5"], "no point is possible: strong on 1 x 5 ranks: training.rows=12 cannot be shared"),

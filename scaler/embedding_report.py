@@ -34,7 +34,9 @@ def parser() -> Parser:
         help="last step to compare (default: %(default)s)",
     )
     made.add_json("the report")
-    made.add_argument("runs", nargs="*", default=[], type=Path, metavar="runs/NAME", help="runs to compare")
+    made.add_argument(
+        "runs", nargs="*", default=[], type=Path, metavar="runs/NAME", help="runs to compare (default: none)"
+    )
     return made
 
 

@@ -24,8 +24,10 @@ def parser() -> Parser:
     made.add_argument("model", metavar="MODEL", help="a run, an export, any Transformers folder, or a hub id")
     option = made.add_argument_group("data").add_argument
     option("--data", nargs="+", required=True, metavar="FILE", help="training files, or a Hugging Face data set's id")
-    option("--validation", nargs="+", default=[], metavar="FILE", help="files (default: split off the training files)")
-    option("--test", nargs="+", default=[], metavar="FILE", help="files (default: split off the training files)")
+    files = "files (default: split off the training files)"
+    option("--validation", nargs="+", default=[], metavar="FILE", help=f"validation {files}")
+    option("--test", nargs="+", default=[], metavar="FILE", help=f"test {files}")
+
     percent = "percent of the training texts to split off for {}, by hash of the text (default: 10)"
     option("--validation_percent", type=float, default=10.0, metavar="PERCENT", help=percent.format("validation"))
     option("--test_percent", type=float, default=10.0, metavar="PERCENT", help=percent.format("the test"))

@@ -28,8 +28,8 @@ def parser() -> Parser:
     """Return the command's parser."""
     made = Parser("goodput", __doc__)
     option = made.add_argument
-    nodes = (1, 8, 64, 512, 2048)
-    option("--nodes", type=numbers, default=nodes, metavar="N,N,...", help="(default: 1,8,64,512,2048)")
+    nodes, counts = (1, 8, 64, 512, 2048), "numbers of nodes (default: 1,8,64,512,2048)"
+    option("--nodes", type=numbers, default=nodes, metavar="N,N,...", help=counts)
     option("--gpus_per_node", type=int, default=8, metavar="N", help="ranks of each node (default: %(default)s)")
     seconds = functools.partial(option, type=float, metavar="S")
     seconds("--step_seconds", required=True, help="time of a step of a rank, in s, at its median")

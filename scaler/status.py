@@ -18,7 +18,7 @@ RUNS = Path("runs")
 def parser() -> Parser:
     """Return the command's parser."""
     made = Parser("status", __doc__)
-    made.add_argument("runs", nargs="*", default=[], type=Path, metavar="runs/NAME", help="runs (default: all)")
+    made.add_argument("runs", nargs="*", default=[], type=Path, metavar="runs/NAME", help="run folders (default: all)")
     made.add_json("a list with an object for each run")
     return made
 

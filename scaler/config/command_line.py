@@ -55,7 +55,11 @@ def add_ds_config(parser: Parser, default: Path | None = DEFAULT_DS_CONFIG, othe
 def add_overrides(parser: Parser) -> None:
     """Add the overrides of the recipe, which are positional."""
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="values that replace those of the recipe"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.key=value",
+        help="values to replace in the recipe (default: none)",
     )
 
 

@@ -280,7 +280,7 @@ def runs(tmp_path, monkeypatch):
     (tmp_path / "runs" / "data").mkdir()
     (tmp_path / "runs" / "old" / "state.json").write_text(json.dumps({"state": "stopped", "by": "SIGTERM"}))
     (tmp_path / "runs" / "old" / "metrics.jsonl").write_text('{"step": 40, "heldout_loss": 2.25}\n')
-    before = time.time() - 4000
+    before = time.time() - 4050
     for name in ("state.json", "metrics.jsonl"):
         os.utime(tmp_path / "runs" / "old" / name, (before, before))
 

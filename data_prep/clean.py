@@ -26,7 +26,8 @@ def parser() -> Parser:
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
-    from data_prep.cleaning.clean import make, summary
+    from data_prep.cleaning.clean import make
+    from data_prep.cleaning.tally import summary
     from data_prep.formats import texts
     from data_prep.pipeline.workers import worker_pool
 

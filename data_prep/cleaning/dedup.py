@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from itertools import accumulate
@@ -16,8 +15,7 @@ import numpy as np
 import rensa
 import xxhash
 
-from data_prep.cleaning import repeats
-from data_prep.cleaning.clean import EXAMPLE_CHARACTERS, EXAMPLES, EXAMPLES_KEPT, total
+from data_prep.cleaning import repeats, tally
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
@@ -32,7 +30,7 @@ EXACT = 0  # row of the keys that holds the hash of the whole text; the bands fo
 
 
 def shingles(text: str, ngram: int) -> Iterator[list[str]]:
-    """All runs of `ngram` words of a text, in lower case, some at a time; the whole text where it has fewer words."""
+    """Yield all runs of `ngram` words of a text, in lower case, in lists; the whole text where it has fewer words."""
     words = WORD.findall(text.lower())
     if len(words) < ngram:
         yield [" ".join(words) or text]
@@ -42,7 +40,7 @@ def shingles(text: str, ngram: int) -> Iterator[list[str]]:
 
 
 def signature(text: str, settings: Dedup) -> np.ndarray:
-    """The MinHash signature of a text: uint32 (bands * band_rows,)."""
+    """Return the MinHash signature of a text: uint32 (bands * band_rows,)."""
     hashed = rensa.RMinHash(num_perm=settings.bands * settings.band_rows, seed=SEED)
     for some in shingles(text, settings.ngram):
         hashed.update(some)
@@ -50,7 +48,7 @@ def signature(text: str, settings: Dedup) -> np.ndarray:
 
 
 def keys_of(text: str, settings: Dedup) -> list[int]:
-    """What two repeats of each other share: the hash of the text, and those of the bands of its signature."""
+    """Return the keys that repeats of a text share: its hash, and the hashes of the bands of its signature."""
     found = [xxhash.xxh3_64_intdigest(text.encode())]
     if settings.near:
         bands = signature(text, settings).reshape(settings.bands, settings.band_rows)
@@ -71,14 +69,14 @@ def sign_file(folder: Path, entry: dict[str, Any], settings: Dedup, out: Path) -
 def drop_from_file(
     folder: Path, entry: dict[str, Any], first_number: int, split_ends: Sequence[int], found: Sequence[Path], out: Path
 ) -> dict[str, Any]:
-    """Write what stays of one file.
+    """Write the documents of one file that repeat no earlier one.
 
     Args:
-        first_number: of the file's documents, whose numbers count through all files.
+        first_number: of the file's documents, which are numbered through all files.
         split_ends: the number after the last document of each split, in order of precedence.
-        found: what `repeats.find` wrote, those of whole texts first.
+        found: files that `repeats.find` wrote, those of whole texts first.
 
-    Returns: the entries of what is written (none or one), counts, and examples.
+    Returns: the entries of the files written (none or one), counts, and examples.
     """
     reasons: dict[int, tuple[str, int]] = {}
     for path in found:
@@ -93,23 +91,19 @@ def drop_from_file(
             if known[0].startswith(f"dropped.{kind}.") and other < bisect_right(split_ends, known[1]):
                 reasons[number] = (f"dropped.{kind}.{of}", earlier)
     writer = texts.Writer(out, entry["name"], entry["source"])
-    counts: Counter[str] = Counter()
-    examples = []
+    tallied = tally.Tally(entry["name"])
     for number, document in enumerate(texts.read(folder, entry), start=first_number):
         if number not in reasons:
             writer.write(document)
             continue
         reason, earlier = reasons[number]
-        counts[reason] += 1
-        if counts[reason] <= EXAMPLES_KEPT:
-            example = {"reason": reason, "file": entry["name"], "id": document.id, "repeats": earlier}
-            examples.append({**example, "text": document.text[:EXAMPLE_CHARACTERS]})
+        tallied.add(reason, document, repeats=earlier)
     writer.close()
-    return {"files": writer.entries, "counts": counts, "examples": examples}
+    return {"files": writer.entries, "counts": tallied.counts, "examples": tallied.examples}
 
 
 def make(text: Path, folder: Path, settings: Dedup, pool: WorkerPool) -> bool:
-    """Drop repeats unless the folder already is what comes out; say whether it was written.
+    """Drop repeats unless the folder already is the result; return True when it was written.
 
     Raises: ScalerError when the text is absent or damaged.
     """
@@ -167,10 +161,11 @@ def make(text: Path, folder: Path, settings: Dedup, pool: WorkerPool) -> bool:
             partial,
             "dropping repeats",
         )
-        counts, examples = total(records)
+        counts, examples = tally.merge(records)
         for example in examples:
-            example["earlier"] = _document(text, files, first_numbers, example.pop("repeats"))[:EXAMPLE_CHARACTERS]
-        write_json(partial / EXAMPLES, examples)
+            earlier = _document(text, files, first_numbers, example.pop("repeats"))
+            example["earlier"] = earlier[: tally.EXAMPLE_CHARACTERS]
+        write_json(partial / tally.EXAMPLES, examples)
         left = [(split, e) for (split, _), record in zip(files, records, strict=True) for e in record["files"]]
         folders.write_manifest(
             partial,
@@ -187,7 +182,7 @@ def make(text: Path, folder: Path, settings: Dedup, pool: WorkerPool) -> bool:
 
 
 def _document(text: Path, files: list[tuple[str, dict[str, Any]]], first_numbers: list[int], number: int) -> str:
-    """The document of a number."""
+    """Return the text of the document that has a number."""
     place = int(np.searchsorted(first_numbers, number, side="right")) - 1
     for at, document in enumerate(texts.read(text, files[place][1]), start=first_numbers[place]):
         if at == number:

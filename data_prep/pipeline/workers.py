@@ -26,6 +26,7 @@ from data_prep.pipeline.folders import TASKS
 from scaler.core.errors import ScalerError
 from scaler.core.files import write_json
 from scaler.distributed import mpi
+from scaler.distributed.local_ranks import end_with_parent
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 
@@ -134,7 +135,7 @@ def worker_pool(processes: int | None = None) -> Iterator[WorkerPool]:
         yield WorkerPool()
         return
     others = set(multiprocessing.active_children())
-    workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
     def stop() -> None:
         thread = vars(workers)["_executor_manager_thread"]  # of the executor, which forgets it at shutdown
@@ -191,15 +192,3 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, heard)
-
-
-def _begin_worker() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker once the parent is gone, killed perhaps; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.cleaning.clean import EXAMPLES
+from data_prep.cleaning.tally import EXAMPLES
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
 from data_prep.prepared.verify import stages

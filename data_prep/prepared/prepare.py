@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.cleaning import clean, dedup
+from data_prep.cleaning import clean, dedup, tally
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import WorkerPool
@@ -71,4 +71,4 @@ def _counts(folder: Path, kind: str) -> str:
         split + " " + ", ".join(f"{sum(entry[what] for entry in entries):,} {what}" for what in whats)
         for split, entries in manifest["splits"].items()
     )
-    return f"{counts}; {clean.summary(manifest['counts'])}" if "counts" in manifest else counts
+    return f"{counts}; {tally.summary(manifest['counts'])}" if "counts" in manifest else counts

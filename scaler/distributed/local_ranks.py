@@ -12,8 +12,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scaler.distributed.world import free_port
 
 GRACE_SECONDS = 10.0  # that the other ranks have to end by themselves after one has failed
@@ -21,7 +19,7 @@ GRACE_SECONDS = 10.0  # that the other ranks have to end by themselves after one
 
 def _as_rank(facts: dict[str, object], main: Callable[[], None], arguments: list[str], log: Path) -> None:
     """Run a command as one rank; end when the process that started it ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -30,11 +28,16 @@ def _as_rank(facts: dict[str, object], main: Callable[[], None], arguments: list
     main()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process end once the one that started it is gone, killed perhaps."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def wait_and_end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def start(ranks: int, main: Callable[[], None], arguments: list[str], log: Path, preload: list[str]) -> int:
@@ -46,6 +49,8 @@ def start(ranks: int, main: Callable[[], None], arguments: list[str], log: Path,
 
     Returns: 0, or the status of the first one that failed.
     """
+    import torch  # here, so that data preparation can import `end_with_parent` without it
+
     processes = []
     # CUDA does not live through a fork; elsewhere the imports, which take longer than many a command, are made once
     context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")

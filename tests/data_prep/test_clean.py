@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from data_prep import clean
 from data_prep.cleaning import clean as cleaning_clean
+from data_prep.cleaning import steps as cleaning_steps
+from data_prep.cleaning import tally
 from data_prep.formats import texts
 from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.sources import corpus
@@ -40,7 +42,7 @@ WORDS = [f"{first}{second}" for first in ("ka", "lo", "mi", "ru", "te") for seco
 
 @functools.cache
 def steps(**settings):
-    return cleaning_clean.steps(Cleaning(**settings))
+    return cleaning_steps.steps(Cleaning(**settings))
 
 
 def cleaned(text, **settings):
@@ -217,7 +219,7 @@ def test_no_text_is_too_odd_for_a_step(settings, text):
 def test_personal_data_is_masked_as_datatrove_masks_it(text):
     from data_prep.cleaning.quality import PIIFormatter
 
-    datatroves = PIIFormatter(email_replacement=cleaning_clean.EMAIL, ip_replacement=cleaning_clean.IP_ADDRESS)
+    datatroves = PIIFormatter(email_replacement=cleaning_steps.EMAIL, ip_replacement=cleaning_steps.IP_ADDRESS)
     assert cleaned(text, mask_personal_data=True) == (datatroves.format(text), "")
 
 
@@ -297,15 +299,15 @@ def test_the_manifest_counts_what_was_done_and_examples_show_it(text, tmp_path):
         assert sum(entry["documents"] for entry in found) == len(mine)
         assert sum(entry["characters"] for entry in found) == sum(map(len, mine))
         assert sum(entry["bytes"] for entry in found) == sum(len(text.encode()) for text in mine)
-    examples = json.loads((tmp_path / "clean" / cleaning_clean.EXAMPLES).read_text(encoding="utf-8"))
+    examples = json.loads((tmp_path / "clean" / tally.EXAMPLES).read_text(encoding="utf-8"))
     before = documents(text)
     for reason in manifest["counts"]:
         mine = [example for example in examples if example["reason"] == reason]
-        assert len(mine) == cleaning_clean.EXAMPLES_KEPT
+        assert len(mine) == tally.EXAMPLES_KEPT
         for example in mine:
-            assert example["text"] == before[example["id"]][1][: cleaning_clean.EXAMPLE_CHARACTERS]
+            assert example["text"] == before[example["id"]][1][: tally.EXAMPLE_CHARACTERS]
             became = left.get(example["id"], (None, None))[1]
-            assert example.get("became") == (became and became[: cleaning_clean.EXAMPLE_CHARACTERS])
+            assert example.get("became") == (became and became[: tally.EXAMPLE_CHARACTERS])
 
 
 def test_each_file_gives_no_more_examples_than_are_kept(text, tmp_path):
@@ -313,9 +315,9 @@ def test_each_file_gives_no_more_examples_than_are_kept(text, tmp_path):
     record = cleaning_clean.clean_file(text, entry, SETTINGS, tmp_path)
     found = [example["reason"] for example in record["examples"]]
     assert {reason: found.count(reason) for reason in found} == {
-        reason: min(count, cleaning_clean.EXAMPLES_KEPT) for reason, count in record["counts"].items()
+        reason: min(count, tally.EXAMPLES_KEPT) for reason, count in record["counts"].items()
     }
-    assert found.count("changed.markup") == cleaning_clean.EXAMPLES_KEPT < record["counts"]["changed.markup"]
+    assert found.count("changed.markup") == tally.EXAMPLES_KEPT < record["counts"]["changed.markup"]
 
 
 def test_two_processes_make_the_bytes_that_one_makes(text, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep import dedup as data_prep_dedup
 from data_prep.cleaning import dedup, repeats
-from data_prep.cleaning.clean import EXAMPLES, EXAMPLES_KEPT
+from data_prep.cleaning.tally import EXAMPLES, EXAMPLES_KEPT
 from data_prep.formats import texts
 from data_prep.formats.texts import Document
 from data_prep.pipeline import folders

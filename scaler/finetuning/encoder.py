@@ -1,4 +1,4 @@
-"""A pretrained encoder with a new head for a task, and the tokenizer that belongs to it, from a Transformers folder."""
+"""Load a pretrained encoder with a new head for a task, and its tokenizer, from a Transformers folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scaler.finetuning.examples import MULTILABEL, TOKENS
 from scaler.model.build import ATTENTION, first_position
 
 disable_progress_bar()  # of loading weights
-set_verbosity_error()  # of what is new in a model: `load` looks at that itself
+set_verbosity_error()  # about new weights in a model: `load` checks them itself
 MOST_TOKENS = 512  # of a text, unless the model has fewer positions
 ROLES = ("pad", "bos", "eos", "cls", "sep", "mask")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -30,13 +30,13 @@ SHOWN = 300  # characters of another library's error
 
 
 def name_of(source: str) -> str:
-    """What to call a model: its folder's name, of an export the run's."""
+    """Return the name of a model: its folder's; for an export the run's."""
     path = Path(source).resolve() if Path(source).exists() else Path(source)
     return path.parent.name if path.name == "export" else path.name
 
 
 def identity(source: str) -> dict[str, str]:
-    """Checksums of the files that a local model is made of; none for a hub id."""
+    """Return the checksums of a local model's files; none for a hub id."""
     names = ("config.json", *TOKENIZER_FILES)
     files = sorted(
         [*(f for f in map(Path(source).joinpath, names) if f.is_file()), *Path(source).glob("*.safetensors")]
@@ -45,7 +45,7 @@ def identity(source: str) -> dict[str, str]:
 
 
 def configuration(source: str) -> Any:
-    """The model's configuration. Raises ScalerError when it cannot be loaded."""
+    """Load the model's configuration. Raises ScalerError when it cannot be loaded."""
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # of many kinds, for files that are damaged and for the hub
@@ -53,7 +53,7 @@ def configuration(source: str) -> Any:
 
 
 def tokenizer(source: str, config: Any) -> Any:
-    """The tokenizer, once it is shown to belong to the model.
+    """Load the tokenizer, and check that it belongs to the model.
 
     Raises: ScalerError when there is none, it has more entries than the model's embedding, or its special ids are
     others than the configuration's.
@@ -84,7 +84,7 @@ def tokenizer(source: str, config: Any) -> Any:
 
 
 def most_tokens(config: Any, asked: int | None, source: str) -> int:
-    """Tokens of a text that the model takes, special ones included. Raises ScalerError when more are asked for."""
+    """Return the longest text in tokens, special ones included. Raises ScalerError when the model takes fewer."""
     positions = getattr(config, "max_position_embeddings", None)
     most = None if positions is None else positions - first_position(config)
     if asked is None:
@@ -95,10 +95,10 @@ def most_tokens(config: Any, asked: int | None, source: str) -> int:
 
 
 def load(source: str, task: str, labels: list[str], seed: int, from_scratch: bool) -> PreTrainedModel:
-    """The encoder with a head for so many labels, in fp32; what is new hangs on the seed alone.
+    """Load the encoder with a new head for the labels, in fp32; new weights depend on the seed alone.
 
     Args:
-        from_scratch: the same configuration, all weights random.
+        from_scratch: keep the configuration, but draw all weights at random.
 
     Raises: ScalerError when the weights are absent, damaged, not safetensors, or those of another model.
     """

@@ -1,7 +1,7 @@
-"""Labelled texts and sentences out of files, strict about every line; and what a task allows of them.
+"""Read labelled texts and sentences from files, strict about every line and what the task allows.
 
-A text has one class ("classification", "sentiment": two of them) or any number ("multilabel"); a sentence of words
-has a BIO tag for each ("tokens").
+A text has one class ("classification"; "sentiment" with exactly two classes) or any number ("multilabel"). A sentence
+has a BIO tag for each word ("tokens").
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TASKS = ("classification", SENTIMENT, MULTILABEL, TOKENS)
 DEFAULT_FIELDS = {TOKENS: ("tokens", "tags"), MULTILABEL: ("text", "labels")}  # others: "text", "label"
 SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".conll": "conll"}
 SEPARATOR = "|"  # of several labels in one field
-SENTIMENTS = {"0": "negative", "1": "positive"}  # what 0 and 1 mean in that task
+SENTIMENTS = {"0": "negative", "1": "positive"}  # meaning of 0 and 1 in that task
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 TAG = re.compile(r"O|[BI]-.+")
-MAX_FIELD_CHARACTERS = 1 << 30  # of CSV, whose reader else refuses more than 131,072
+MAX_FIELD_CHARACTERS = 1 << 30  # of CSV, whose reader refuses more than 131,072 by default
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Example:
     """A text with its labels, or a sentence with its tags.
 
     Attributes:
-        text: of a sentence, its words with one space between.
-        labels: of a sentence, one tag a word.
+        text: the text; of a sentence, its words with one space between.
+        labels: the classes; of a sentence, one tag per word.
         where: "FILE:LINE".
-        words: empty unless it is a sentence.
+        words: the words of a sentence; empty for a text.
     """
 
     text: str
@@ -47,26 +47,26 @@ class Example:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are to be read."""
+    """The options for reading files of examples."""
 
     task: str
-    format: str | None = None  # by default what the file's suffix says
+    format: str | None = None  # None: by the file's suffix
     encoding: str = "utf-8"
     text_field: str | None = None  # of JSON lines, CSV and TSV
     label_field: str | None = None
-    skip_empty: bool = False  # leave texts without a word out, and count them; else they are refused
+    skip_empty: bool = False  # leave out texts without a word, and count them; otherwise they are refused
 
     @property
     def fields(self) -> tuple[str, str]:
-        """The names of the fields for text and labels."""
+        """Return the names of the fields for text and labels."""
         text, label = DEFAULT_FIELDS.get(self.task, ("text", "label"))
         return self.text_field or text, self.label_field or label
 
 
 def read(path: Path, how: Reading) -> tuple[list[Example], int]:
-    """The examples of a file, and how many empty ones were left out.
+    """Read a file; return its examples, and how many empty ones were left out.
 
-    Raises: ScalerError that names file and line for what cannot be read as the task needs it.
+    Raises: ScalerError with file and line for what cannot be read as the task needs it.
     """
     kind = how.format or SUFFIXES.get(path.suffix.lower())
     if kind is None:
@@ -79,7 +79,10 @@ def read(path: Path, how: Reading) -> tuple[list[Example], int]:
 
 
 def without_empty(found: Iterator[Example], how: Reading, source: str) -> tuple[list[Example], int]:
-    """The examples that have text, and how many have none. Raises ScalerError where that is not allowed."""
+    """Return the examples that have text, and the number of those without.
+
+    Raises: ScalerError where empty ones are not allowed, or none has text.
+    """
     kept, skipped = [], 0
     for example in found:
         if SURROGATE.search(example.text):
@@ -114,7 +117,7 @@ def _decoded(path: Path, encoding: str) -> str:
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    """("FILE:LINE", line). Lines end at line feeds alone: str.splitlines would also cut at what texts contain."""
+    """Yield ("FILE:LINE", line). Only line feeds end lines; str.splitlines cuts at more, which texts contain."""
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         yield f"{path}:{number}", line.removesuffix("\r")
 
@@ -133,7 +136,7 @@ def _jsonl(path: Path, text: str, how: Reading) -> Iterator[Example]:
 
 
 def of_record(record: dict[str, Any], where: str, how: Reading) -> Example:
-    """The example of a mapping of fields. Raises ScalerError for one that is missing, or of another type."""
+    """Make an example of a mapping of fields. Raises ScalerError for a field that is missing or of another type."""
     for name in how.fields:
         if name not in record:
             raise ScalerError(f"{where}: no field {name!r}; {nearest(name, record) if record else 'it is empty'}")
@@ -144,7 +147,9 @@ def of_record(record: dict[str, Any], where: str, how: Reading) -> Example:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise ScalerError(f"{where}: {name} is not a list of strings; {TOKENS} needs words and their tags")
         if len(text) != len(labels):
-            raise ScalerError(f"{where}: {len(text)} {text_field} and {len(labels)} {label_field}; one for each")
+            raise ScalerError(
+                f"{where}: {len(text)} {text_field} and {len(labels)} {label_field}; one for each is needed"
+            )
         return sentence(text, labels, [where] * len(text))
     if not isinstance(text, str):
         raise ScalerError(f"{where}: {text_field} is {type(text).__name__}, not a text; name its --text_field")
@@ -164,7 +169,7 @@ def _text(text: str, labels: Sequence[str], where: str, how: Reading) -> Example
 
 
 def _of_field(field: str, how: Reading) -> list[str]:
-    """The labels in one field of text."""
+    """Return the labels in one field of text."""
     if how.task != MULTILABEL:
         return [field]
     return field.split(SEPARATOR) if field.strip() else []
@@ -175,7 +180,7 @@ def _table(path: Path, text: str, how: Reading, **layout: Any) -> Iterator[Examp
     rows = csv.reader(io.StringIO(text, newline=""), strict=True, **layout)
     header: list[str] = []
     while True:
-        where = f"{path}:{rows.line_num + 1}"  # a quoted text may go over several lines; this is its first
+        where = f"{path}:{rows.line_num + 1}"  # the first line of a quoted text, which may span several
         try:
             row = next(rows)
         except StopIteration:
@@ -190,7 +195,9 @@ def _table(path: Path, text: str, how: Reading, **layout: Any) -> Iterator[Examp
                 if name not in header:
                     raise ScalerError(f"{where}: no column {name!r} in the first line; {nearest(name, header)}")
         elif len(row) != len(header):
-            raise ScalerError(f"{where}: {len(row)} fields, but the first line names {len(header)}; quote a text's own")
+            raise ScalerError(
+                f"{where}: {len(row)} fields, but the first line names {len(header)}; quote a text that has more"
+            )
         else:
             field, labels = (row[header.index(name)] for name in how.fields)
             yield _text(field, _of_field(labels, how), where, how)
@@ -201,12 +208,12 @@ def _csv(path: Path, text: str, how: Reading) -> Iterator[Example]:
 
 
 def _tsv(path: Path, text: str, how: Reading) -> Iterator[Example]:
-    """Fields between tabs, in which quotes mean themselves, as in GLUE's files."""
+    """Read fields between tabs, in which quotes are ordinary characters, as in GLUE's files."""
     return _table(path, text, how, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _plain(path: Path, text: str, how: Reading) -> Iterator[Example]:
-    """Lines of "LABEL text": the label is what stands before the first space."""
+    """Read lines of "LABEL text": the label ends at the first space."""
     for where, line in _lines(path, text):
         if line.strip():
             label, _, rest = line.lstrip().partition(" ")
@@ -214,9 +221,9 @@ def _plain(path: Path, text: str, how: Reading) -> Iterator[Example]:
 
 
 def _conll(path: Path, text: str, how: Reading) -> Iterator[Example]:
-    """Sentences of lines with two or more columns, the word first and its tag last; blank lines lie between them.
+    """Read sentences of lines with two or more columns, the word first and its tag last, separated by blank lines.
 
-    A line of white space alone is blank, too: WNUT-17 has lone tabs.
+    A line of white space alone is blank, too, because WNUT-17 has lone tabs.
     """
     columns, split_at = 0, ""
     words: list[str] = []
@@ -242,11 +249,11 @@ def _conll(path: Path, text: str, how: Reading) -> Iterator[Example]:
 
 
 def sentence(words: Sequence[str], tags: Sequence[str], places: Sequence[str]) -> Example:
-    """A sentence in BIO tags as IOB2 has them: an entity begins with B-. Raises ScalerError where one does not."""
+    """Make a sentence in IOB2 tags. Raises ScalerError where an entity does not begin with B-."""
     before = "O"
     for tag, where in zip(tags, places, strict=True):
         if not TAG.fullmatch(tag):
-            raise ScalerError(f"{where}: {tag!r} is no BIO tag; O, B-NAME and I-NAME are")
+            raise ScalerError(f"{where}: {tag!r} is not a BIO tag; O, B-NAME and I-NAME are")
         if tag.startswith("I-") and before[2:] != tag[2:]:
             raise ScalerError(f"{where}: {tag} after {before}; in IOB2 an entity begins with B-{tag[2:]}")
         before = tag

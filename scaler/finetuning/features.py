@@ -1,4 +1,4 @@
-"""Texts as token ids; and for sentences, which piece of a word carries the word's tag."""
+"""Turn texts into token ids, and choose the piece of each word that carries the word's tag."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NO_LABEL = -100  # what torch's cross-entropy leaves out
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split as a model reads it.
+    """A split as model input.
 
     Attributes:
         rows: input_ids, attention_mask ... and labels of each example.
-        first_pieces: of each sentence, for each word the position of its first piece; None for a word that was cut
-            off, or that the tokenizer makes nothing of. Empty for texts.
-        cut: examples that were longer than the model takes.
+        first_pieces: for each word of each sentence the position of its first piece; None for a word that was cut
+            off, or for which the tokenizer returns no piece. Empty for texts.
+        cut: number of examples that were longer than the model takes.
     """
 
     rows: list[dict[str, Any]]
@@ -31,24 +31,23 @@ class Encoded:
 
     @property
     def lost_words(self) -> int:
-        """Words without a piece."""
+        """Return the number of words without a piece."""
         return sum(piece is None for pieces in self.first_pieces for piece in pieces)
 
 
 def encode(examples: Sequence[Example], tokenizer: Any, labels: Sequence[str], task: str, max_length: int) -> Encoded:
     """Tokenize and label; longer texts keep their first `max_length` tokens, special ones included.
 
-    A sentence is tokenized as the text that it is, words with one space between: so are texts in pretraining, and in
-    Transformers' pipeline.
+    A sentence is tokenized as a text, words with one space between, as in pretraining and in Transformers' pipeline.
 
-    Raises: ScalerError for a text of which the tokenizer makes nothing.
+    Raises: ScalerError for a text for which the tokenizer returns no piece.
     """
     ids = {label: number for number, label in enumerate(labels)}
     found = tokenizer([example.text for example in examples], truncation=True, max_length=max_length)
     rows, first_pieces, cut = [], [], 0
     for number, (example, encoding) in enumerate(zip(examples, found.encodings, strict=True)):
         if all(encoding.special_tokens_mask):
-            raise ScalerError(f"{example.where}: the tokenizer makes nothing of {example.text[:40]!r}; take it out")
+            raise ScalerError(f"{example.where}: the tokenizer returns nothing for {example.text[:40]!r}; take it out")
         cut += bool(encoding.overflowing)
         row = {name: values[number] for name, values in found.items()}
         if task == TOKENS:
@@ -67,12 +66,12 @@ def encode(examples: Sequence[Example], tokenizer: Any, labels: Sequence[str], t
 
 
 def align(words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]) -> list[int | None]:
-    """The first piece of each word.
+    """Return the position of each word's first piece; None without a piece.
 
     Args:
         words: joined by one space they are the text that was tokenized.
-        offsets: of each piece, its characters [begin, end) in that text; a space before a word may be among them.
-        special: 1 for the pieces that stand for none of the text.
+        offsets: characters [begin, end) of each piece in that text; a space before a word may be among them.
+        special: 1 for pieces that represent none of the text.
     """
     starts = [0, *accumulate(len(word) + 1 for word in words[:-1])]
     text = " ".join(words)

@@ -1,6 +1,6 @@
-"""The folder of a sweep: settings first, a record of each run, the best model so far, results last.
+"""Keep the folder of a fine-tuning: settings first, a record of each run, the best model so far, results last.
 
-So it is one sweep's or refused, and a sweep that was stopped goes on with the runs that have no record.
+Settings that differ are refused. A fine-tuning that was stopped continues with the runs that have no record.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREDICTIONS = "predictions.jsonl"
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> IO[str]:
-    """Make the folder, or go on in it; hold it until the returned file is closed.
+    """Make the folder or continue in it, and hold it until the returned file is closed.
 
     Raises: ScalerError for a folder of something else, of other settings, or that another process works in.
     """
@@ -45,41 +45,41 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> IO[str]:
 
 
 def name_of(learning_rate: float, seed: int) -> str:
-    """The name of a run."""
+    """Return the name of a run."""
     return f"lr-{learning_rate}-seed-{seed}"
 
 
 def record(folder: Path, learning_rate: float, seed: int) -> dict[str, Any] | None:
-    """What a run that is done has left; None for one that is not."""
+    """Return the record of a run; None if it is not done."""
     path = folder / RUNS / f"{name_of(learning_rate, seed)}.json"
     return read_json(path) if path.is_file() else None
 
 
 def is_best(folder: Path, found: Mapping[str, Any], seeds: Sequence[int], chosen_by: str) -> bool:
-    """True when a run is better on the validation examples than all done ones of its learning rate."""
+    """Return whether a run is better on the validation examples than all others done with its learning rate."""
     others = (record(folder, found["learning_rate"], seed) for seed in seeds)
     return all(found["validation"][chosen_by] > other["validation"][chosen_by] for other in others if other)
 
 
 def keep_candidate(folder: Path, learning_rate: float, partial: Path) -> None:
-    """Put a model in the place of the best one so far of its learning rate."""
+    """Replace the best model so far of a learning rate."""
     place = candidate(folder, learning_rate)
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
 
 
 def candidate(folder: Path, learning_rate: float) -> Path:
-    """Where the best model of a learning rate is, with its predictions."""
+    """Return the folder of the best model of a learning rate, with its predictions."""
     return folder / CANDIDATES / f"lr-{learning_rate}"
 
 
 def write_record(folder: Path, found: Mapping[str, Any]) -> None:
-    """Say that a run is done."""
+    """Write the record of a run, which marks it as done."""
     write_json(folder / RUNS / f"{name_of(found['learning_rate'], found['seed'])}.json", found)
 
 
 def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, dict[str, Any]]]:
-    """Test scores of fine-tunings by model and data: mean and deviation over their seeds.
+    """Return test scores of fine-tunings by model and data: mean and deviation over their seeds.
 
     Raises: ScalerError for a folder without results, or of another model.
     """

@@ -1,4 +1,4 @@
-"""What a sweep shows: the choice, means and deviations, a table, curves, a confusion matrix, a model card."""
+"""Summarise a fine-tuning: the choice, means and deviations, a table, and the model card."""
 
 from __future__ import annotations
 
@@ -7,27 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-from scaler.core import charts
-from scaler.core.charts import Figure, MaxNLocator
 from scaler.finetuning import scores
 from scaler.finetuning.examples import TOKENS
 
-CURVES, CONFUSION = "curves.png", "confusion.png"
-MOST_NUMBERS = 20  # classes, up to which the confusion matrix has its counts written in
-
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation; no deviation of a single value."""
+    """Return mean and sample standard deviation; no deviation of a single value."""
     return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def summary(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
-    """Choose by the validation examples: the learning rate of the best mean, of its runs the best one.
+    """Choose by the validation examples: the learning rate with the best mean, and its best run.
 
-    Returns: "learning_rates" (validation of each), "chosen" (learning rate and seed of the model that is kept) and
-    "test" (mean and deviation over the seeds of the chosen learning rate).
+    Returns: "learning_rates" (validation score of each), "chosen" (learning rate and seed of the model that is kept)
+    and "test" (mean and deviation over the seeds of the chosen learning rate).
     """
     chosen_by = scores.chosen_by(task)
     rates = list(dict.fromkeys(record["learning_rate"] for record in records))
@@ -43,10 +36,10 @@ def summary(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
     }
 
 
-def said(values: Mapping[str, float | None]) -> str:
-    """Mean and deviation as people read them.
+def format_spread(values: Mapping[str, float | None]) -> str:
+    """Format mean and deviation in per cent.
 
-    >>> said({"mean": 0.81234, "deviation": 0.0123}), said({"mean": 0.5, "deviation": None})
+    >>> format_spread({"mean": 0.81234, "deviation": 0.0123}), format_spread({"mean": 0.5, "deviation": None})
     ('81.23 ± 1.23 %', '50.00 %')
     """
     mean, deviation = (values["mean"] or 0.0) * 100, values["deviation"]
@@ -54,7 +47,7 @@ def said(values: Mapping[str, float | None]) -> str:
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """The results as a table for people."""
+    """Return the results as a table for the terminal."""
     chosen, name = content["chosen"], content["chosen_by"].replace("_", " ")
     sizes = ", ".join(f"{split} {count:,}" for split, count in content["examples"].items())
     seeds = len({record["seed"] for record in content["runs"]})
@@ -65,59 +58,17 @@ def render(content: Mapping[str, Any]) -> str:
     ]
     for entry in content["learning_rates"]:
         mark = "  chosen" * (entry["learning_rate"] == chosen["learning_rate"])
-        lines.append(f"  {entry['learning_rate']:<16g} {said(entry['validation'])}{mark}")
+        lines.append(f"  {entry['learning_rate']:<16g} {format_spread(entry['validation'])}{mark}")
     lines.append(f"  {'test':<16} {'model':<20} without learning")
     for score, values in content["test"].items():
-        lines.append(f"  {score.replace('_', ' '):<16} {said(values):<20} {content['without_learning'][score]:.2%}")
+        lines.append(
+            f"  {score.replace('_', ' '):<16} {format_spread(values):<20} {content['without_learning'][score]:.2%}"
+        )
     return "\n".join([*lines, *(f"  note: {note}" for note in content["notes"])])
 
 
-def draw(content: Mapping[str, Any], counts: Sequence[Sequence[int]], columns: Sequence[str], folder: Path) -> None:
-    """Draw curves and confusion matrix, as PNG and for TensorBoard."""
-    board = SummaryWriter(str(folder / "tensorboard"))
-    for name, figure in ((CURVES, _curves(content)), (CONFUSION, _confusion(content["labels"], columns, counts))):
-        charts.save(figure, folder / name)
-        board.add_figure(name.partition(".")[0], figure)
-    board.close()
-
-
-def _curves(content: Mapping[str, Any]) -> Figure:
-    """Training loss and validation score over the epochs; a colour for each learning rate, a line for each seed."""
-    figure, both = charts.panels(2, 10, 4, dpi=120, layout="tight")
-    rates = [entry["learning_rate"] for entry in content["learning_rates"]]
-    for axes, key in zip(both, ("train_loss", content["chosen_by"]), strict=True):
-        labelled = set()
-        for record in content["runs"]:
-            rate = record["learning_rate"]
-            points = [(entry["epoch"], entry[key]) for entry in record["history"] if key in entry]
-            label = None if rate in labelled else f"learning rate {rate:g}"
-            axes.plot(*zip(*points, strict=True), color=f"C{rates.index(rate) % 10}", linewidth=1, label=label)
-            labelled.add(rate)
-        axes.set(xlabel="epoch", ylabel=("training loss (nats)", f"validation {key}")[key != "train_loss"])
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        axes.grid(alpha=0.3)
-    both[1].legend()
-    return figure
-
-
-def _confusion(labels: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
-    """Counts, each row coloured by its shares, for classes differ in size."""
-    side = max(5.0, 0.3 * len(labels))
-    figure, axes = charts.one_panel(max(5.0, 0.3 * len(columns)) + 1, side, layout="tight")
-    shares = [[value / (sum(row) or 1) for value in row] for row in counts]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=90)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="predicted", ylabel="label", title="test examples")
-    if len(labels) <= MOST_NUMBERS:
-        for y, row in enumerate(counts):
-            for x, value in enumerate(row):
-                axes.text(x, y, f"{value}", ha="center", va="center", color=("black", "white")[shares[y][x] > 0.5])
-    return figure
-
-
 def model_card(content: Mapping[str, Any], name: str, base: str, command: str) -> str:
-    """The model folder's README: what it is, from which model and data, and what was measured."""
+    """Return the model folder's README: base model, data, scores and settings."""
     settings, chosen = content["settings"], content["chosen"]
     words = settings["task"] == TOKENS
     tag = "token-classification" if words else "text-classification"
@@ -125,7 +76,7 @@ def model_card(content: Mapping[str, Any], name: str, base: str, command: str) -
     how = ', aggregation_strategy="first"' if words else ", truncation=True"
     use = f'pipeline("{tag}", model="PATH/TO/THIS/FOLDER"{how if words else ""})("A text."{"" if words else how})'
     rows = "\n".join(
-        f"| {score} | {kept['test'][score]:.4f} | {said(values)} | {content['without_learning'][score]:.4f} |"
+        f"| {score} | {kept['test'][score]:.4f} | {format_spread(values)} | {content['without_learning'][score]:.4f} |"
         for score, values in content["test"].items()
     )
     files = "\n".join(f"- `{Path(path).name}`, XXH3 {xxh3}" for path, xxh3 in settings["data"].items())
@@ -156,14 +107,14 @@ Examples: {sizes}.{notes}
 
 ## Measured
 On the test examples; learning rate and epoch were chosen by the validation examples ({content["chosen_by"]}).
-Without learning: always the most common answer; of a word, its own commonest tag.
+Without learning: always the most common answer; for a word, its most common tag.
 
 | | this model | mean and deviation of {len(settings["seeds"])} seeds | without learning |
 |---|---|---|---|
 {rows}
 
 ## Settings
-Learning rate {chosen["learning_rate"]:g}, seed {chosen["seed"]}, best of {kept["epochs"]} epochs: {kept["best_epoch"]};
+Learning rate {chosen["learning_rate"]:g}, seed {chosen["seed"]}, best epoch {kept["best_epoch"]} of {kept["epochs"]};
 batch {settings["batch_size"]}, at most {settings["max_length"]} tokens a text, {settings["precision"]}.
 
 Made with `{command}`.

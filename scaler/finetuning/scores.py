@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracy and F1 of classes, F1 of several labels, F1 of entities."""
+"""Score predictions: accuracy and F1 of classes, F1 of several labels, F1 of entities."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from scaler.finetuning.examples import MULTILABEL, TOKENS, Example
 from scaler.finetuning.features import Encoded
 
-# the score that chooses epoch, learning rate and model, and what it is called for people
+# the score that chooses epoch, learning rate and model
 CHOSEN_BY = {MULTILABEL: "micro_f1", TOKENS: "entity_f1"}  # others: "accuracy"
 
 
 def chosen_by(task: str) -> str:
-    """The name of the score that a task is chosen by."""
+    """Return the name of the score that chooses the model of a task."""
     return CHOSEN_BY.get(task, "accuracy")
 
 
 def tags_of(logits: NDArray[Any], encoded: Encoded, labels: Sequence[str]) -> list[list[str]]:
-    """The predicted tag of every word, from its first piece; "O" for one without a piece.
+    """Return the predicted tag of every word, from its first piece; "O" for a word without a piece.
 
     Args:
         logits: (sentences, pieces, labels), sentences in the order of `encoded`.
@@ -35,7 +35,7 @@ def tags_of(logits: NDArray[Any], encoded: Encoded, labels: Sequence[str]) -> li
 
 
 def predicted(logits: NDArray[Any], encoded: Encoded, labels: Sequence[str], task: str) -> list[tuple[str, ...]]:
-    """The labels of each text, or the tags of each sentence, that a model's logits mean."""
+    """Return the predicted labels of each text, or the predicted tags of each sentence."""
     if task == TOKENS:
         return [tuple(tags) for tags in tags_of(logits, encoded, labels)]
     if task == MULTILABEL:  # a sigmoid above one half
@@ -44,47 +44,48 @@ def predicted(logits: NDArray[Any], encoded: Encoded, labels: Sequence[str], tas
 
 
 def score(
-    examples: Sequence[Example], found: Sequence[tuple[str, ...]], labels: Sequence[str], task: str
+    examples: Sequence[Example], predictions: Sequence[tuple[str, ...]], labels: Sequence[str], task: str
 ) -> dict[str, float]:
-    """Scores of predictions, all in [0, 1].
+    """Return the scores of predictions, all in [0, 1].
 
-    Entities count as seqeval's strict mode over IOB2 does: the right type, and both ends right; a predicted I- without
-    its B- is none. Macro F1 is the mean over all classes, 0 for one that is neither there nor predicted.
+    An entity is right as in seqeval's strict mode over IOB2: its type and both ends are right. A predicted I- without
+    its B- is no entity. Macro F1 is the mean over all classes; it is 0 for a class that is neither present nor
+    predicted.
     """
     from sklearn.metrics import accuracy_score, f1_score
 
     gold = [example.labels for example in examples]
     if task == TOKENS:
-        return _entities(gold, found)
+        return _entities(gold, predictions)
     if task == MULTILABEL:
-        truth, guess = (_marked(many, labels) for many in (gold, found))
-        averaged = {f"{kind}_f1": f1_score(truth, guess, average=kind, zero_division=0) for kind in ("micro", "macro")}
+        marked = [_marked(many, labels) for many in (gold, predictions)]
+        averaged = {f"{kind}_f1": f1_score(*marked, average=kind, zero_division=0) for kind in ("micro", "macro")}
         return {
             **{name: float(value) for name, value in averaged.items()},
-            "exact": float(accuracy_score(truth, guess)),
+            "exact": float(accuracy_score(*marked)),
         }
-    right, said = ([some[0] for some in many] for many in (gold, found))
+    truth, guess = ([some[0] for some in many] for many in (gold, predictions))
     return {
-        "accuracy": float(accuracy_score(right, said)),
-        "macro_f1": float(f1_score(right, said, labels=list(labels), average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(truth, guess)),
+        "macro_f1": float(f1_score(truth, guess, labels=list(labels), average="macro", zero_division=0)),
     }
 
 
 def _marked(many: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.bool_]:
-    """Which labels each text has: (texts, labels)."""
+    """Return which labels each text has: (texts, labels)."""
     return np.array([[label in some for label in labels] for some in many])
 
 
-def _entities(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
+def _entities(gold: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:
     from seqeval.metrics.v1 import precision_recall_fscore_support
     from seqeval.scheme import IOB2
 
     precision, recall, f1, _ = precision_recall_fscore_support(
         [list(tags) for tags in gold],
-        [list(tags) for tags in found],
+        [list(tags) for tags in predictions],
         average="micro", scheme=IOB2, zero_division=0,
     )  # fmt: skip
-    right = sum(a == b for some, other in zip(gold, found, strict=True) for a, b in zip(some, other, strict=True))
+    right = sum(a == b for some, other in zip(gold, predictions, strict=True) for a, b in zip(some, other, strict=True))
     return {
         "entity_f1": float(f1),
         "entity_precision": float(precision),
@@ -96,7 +97,7 @@ def _entities(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> 
 def without_learning(
     train: Sequence[Example], test: Sequence[Example], labels: Sequence[str], task: str
 ) -> dict[str, float]:
-    """The scores of always saying what is most common in training: of texts; of a word, its own commonest tag."""
+    """Return the scores of a constant answer: the most common labels of training; for a word, its most common tag."""
     if task == TOKENS:
         of_word: dict[str, Counter[str]] = defaultdict(Counter)
         for example in train:
@@ -109,19 +110,19 @@ def without_learning(
 
 
 def confusion(
-    examples: Sequence[Example], found: Sequence[tuple[str, ...]], labels: Sequence[str], task: str
+    examples: Sequence[Example], predictions: Sequence[tuple[str, ...]], labels: Sequence[str], task: str
 ) -> tuple[list[list[int]], list[str]]:
-    """A matrix of counts, a row for each label, and what its columns are.
+    """Return a matrix of counts, a row for each label, and the names of its columns.
 
-    Of one class a text, and of words' tags: the predicted label. Of several labels: found, missed, wrongly found.
+    The columns are the predicted labels; with several labels per text: found, missed, wrongly found.
     """
     from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
     gold = [example.labels for example in examples]
     if task == MULTILABEL:
         counts = multilabel_confusion_matrix(
-            *(_marked(many, labels) for many in (gold, found))
+            *(_marked(many, labels) for many in (gold, predictions))
         )  # (labels, 2, 2): [[tn, fp], [fn, tp]]
         return np.stack([counts[:, 1, 1], counts[:, 1, 0], counts[:, 0, 1]], 1).tolist(), ["found", "missed", "wrong"]
-    right, said = ([label for some in many for label in some] for many in (gold, found))
-    return confusion_matrix(right, said, labels=list(labels)).tolist(), list(labels)
+    truth, guess = ([label for some in many for label in some] for many in (gold, predictions))
+    return confusion_matrix(truth, guess, labels=list(labels)).tolist(), list(labels)

@@ -1,4 +1,4 @@
-"""From files or a Hugging Face data set to training, validation and test examples that share no text."""
+"""Split files or a Hugging Face data set into training, validation and test examples that share no text."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from scaler.finetuning import examples as labelled
 from scaler.finetuning.examples import MULTILABEL, SENTIMENT, TOKENS, Example, Reading
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-SPLIT_SEED = 7  # of the hash that says on which side a text goes
+SPLIT_SEED = 7  # of the hash that assigns a text to a split
 SHOWN = 200  # characters of another library's error
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where each split comes from; one that is not named is split off the training files.
+    """The sources of each split; a split without one is split off the training files.
 
     Attributes:
         train: files, or the id of a Hugging Face data set.
         validation, test: files.
-        percent: share of the training texts that a split which is not named takes.
+        percent: of the training texts, for a split without files.
     """
 
     train: tuple[str, ...]
@@ -42,12 +42,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples of each split, the classes of all, and what a reader of results should know.
+    """The examples of each split, all classes, and notes for a reader of the results.
 
     Attributes:
-        labels: classes in the order of their ids; of sentences, all tags, "O" first.
-        checksums: of each file, or of a hub data set's texts, by name.
-        notes: one line each.
+        labels: classes in the order of their ids; for sentences all tags, "O" first.
+        checksums: XXH3-128 of each file, or of a hub data set's texts, by name.
+        notes: a line each.
     """
 
     examples: dict[str, list[Example]]
@@ -57,7 +57,7 @@ class Splits:
 
 
 def load(sources: Sources, how: Reading) -> Splits:
-    """Read, split and check. Raises ScalerError for whatever would make the scores mean something else."""
+    """Read, split and check the examples. Raises ScalerError for whatever would change the meaning of the scores."""
     given = {TRAIN: sources.train, VALIDATION: sources.validation, TEST: sources.test}
     notes: list[str] = []
     if len(sources.train) == 1 and not Path(sources.train[0]).exists():
@@ -83,17 +83,17 @@ def _files(paths: Sequence[str], how: Reading, notes: list[str]) -> list[Example
         found, skipped = labelled.read(Path(path), how)
         examples += found
         if skipped:
-            notes.append(f"{path}: empty texts that are left out: {skipped:,}")
+            notes.append(f"{path}: empty texts left out: {skipped:,}")
     return examples
 
 
 def key(example: Example) -> str:
-    """What two texts have in common that are the same but for case and white space."""
+    """Return a text's form in which case and white space do not count."""
     return " ".join(example.text.casefold().split())
 
 
 def split_off(examples: Sequence[Example], percent: Mapping[str, float]) -> dict[str, list[Example]]:
-    """Share examples out by a hash of their text alone: one that occurs twice is on one side, in any order of files.
+    """Assign examples to splits by a hash of their text alone, so that equal texts share a split in any order of files.
 
     Raises: ScalerError when a split stays empty, or the percentages leave nothing to train on.
     """
@@ -114,9 +114,9 @@ def split_off(examples: Sequence[Example], percent: Mapping[str, float]) -> dict
 
 
 def classes(examples: Mapping[str, Sequence[Example]], task: str) -> list[str]:
-    """The classes of the training examples in the order of their ids: numbers by size, others by letter.
+    """Return the classes of the training examples in the order of their ids: numbers by size, others by letter.
 
-    Raises: ScalerError for a split with one class alone, or a label that training never saw.
+    Raises: ScalerError for a split with a single class, or a label that does not occur in training.
     """
     found = {split: {label for example in some for label in example.labels} for split, some in examples.items()}
     for split, labels in found.items():
@@ -124,7 +124,7 @@ def classes(examples: Mapping[str, Sequence[Example]], task: str) -> list[str]:
         if len(entities) < (1 if task == TOKENS else 2):
             file = examples[split][0].where.rpartition(":")[0]
             only = f"only the class {min(labels)!r}" if labels else "no label at all"
-            raise ScalerError(f"{file}: the {split} examples have {only}; nothing can be told apart; name other files")
+            raise ScalerError(f"{file}: the {split} examples have {only}, but two classes are needed; name other files")
     if task == TOKENS:
         kinds = sorted({label[2:] for label in found[TRAIN] - {"O"}})
         ordered = ["O", *(f"{begin}-{kind}" for kind in kinds for begin in "BI")]
@@ -148,7 +148,7 @@ def classes(examples: Mapping[str, Sequence[Example]], task: str) -> list[str]:
 
 
 def _remarks(examples: Mapping[str, Sequence[Example]]) -> Iterator[str]:
-    """What of the data limits the scores."""
+    """Yield notes on what in the data limits the scores."""
     labels_of: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for some in examples.values():
         for example in some:
@@ -162,7 +162,7 @@ def _remarks(examples: Mapping[str, Sequence[Example]]) -> Iterator[str]:
 
 
 def _hub(sources: Sources, how: Reading, notes: list[str]) -> dict[str, list[Example]]:
-    """The splits train, validation and test of a Hugging Face data set, as far as it has them."""
+    """Return the splits train, validation and test of a Hugging Face data set, as far as it has them."""
     import datasets
 
     name = sources.train[0]
@@ -180,12 +180,12 @@ def _hub(sources: Sources, how: Reading, notes: list[str]) -> dict[str, list[Exa
         if split in found:
             examples[split], skipped = labelled.without_empty(_of_rows(found[split], f"{name}/{split}", how), how, name)
             if skipped:
-                notes.append(f"{name}/{split}: empty texts that are left out: {skipped:,}")
+                notes.append(f"{name}/{split}: empty texts left out: {skipped:,}")
     return examples
 
 
 def _of_rows(rows: Any, where: str, how: Reading) -> Iterator[Example]:
-    """The rows of a data set; classes that it keeps as numbers get their names."""
+    """Yield the rows of a data set as examples; classes that it keeps as numbers get their names."""
     label_field = how.fields[1]
     kind = rows.features.get(label_field)
     several = how.task in (TOKENS, MULTILABEL)
@@ -201,7 +201,7 @@ def _of_rows(rows: Any, where: str, how: Reading) -> Iterator[Example]:
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    """XXH3-128 of texts and labels, in their order."""
+    """Return the XXH3-128 of texts and labels, in their order."""
     state = xxhash.xxh3_128()
     for example in examples:
         state.update("\0".join((example.text, *example.labels, "\n")).encode())

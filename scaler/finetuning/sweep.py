@@ -1,4 +1,4 @@
-"""Learning rates times seeds: the runs that are missing, the best model of each rate, and in the end the results."""
+"""Run all learning rates with all seeds, keep the best model of each rate, and write the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.distributed.collectives import all_gather, all_or_none
 from scaler.distributed.world import World
-from scaler.finetuning import encoder, features, scores
+from scaler.finetuning import encoder, features, pictures, scores
 from scaler.finetuning import folder as finetune_folder
 from scaler.finetuning import report as finetune_report
 from scaler.finetuning import trial as finetune_trial
@@ -85,7 +85,7 @@ def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.S
 
 
 def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits, world: World) -> None:
-    """Do the sweep of a command line, or what is missing of it, and say what came out. Every rank calls it."""
+    """Run a sweep, or what is missing of it, and print the results. Every rank calls it."""
     tokenizer, max_length, encoded = all_or_none(lambda: _encoded(arguments, settings, splits), world)
     notes = [*splits.notes, *cut(encoded, max_length)]
     name = f"{encoder.name_of(settings.source)}-{settings.task}{'-from_scratch' * settings.from_scratch}"
@@ -98,15 +98,15 @@ def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits
     lock = all_or_none(lambda: finetune_folder.begin(out, identity) if world.is_first else None, world)
     try:
         wanted = [(rate, seed) for rate in arguments.learning_rates for seed in arguments.seeds]
-        missing = all_or_none(lambda: [some for some in wanted if finetune_folder.record(out, *some) is None], world)
+        missing = all_or_none(lambda: [one for one in wanted if finetune_folder.record(out, *one) is None], world)
         missing = all_gather(missing, world)[0]
         if world.is_first:
             progress = sys.stderr if arguments.json else sys.stdout
-            _say_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds), progress)
+            _print_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds), progress)
         for rate, seed in missing:
             board = out / "tensorboard" / finetune_folder.name_of(rate, seed)
-            outcome = finetune_trial.run(settings, rate, seed, splits, encoded, tokenizer, out / "work", board)
-            kept = (out, outcome, scores.chosen_by(settings.task), arguments.seeds, splits, tokenizer, max_length)
+            result = finetune_trial.run(settings, rate, seed, splits, encoded, tokenizer, out / "work", board)
+            kept = (out, result, scores.chosen_by(settings.task), arguments.seeds, splits, tokenizer, max_length)
             all_or_none(partial(_keep, *kept) if world.is_first else lambda: None, world)
         if world.is_first:
             _finish(out, identity, splits, settings.task, notes)
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits
 def _encoded(
     arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits
 ) -> tuple[Any, int, dict[str, Encoded]]:
-    """The model's tokenizer, the tokens of a text at most, and all splits in them."""
+    """Return the model's tokenizer, the longest text in tokens, and all splits as model input."""
     config = encoder.configuration(settings.source)
     tokenizer = encoder.tokenizer(settings.source, config)
     max_length = encoder.most_tokens(config, arguments.max_length, settings.source)
@@ -133,21 +133,21 @@ def _encoded(
 
 
 def cut(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
-    """What of the examples the model never sees."""
+    """Return notes on the parts of the examples that the model never sees."""
     notes = []
     for split, some in encoded.items():
         if some.cut:
-            share = some.cut / len(some.rows)
+            fraction = some.cut / len(some.rows)
             notes.append(
-                f"{split} examples that have more than {max_length} tokens and are cut: {some.cut:,} of "
-                f"{len(some.rows):,} ({share:.1%})"
+                f"{split} examples that are cut at {max_length} tokens: {some.cut:,} of "
+                f"{len(some.rows):,} ({fraction:.1%})"
             )
         if some.lost_words:
-            notes.append(f'words of {split} that have no token left, and count as predicted "O": {some.lost_words:,}')
+            notes.append(f'words of {split} without a token, which count as predicted "O": {some.lost_words:,}')
     return notes
 
 
-def _say_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int, to: TextIO) -> None:
+def _print_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int, to: TextIO) -> None:
     sizes = ", ".join(f"{split} {len(some):,}" for split, some in splits.examples.items())
     print(f"{out}: {sizes}; {len(splits.labels)} labels; {len(missing)} of {of} runs to do", file=to)
     for note in notes:
@@ -156,23 +156,23 @@ def _say_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], 
 
 def _keep(
     out: Path,
-    outcome: finetune_trial.Outcome,
+    result: finetune_trial.Result,
     chosen_by: str,
     seeds: list[int],
     splits: Splits,
     tokenizer: Any,
     max_length: int,
 ) -> None:
-    """Save the model if it is the best of its rate so far; then the record, which says that the run is done."""
-    record = outcome.record
+    """Save the model if it is the best of its rate so far; then the record, which marks the run as done."""
+    record = result.record
     with explain_disk_errors(out):
         if finetune_folder.is_best(out, record, seeds, chosen_by):
             beside = out / finetune_folder.CANDIDATES / "partial"
             shutil.rmtree(beside, ignore_errors=True)
-            save(outcome.model, tokenizer, max_length, beside)
+            save(result.model, tokenizer, max_length, beside)
             lines = (
                 json.dumps({"example": example.where, "labels": example.labels, "predicted": found}, ensure_ascii=False)
-                for example, found in zip(splits.examples[TEST], outcome.predicted, strict=True)
+                for example, found in zip(splits.examples[TEST], result.predicted, strict=True)
             )
             write_whole(beside / finetune_folder.PREDICTIONS, "".join(line + "\n" for line in lines))
             finetune_folder.keep_candidate(out, record["learning_rate"], beside)
@@ -182,7 +182,7 @@ def _keep(
 def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) -> None:
     """Write a Transformers folder and read it back.
 
-    Raises: ScalerError when the weights that were written are others.
+    Raises: ScalerError when the weights that are read back differ.
     """
     model = model.to("cpu")
     model.save_pretrained(folder)
@@ -192,11 +192,11 @@ def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) 
     again = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype).state_dict()
     for name, weight in model.state_dict().items():
         if not torch.equal(weight, again[name]):
-            raise ScalerError(f"{folder}: {name} was written other than it is; not saved; look at the disk")
+            raise ScalerError(f"{folder}: {name} reads back with other values; not saved; check the disk")
 
 
 def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, notes: list[str]) -> None:
-    """Choose, draw, and write the model and the results; what a stopped finish has done already stays."""
+    """Choose, draw, and write the model and the results; what an interrupted call has written stays."""
     path, place = out / finetune_folder.RESULTS, out / finetune_folder.MODEL
     if path.is_file():
         return
@@ -226,6 +226,6 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
             chosen.rename(place)
         lines = (out / finetune_folder.PREDICTIONS).read_text(encoding="utf-8").splitlines()
         predicted = [tuple(json.loads(line)["predicted"]) for line in lines]
-        finetune_report.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
+        pictures.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
         shutil.rmtree(out / finetune_folder.CANDIDATES, ignore_errors=True)
         write_json(path, content)

@@ -1,4 +1,4 @@
-"""One fine-tuning: a learning rate, a seed, and Transformers' Trainer; early stop, best weights restored, scores."""
+"""Fine-tune with one learning rate and one seed by Transformers' Trainer: early stop, best weights restored, scores."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from scaler.finetuning.features import Encoded
 from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Splits
 from scaler.model import embeddings
 
-# the Trainer imports DeepSpeed where it is installed, which else says that it has looked for a GPU
+# the Trainer imports DeepSpeed where it is installed, which otherwise logs that it has looked for a GPU
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-WARMUP_SHARE, WEIGHT_DECAY = 0.1, 0.01  # Devlin et al. 2019, appendix A.2, with the warm-up of their code
-EVALUATION_ROWS = 64  # of a rank at once
+WARMUP_FRACTION, WEIGHT_DECAY = 0.1, 0.01  # Devlin et al. 2019, appendix A.2, with the warm-up of their code
+EVALUATION_ROWS = 64  # per rank and forward pass
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all fine-tunings of a sweep share."""
+    """The settings that all runs of a fine-tuning share."""
 
     source: str
     task: str
@@ -58,11 +58,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came out of a fine-tuning.
+class Result:
+    """The result of one run.
 
     Attributes:
-        record: settings of its own, scores on validation and test, and the curve, for JSON.
+        record: learning rate, seed, scores on validation and test, and the curve, as JSON.
         predicted: labels of each test example.
     """
 
@@ -85,23 +85,23 @@ def check(settings: Settings, world: World) -> None:
         raise ScalerError(f"--deepspeed_config {path}: not readable as JSON ({error}); ds_configs/ has some") from error
     if stage == 3:
         raise ScalerError(
-            f"{path}: zero_optimization.stage=3 parts the weights, and fine-tuning needs them whole; use 2"
+            f"{path}: zero_optimization.stage=3 shards the weights, and fine-tuning needs them whole; use 2"
         )
 
 
 class _Progress(TrainerCallback):
-    """A line for each epoch."""
+    """A callback that prints a line for each epoch."""
 
     def __init__(self, name: str, chosen_by: str, epochs: int) -> None:
         self.name, self.chosen_by, self.epochs = name, chosen_by, epochs
         self.loss, self.start = float("nan"), time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **more: Any) -> None:
-        """Keep the training loss, which comes before the evaluation."""
+        """Keep the training loss, which is logged before the evaluation."""
         self.loss = (logs or {}).get("loss", self.loss)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **more: Any) -> None:
-        """Say how the epoch went."""
+        """Print the epoch's loss and validation score."""
         if state.is_world_process_zero and "eval_loss" in metrics:
             print(
                 f"{self.name}  epoch {state.epoch:.0f}/{self.epochs}: loss {self.loss:.4f}, validation "
@@ -119,11 +119,11 @@ def run(
     tokenizer: Any,
     work: Path,
     board: Path,
-) -> Outcome:
-    """Fine-tune once. Every rank calls it, and all get the same scores.
+) -> Result:
+    """Fine-tune once. Every rank calls it, and all return the same scores.
 
     Args:
-        work: folder for the Trainer's own files; emptied before and removed after.
+        work: folder of the Trainer's own files; emptied before and removed after.
         board: TensorBoard's folder.
     """
     task, labels = settings.task, splits.labels
@@ -135,8 +135,8 @@ def run(
     split = VALIDATION
 
     def measure(prediction: Any) -> dict[str, float]:
-        found = scores.predicted(_array(prediction.predictions), encoded[split], labels, task)
-        return scores.score(splits.examples[split], found, labels, task)
+        labelled = scores.predicted(_array(prediction.predictions), encoded[split], labels, task)
+        return scores.score(splits.examples[split], labelled, labels, task)
 
     arguments = _arguments(settings, learning_rate, seed, work, chosen_by)
     if arguments.process_index == 0:
@@ -159,7 +159,7 @@ def run(
     trainer.remove_callback(PrinterCallback)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        trainer.train()  # and brings the best epoch's weights back
+        trainer.train()  # ends with the best epoch's weights
         history = _history(trainer.state.log_history, chosen_by)
         measured, predicted = {}, []
         for split in (VALIDATION, TEST):
@@ -177,11 +177,11 @@ def run(
         "seconds": round(time.perf_counter() - start, 1),
         "history": history,
     }
-    return Outcome(record, trainer.accelerator.unwrap_model(trainer.model), predicted)
+    return Result(record, trainer.accelerator.unwrap_model(trainer.model), predicted)
 
 
 def _array(predictions: Any) -> np.ndarray[Any, Any]:
-    """Logits, of models that put out more the first."""
+    """Return the logits; models with several outputs have them first."""
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
 
 
@@ -189,9 +189,9 @@ def _arguments(settings: Settings, learning_rate: float, seed: int, work: Path, 
     gpu = torch.cuda.is_available()
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    by_hand = not gpu and settings.deepspeed_config is not None
-    if by_hand:
-        _tell_accelerate_of_ranks()
+    deepspeed_on_cpu = not gpu and settings.deepspeed_config is not None
+    if deepspeed_on_cpu:
+        _configure_accelerate()
     return TrainingArguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
@@ -199,19 +199,19 @@ def _arguments(settings: Settings, learning_rate: float, seed: int, work: Path, 
         per_device_eval_batch_size=EVALUATION_ROWS,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=WARMUP_SHARE,
+        warmup_steps=WARMUP_FRACTION,
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=1.0,
-        # else it multiplies the loss of these models, which is a mean, by the number of ranks, and gradients with it
+        # True would multiply the loss of these models, which is a mean, and its gradients by the number of ranks
         average_tokens_across_devices=False,
         seed=seed,
         bf16=settings.precision == "bf16",
         eval_strategy="epoch",
         logging_strategy="epoch",
-        logging_nan_inf_filter=False,  # a loss that is not a number is to be seen
+        logging_nan_inf_filter=False,  # shows a loss that is not a number
         save_strategy="best",
         save_total_limit=1,
-        # of DeepSpeed's checkpoints the Trainer restores only whole ones
+        # the Trainer restores DeepSpeed's checkpoints only when they are whole
         save_only_model=settings.deepspeed_config is None,
         load_best_model_at_end=True,
         metric_for_best_model=chosen_by,
@@ -220,14 +220,14 @@ def _arguments(settings: Settings, learning_rate: float, seed: int, work: Path, 
         ddp_backend=None if ranks == 1 else "nccl" if gpu else "gloo",
         dataloader_pin_memory=gpu,
         deepspeed=settings.deepspeed_config,
-        accelerator_config={"use_configured_state": True} if by_hand else None,
+        accelerator_config={"use_configured_state": True} if deepspeed_on_cpu else None,
         disable_tqdm=True,
         report_to="none",
     )
 
 
-def _tell_accelerate_of_ranks() -> None:
-    """On CPUs accelerate takes every rank that uses DeepSpeed for the only one, unless its state names a backend."""
+def _configure_accelerate() -> None:
+    """Set accelerate's state for DeepSpeed on CPUs; without a backend there, each rank would believe to be alone."""
     from accelerate.state import AcceleratorState, PartialState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -237,11 +237,11 @@ def _tell_accelerate_of_ranks() -> None:
 
 
 def _history(log: Sequence[dict[str, Any]], chosen_by: str) -> list[dict[str, Any]]:
-    """Loss and validation score of each epoch, from the Trainer's log."""
+    """Return loss and validation score of each epoch, from the Trainer's log."""
     found: dict[int, dict[str, Any]] = {}
     names = {"loss": "train_loss", "eval_loss": "validation_loss", f"eval_{chosen_by}": chosen_by}
     for entry in log:
         epoch = found.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
-        # null for what is not finite, which JSON does not have
+        # null where it is not finite, because JSON has no such number
         epoch |= {name: entry[key] if np.isfinite(entry[key]) else None for key, name in names.items() if key in entry}
     return [found[epoch] for epoch in sorted(found) if chosen_by in found[epoch]]

@@ -35,7 +35,7 @@ NO_MEMORY = re.compile(r"memory|\boom\b|bad_alloc", re.IGNORECASE)  # in reasons
 
 @dataclass(frozen=True)
 class Limit:
-    """A part of the step that is judged.
+    """A part of the judged point's step.
 
     Attributes:
         fraction: of that step.
@@ -53,7 +53,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to change at the point that is judged.
+    """A change to make at the judged point.
 
     Attributes:
         kind: "setting" (another curve is measured faster), "predicted" (stage and micro-batch that were not tried),

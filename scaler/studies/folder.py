@@ -1,11 +1,11 @@
-"""The folder of a scaling study: the recipe, the points to measure, and what came of each.
+"""Keep the folder of a scaling study: the recipe, the points to measure, and the outcome of each.
 
 FOLDER/recipe.yaml                    the experiment, the same for all points
        points/NAME/point.json         what to run
-                   ds_config.json     with which configuration of DeepSpeed; batches are "auto"
-                   measured.json      what was measured; absent before, and after a failure
+                   ds_config.json     the DeepSpeed configuration; batches are "auto"
+                   measured.json      the measurements; absent before, and after a failure
                    failures.jsonl     one line for each attempt that failed
-       logs/NAME-ATTEMPT.txt          what the ranks said
+       logs/NAME-ATTEMPT.txt          output of the ranks
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Point:
     """One setting of a study.
 
     Attributes:
-        series: "strong", the batch is that of the recipe; "weak", it grows with the ranks.
+        series: "strong": the batch is that of the recipe; "weak": it grows with the ranks.
         nodes, ranks_per_node: on which it runs.
-        stage, offload, bucket: of ZeRO; `reduce_bucket_size` in numbers.
+        stage, offload: ZeRO stage; whether the optimizer's state is on the CPU.
+        bucket: `reduce_bucket_size` in elements.
         rows, micro_rows: of the global batch, and of a micro-batch.
     """
 
@@ -68,22 +69,22 @@ class Point:
 
     @property
     def ranks(self) -> int:
-        """On all nodes."""
+        """Return the number of ranks on all nodes."""
         return self.nodes * self.ranks_per_node
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a rank and step."""
+        """Return the micro-batches of a rank in a step."""
         return self.rows // (self.micro_rows * self.ranks)
 
     @property
     def setting(self) -> tuple[str, int, bool, int]:
-        """What points of one curve have in common: series, stage, offload and bucket."""
+        """Return what points of one curve have in common: series, stage, offload and bucket."""
         return self.series, self.stage, self.offload, self.bucket
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of the point's folder."""
         return (
             f"{self.series}-n{self.nodes}x{self.ranks_per_node}-zero{self.stage}{'-offload' * self.offload}"
             f"-bucket{self.bucket}-rows{self.rows}-micro{self.micro_rows}"
@@ -92,23 +93,23 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the ranks of a point found. Lists of ranks are in their order; the warm-up is left out.
+    """The measurements of a point. Lists over ranks are in the order of ranks; the warm-up is left out.
 
     Attributes:
-        hosts: of the ranks.
+        hosts: by rank.
         warmup: steps before the measured ones.
-        step_seconds: by rank, of each measured step, from its begin to its end.
-        own_seconds: by rank, of steps of their own, where each collective is waited for: what is outside them, which
-            tells a straggler.
-        communication_seconds: by rank, the median of those steps' time in collectives.
-        peak_bytes: by rank, of the device, or on a CPU resident beyond the process before it had a model.
-        tokens_per_row: of text, on the average of all rows.
+        step_seconds: by rank, the duration of each measured step.
+        own_seconds: by rank, the time outside collectives in each step of a separate series, in which each collective
+            is waited for. It shows stragglers.
+        communication_seconds: by rank, the median time in collectives of those steps.
+        peak_bytes: by rank, peak memory of the device; on a CPU the resident memory that training adds to the process.
+        tokens_per_row: mean over all rows, without padding.
         precision: "bf16" or "fp32".
         versions: of the packages, by name.
-        commit: of the project; None: unknown.
-        started: when, in ISO 8601.
-        device: of the ranks, "cpu" or "cuda".
-        threads: of a rank on its CPU.
+        commit: of the project; None if unknown.
+        started: time in ISO 8601.
+        device: "cpu" or "cuda".
+        threads: CPU threads of a rank.
     """
 
     hosts: tuple[str, ...]
@@ -133,7 +134,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Entry:
-    """A point with what is known of it. `failures` are the reasons of attempts, the latest last."""
+    """A point with its measurements and the reasons of failed attempts, the latest last."""
 
     point: Point
     measured: Measured | None
@@ -141,36 +142,36 @@ class Entry:
 
 
 def folder_of(study: Path, point: Point) -> Path:
-    """Where a point is kept."""
+    """Return the folder of a point."""
     return study / POINTS / point.name
 
 
 def write_point(study: Path, point: Point, ds_config: dict[str, Any]) -> None:
-    """Ask for a point; whatever was measured of it stays."""
+    """Write what a point is to run; its measurements stay."""
     folder = folder_of(study, point)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / DS_CONFIG, ds_config)
-    write_json(folder / POINT, dataclasses.asdict(point))  # the last, for it makes the folder a point
+    write_json(folder / POINT, dataclasses.asdict(point))  # last, because it makes the folder a point
 
 
 def write_measured(study: Path, point: Point, measured: Measured) -> None:
-    """Keep what was measured."""
+    """Write the measurements of a point."""
     write_json(folder_of(study, point) / MEASURED, dataclasses.asdict(measured))
 
 
 def note_failure(study: Path, point: Point, reason: str) -> None:
-    """Keep why an attempt failed."""
+    """Append the reason of a failed attempt."""
     with (folder_of(study, point) / FAILURES).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"reason": reason}) + "\n")
 
 
 def step_seconds(measured: Measured) -> float:
-    """Of a step, the median: a step takes as long as on the rank where it takes longest."""
+    """Return the median duration of a step; a step takes as long as on its slowest rank."""
     return float(statistics.median(map(max, zip(*measured.step_seconds, strict=True))))
 
 
 def read_point(folder: Path) -> Point:
-    """The point of a folder. Raises ScalerError where it is none."""
+    """Read the point of a folder. Raises ScalerError where there is none."""
     found = _built(Point, folder / POINT)
     assert isinstance(found, Point)
     if found.name != folder.name:
@@ -179,7 +180,7 @@ def read_point(folder: Path) -> Point:
 
 
 def read_measured(folder: Path) -> Measured | None:
-    """What was measured of the point of a folder, or None. Raises ScalerError for a damaged file."""
+    """Read the measurements of the point of a folder; None without any. Raises ScalerError for a damaged file."""
     path = folder / MEASURED
     if not path.is_file():
         return None
@@ -196,7 +197,7 @@ def _built(kind: type, path: Path) -> Any:
 
 
 def failures(folder: Path) -> tuple[str, ...]:
-    """Why attempts at the point of a folder have failed, the latest last."""
+    """Read the reasons of failed attempts at the point of a folder, the latest last."""
     path = folder / FAILURES
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return tuple(map(_reason, lines))
@@ -210,7 +211,10 @@ def _reason(line: str) -> str:
 
 
 def read(study: Path) -> list[Entry]:
-    """All points of a study, by series, stage, bucket and ranks. Raises ScalerError where it is no study."""
+    """Read all points of a study, sorted by series, stage, bucket and ranks.
+
+    Raises: ScalerError where it is no study.
+    """
     if not (study / RECIPE).is_file() or not (study / POINTS).is_dir():
         raise ScalerError(f"{study}: no study here (no {RECIPE} and {POINTS}/); python -m scaler.study makes one")
     folders = [path.parent for path in (study / POINTS).glob(f"*/{POINT}")]

@@ -27,11 +27,8 @@ from scaler.studies.folder import Point
 OFFLOAD = {"no": (False,), "yes": (True,), "both": (False, True)}
 
 
-# ---- what to measure
-
-
 def kinds(arguments: argparse.Namespace, bucket: int, left_out: dict[str, str]) -> list[tuple[int, bool, int]]:
-    """Stages, offloads and buckets that go together; what does not is added to `left_out` with the reason."""
+    """Return valid combinations of stage, offload and bucket; add others to `left_out` with the reason."""
     found = []
     buckets = arguments.buckets or (bucket,)
     for stage, offload, size in itertools.product(arguments.stages, OFFLOAD[arguments.offload], buckets):
@@ -45,29 +42,29 @@ def kinds(arguments: argparse.Namespace, bucket: int, left_out: dict[str, str]) 
 
 
 def grid(
-    arguments: argparse.Namespace, recipe: Recipe, bucket: int, there: Sequence[Point]
+    arguments: argparse.Namespace, recipe: Recipe, bucket: int, existing: Sequence[Point]
 ) -> tuple[list[Point], dict[str, str]]:
-    """All points that are asked for and possible, and what was left out with the reason.
+    """Return all possible points of the requested grid, and what was left out with the reason.
 
     Args:
-        bucket: of the DeepSpeed configuration.
-        there: points of the study so far. Where some are weak, a rank's share of the batch is theirs.
+        bucket: reduce_bucket_size of the DeepSpeed configuration, in elements.
+        existing: points of the study so far. New weak points have as many rows per rank as existing ones.
     """
     left_out: dict[str, str] = {}
     of_stages = kinds(arguments, bucket, left_out)
     sizes = list(itertools.product(arguments.nodes, arguments.ranks_per_node))
-    share = Fraction(recipe.training.rows, min(nodes * ranks for nodes, ranks in sizes))
-    share = next((Fraction(point.rows, point.ranks) for point in there if point.series == "weak"), share)
+    per_rank = Fraction(recipe.training.rows, min(nodes * ranks for nodes, ranks in sizes))
+    per_rank = next((Fraction(point.rows, point.ranks) for point in existing if point.series == "weak"), per_rank)
     points = []
     for series, (nodes, ranks) in itertools.product(arguments.series, sizes):
-        rows = recipe.training.rows if series == "strong" else share * nodes * ranks
+        rows = recipe.training.rows if series == "strong" else per_rank * nodes * ranks
         for micro_rows in arguments.micro_rows or (None,):
             size = f"{series} on {nodes} x {ranks} ranks" + (
                 "" if micro_rows is None else f", micro-batch {micro_rows}"
             )
             try:
                 if rows != int(rows):
-                    raise ScalerError(f"{float(share):g} rows a rank make no whole batch; change training.rows")
+                    raise ScalerError(f"{float(per_rank):g} rows per rank make no whole batch; change training.rows")
                 solved = ds_config.solve_batch(int(rows), nodes * ranks, micro_rows or recipe.training.max_micro_rows)
                 points += [
                     Point(series, nodes, ranks, *kind, int(rows), micro_rows or solved.micro_rows) for kind in of_stages
@@ -80,7 +77,7 @@ def grid(
 
 
 def configuration_of(content: dict[str, Any], point: Point) -> dict[str, Any]:
-    """The user's DeepSpeed configuration with the point's stage, offload and bucket, and batches left to be solved."""
+    """Return the user's DeepSpeed configuration with stage, offload and bucket of the point, and batches "auto"."""
     zero = dict(content.get("zero_optimization", {}))
     zero |= {"stage": point.stage, "reduce_bucket_size": point.bucket}
     if point.offload:
@@ -94,11 +91,12 @@ def configuration_of(content: dict[str, Any], point: Point) -> dict[str, Any]:
 
 
 def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
-    """Make the folder, or go on in it, and add the points asked for; hold it until the returned file is closed.
+    """Make the folder or continue in it, add the requested points, and hold it until the returned file is closed.
 
     Returns: the lock, and what was left out.
-    Raises: ScalerError for settings that make no sense, a folder of something else or of another recipe or
-        configuration, and one that another process works in.
+
+    Raises: ScalerError for impossible settings, for a folder of something else or of another recipe or configuration,
+        and for one that another process works in.
     """
     study: Path = arguments.folder
     path, points_folder = study / study_folder.RECIPE, study / study_folder.POINTS
@@ -110,13 +108,13 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
         _refuse_mixed(study, "recipe", load_recipe(str(began_with)).to_plain(), recipe.to_plain())
     prepared.open_prepared(recipe)
     content = config_deepspeed.read(arguments.deepspeed_config)
-    there = [entry.point for entry in study_folder.read(study)] if began else []
-    for point in there:
+    existing = [entry.point for entry in study_folder.read(study)] if began else []
+    for point in existing:
         before = read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG)
         _refuse_mixed(study, "DeepSpeed configuration", before, configuration_of(content, point))
-    points, left_out = grid(arguments, recipe, settings_of(content, "fp32").bucket, there)
+    points, left_out = grid(arguments, recipe, settings_of(content, "fp32").bucket, existing)
     native = devices.bf16_is_native(devices.device(World()))
-    for point in points:  # so that what the recipe refuses is said once, and now
+    for point in points:  # so that invalid combinations are refused once, and now
         batch = ds_config.SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
         config_deepspeed.resolve(configuration_of(content, point), arguments.deepspeed_config, recipe, batch, native)
     lock = folders.lock(study)

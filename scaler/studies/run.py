@@ -21,24 +21,23 @@ from scaler.studies import point
 from scaler.studies.folder import Entry
 from scaler.studies.grid import begin
 
-# imported once for all points; the last of them DeepSpeed imports at every start, and it brings a compiler
+# imported once for all points; DeepSpeed imports the last one at every start, which loads a compiler
 PRELOAD = ["scaler.studies.point", "scaler.engine.engine", "deepspeed.runtime.zero.muon.muon_optimizer"]
 SCRIPT = "sbatch slurm/scaling_study.sh, with the same arguments"
-ATTEMPTS = 3  # at a point, over all starts
-
-
-# ---- on this machine
+ATTEMPTS = 3  # per point, over all starts
 
 
 def open_points(entries: Sequence[Entry]) -> list[Entry]:
-    """Those that are to be measured yet, and may be tried again."""
+    """Return the points that are not measured yet and may be tried again."""
     return [entry for entry in entries if entry.measured is None and len(entry.failures) < ATTEMPTS]
 
 
 def threads(study: Path, entries: Sequence[Entry]) -> int:
-    """Of each rank of each point, so that points compare: those of OMP_NUM_THREADS, or what the most ranks leave.
+    """Return the threads of each rank, the same for all points so that they are comparable.
 
-    Raises: ScalerError where points were measured with others.
+    They are those of OMP_NUM_THREADS, or the cores divided by the largest number of ranks.
+
+    Raises: ScalerError where points were measured with another number.
     """
     cores, most = len(os.sched_getaffinity(0)), max(entry.point.ranks for entry in entries)
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -56,20 +55,20 @@ def threads(study: Path, entries: Sequence[Entry]) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Measure what this machine can, each point until it is measured or has failed too often; say how it went."""
+    """Measure the points that this machine can run, each until it is measured or has failed ATTEMPTS times."""
     study: Path = arguments.folder
     most = torch.cuda.device_count() or math.inf
     entries = [entry for entry in study_folder.read(study) if entry.point.nodes == 1 and entry.point.ranks <= most]
     os.environ["OMP_NUM_THREADS"] = str(threads(study, entries))
     (study / study_folder.LOGS).mkdir(exist_ok=True)
     to_do, done, began = open_points(entries), 0, time.monotonic()
-    for entry in to_do * ATTEMPTS:  # what has failed comes again after the others
+    for entry in to_do * ATTEMPTS:  # points that failed come again after the others
         folder = study_folder.folder_of(study, entry.point)
         tried = len(study_folder.failures(folder))
         if study_folder.read_measured(folder) is not None or tried == ATTEMPTS:
             continue
         log = study / study_folder.LOGS / f"{entry.point.name}-{tried + 1}.txt"
-        log.unlink(missing_ok=True)  # of a start that was stopped
+        log.unlink(missing_ok=True)  # left by a start that was stopped
         words = [str(study), entry.point.name, f"--steps={arguments.steps}", f"--warmup={arguments.warmup}"]
         status = local_ranks.start(entry.point.ranks, point.main, words, log, PRELOAD)
         found = study_folder.read_measured(folder)
@@ -87,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def conclude(study: Path) -> None:
-    """Say how many points are measured, and which have failed; status 75 if some have."""
+    """Print how many points are measured, and which have failed; exit with status 75 if any has."""
     entries = study_folder.read(study)
     failed = [entry for entry in entries if entry.measured is None and len(entry.failures) >= ATTEMPTS]
     measured = sum(entry.measured is not None for entry in entries)

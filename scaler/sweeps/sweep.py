@@ -1,4 +1,4 @@
-"""Begin a hyperparameter sweep, or go on with one; start its trials."""
+"""Begin or continue a hyperparameter sweep, and start its trials."""
 
 from __future__ import annotations
 
@@ -30,30 +30,33 @@ from scaler.training import job, run_folder, stop
 POLL_SECONDS = 1.0
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 BASE = "base.yaml"  # the recipe of trial 0
-# of every trial: halving is its patience, and it keeps no more checkpoints than it needs to go on
+# overrides of every trial: halving replaces patience, and one checkpoint is enough to continue
 OF_A_TRIAL = ["training.patience=null", "checkpoint.keep_last=1", "checkpoint.keep_every=null"]
 
 
 def resolved(arguments: argparse.Namespace, more: list[str]) -> job.Job:
-    """A trial's job, checked against data and engine before anything starts."""
+    """Return a trial's job, checked against data and engine before anything starts."""
     given = {**vars(arguments), "run_dir": None, "allow_changes": False, "overrides": [*arguments.overrides, *more]}
     return job.resolve(argparse.Namespace(**given), World(size=arguments.ranks, local_size=arguments.ranks))
 
 
-def begin(arguments: argparse.Namespace, this: job.Job, space: tuple[sweep_space.Parameter, ...]) -> None:
-    """Make the folder, or go on in it. Raises ScalerError where it is another sweep's, or something else's."""
-    folder, training = arguments.folder, this.recipe.training
+def begin(arguments: argparse.Namespace, base: job.Job, space: tuple[sweep_space.Parameter, ...]) -> None:
+    """Make the folder, or check that it is this sweep's.
+
+    Raises: ScalerError for a folder of another sweep or of something else.
+    """
+    folder, training = arguments.folder, base.recipe.training
     if training.steps % training.evaluate_every:
         raise ScalerError(
             f"training.steps={training.steps} is no multiple of training.evaluate_every={training.evaluate_every}, and "
-            "trials are compared at evaluations; set training.evaluate_every to a part of it"
+            "trials are compared at evaluations; set training.evaluate_every to a divisor of it"
         )
     folders.claim(folder, (SETTINGS,), "a sweep")
     content = {
         "kind": "sweep",
-        "recipe": this.recipe.to_plain(),
-        "ds_config": this.asked,
-        "rows_xxh3": this.data.manifest.xxh3("train"),
+        "recipe": base.recipe.to_plain(),
+        "ds_config": base.asked,
+        "rows_xxh3": base.data.manifest.xxh3("train"),
         "space": [asdict(one) for one in space],
     }
     with explain_disk_errors(folder):
@@ -64,13 +67,13 @@ def begin(arguments: argparse.Namespace, this: job.Job, space: tuple[sweep_space
             different = differences(read_json(folder / SETTINGS), json.loads(json.dumps(content)))
             for name, (old, now) in different.items():
                 raise ScalerError(f"{folder}: was begun with {name}={old!r}, and not {now!r}; name another folder")
-            # its own, for a sweep is long, and files are edited meanwhile
-            write_whole(folder / BASE, this.recipe.to_yaml())
-            write_json(folder / run_folder.DS_CONFIG, this.asked)
+            # copies, because a sweep is long and the user's files may change meanwhile
+            write_whole(folder / BASE, base.recipe.to_yaml())
+            write_json(folder / run_folder.DS_CONFIG, base.asked)
 
 
 def take(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, slot: int) -> Trial | None:
-    """The first trial that is not over and that nobody is at work on, new or left by somebody; None: there is none."""
+    """Take the first trial that is neither over nor run by another process, new or abandoned; None without any."""
     folder = arguments.folder
     for number in range(arguments.trials):
         if sweep_trial.is_over(folder, number):
@@ -87,7 +90,7 @@ def take(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, slot: i
             continue
         path = sweep_trial.record_file(folder, number)
         again = path.is_file()
-        record = read_json(path) if again else _begun(arguments, base, space, number)
+        record = read_json(path) if again else _new_record(arguments, base, space, number)
         trial = Trial(folder, lock, record, _command(arguments, record), _environ(arguments, slot))
         trial.write()
         what = " ".join(record["overrides"]) or "the recipe as it is"
@@ -96,8 +99,8 @@ def take(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, slot: i
     return None
 
 
-def _begun(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, number: int) -> dict[str, Any]:
-    """The record of a new trial."""
+def _new_record(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, number: int) -> dict[str, Any]:
+    """Return the record of a new trial."""
     if number == 0:
         parameters, overrides = {one.key: sweep_space.value_of(base, one.key) for one in space}, []
     else:
@@ -112,9 +115,9 @@ def _begun(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, numbe
 
 
 def _command(arguments: argparse.Namespace, record: dict[str, Any]) -> list[str]:
-    """The training of a trial, as one would start it by hand."""
+    """Return the command of a trial's training, as one would start it by hand."""
     folder, ranks = arguments.folder, str(arguments.ranks)
-    # the deepspeed launcher would take the first GPUs, whichever are shown to it
+    # the deepspeed launcher would take the first GPUs of the machine, whatever CUDA_VISIBLE_DEVICES says
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
     start = [sys.executable, *(launcher if arguments.ranks > 1 else []), str(TRAIN)]
     run = ["--run_dir", str(sweep_trial.run_dir(folder, record["trial"])), "--ranks", ranks]
@@ -123,10 +126,10 @@ def _command(arguments: argparse.Namespace, record: dict[str, Any]) -> list[str]
 
 
 def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
-    """The share of cores and GPUs of a trial that is the slot-th of those at work in this process."""
-    cores, asked = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, cores // (arguments.workers * arguments.ranks))
-    found = {**os.environ, "OMP_NUM_THREADS": str(min(share, int(asked)) if asked.isdigit() else share)}
+    """Return the environment of a trial in a slot of this process, with its part of the cores and GPUs."""
+    cores, given = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, cores // (arguments.workers * arguments.ranks))
+    found = {**os.environ, "OMP_NUM_THREADS": str(min(threads, int(given)) if given.isdigit() else threads)}
     if count := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         mine = [visible.split(",")[(slot * arguments.ranks + rank) % count] for rank in range(arguments.ranks)]
@@ -134,17 +137,17 @@ def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
     return found
 
 
-def told(record: dict[str, Any]) -> str:
-    """How a trial stands, for people."""
+def describe(record: dict[str, Any]) -> str:
+    """Describe the state of a trial."""
     where = f"{record['state']} after {record['steps']:,} of {record['of_steps']:,} steps"
     return f"{where}, {record.get('error') or f'held-out loss {sweep_trial.last_loss(record):.3f}'}"
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Work on the trials of a sweep until none is left or somebody stops it, and write its report."""
-    this = resolved(arguments, [])
+    """Run the trials of a sweep until none is left or it is stopped, and write its report."""
+    base = resolved(arguments, [])
     space = sweep_space.parse(arguments.space, lambda more: resolved(arguments, more).recipe)
-    begin(arguments, this, space)
+    begin(arguments, base, space)
     slots: list[Trial | None] = [None] * arguments.workers
     more = True
     with stop.StopRequests(arguments.folder) as requests:
@@ -152,11 +155,11 @@ def run(arguments: argparse.Namespace) -> None:
             asked = stop.reason(requests.flags())
             for slot, trial in enumerate(slots):
                 if trial is None and more and not asked:
-                    slots[slot] = take(arguments, this.recipe, space, slot)
+                    slots[slot] = take(arguments, base.recipe, space, slot)
                     more = slots[slot] is not None
                 elif trial is not None and trial.follow(asked is not None):
                     slots[slot], more = None, True
-                    print(f"trial {trial.record['trial']}: {told(trial.record)}", flush=True)
+                    print(f"trial {trial.record['trial']}: {describe(trial.record)}", flush=True)
             if not any(slots) and (asked or not more):
                 break
             time.sleep(POLL_SECONDS)

@@ -1,6 +1,7 @@
-"""A trial of a sweep: a training as a process of its own, followed by its held-out losses, stopped where it is poor.
+"""Run a trial of a sweep: a training in its own process, whose held-out losses decide whether it goes on.
 
-FOLDER/trial-0007/ is the run, FOLDER/trial-0007.json what is known of it, written by whoever holds its lock.
+FOLDER/trial-0007/ is the run. FOLDER/trial-0007.json is the record of the trial, written by the process that holds its
+lock.
 """
 
 from __future__ import annotations
@@ -23,32 +24,34 @@ HALVING = 3  # Li et al. 2018 (Hyperband), who find 3 and 4 to do equally well
 
 
 def run_dir(folder: Path, number: int) -> Path:
-    """The folder of a trial's run."""
+    """Return the folder of a trial's run."""
     return folder / f"trial-{number:04d}"
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """What is known of each trial that has begun, by number."""
+    """Return the record of each trial that has begun, by number."""
     return [read_json(path) for path in sorted(folder.glob("trial-*.json"))]
 
 
 def record_file(folder: Path, number: int) -> Path:
-    """Where what is known of a trial stands."""
+    """Return the file with the record of a trial."""
     return run_dir(folder, number).with_suffix(".json")
 
 
 def is_over(folder: Path, number: int) -> bool:
-    """There is no more to do for this trial."""
+    """Return whether this trial has ended for good."""
     path = record_file(folder, number)
     return path.is_file() and read_json(path)["state"] != "running"
 
 
 def goes_on(evaluation: int, loss: float, others: Sequence[float]) -> bool:
-    """Asynchronous successive halving (Li et al. 2020): after evaluations 1, 3, 9 ... only the best third goes on.
+    """Return whether a trial is good enough to go on, by asynchronous successive halving (Li et al. 2020).
+
+    After evaluations 1, 3, 9 ... only the best third goes on; of fewer than six trials, only the best.
 
     Args:
         evaluation: its number, from 1.
-        others: losses of all other trials that have come as far; of fewer than five, only the best goes on.
+        others: losses of all other trials at this evaluation.
     """
     while evaluation % HALVING == 0:
         evaluation //= HALVING
@@ -57,7 +60,7 @@ def goes_on(evaluation: int, loss: float, others: Sequence[float]) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Delete the exports of all trials that are over, but for that of the best finished one."""
+    """Delete the exports of all trials that are over, except that of the best finished one."""
     over = [record for record in records(folder) if record["state"] != "running"]
     best = min((record for record in over if record["state"] == "finished"), key=last_loss, default=None)
     for record in over:
@@ -66,19 +69,19 @@ def clear(folder: Path) -> None:
 
 
 def last_loss(record: Mapping[str, Any]) -> float:
-    """The held-out loss of a trial's last evaluation that counts, in nats; infinite before the first."""
+    """Return the held-out loss of a trial's last evaluation that counts, in nats; infinite before the first."""
     losses = record["losses"]
     return float(losses[max(losses, key=int)]) if losses else math.inf
 
 
 class Trial:
-    """A trial that this process works on.
+    """A trial that this process runs.
 
     Args:
-        lock: of the trial, which goes with this object.
+        lock: of the trial; this object closes it.
         record: `trial`, `state`, `parameters`, `losses` by number of the evaluation, `seconds`; `rows`, `of_steps` and
             `evaluate_every` of its recipe.
-        command, environ: start its training, or go on with it.
+        command, environ: start or continue its training.
     """
 
     def __init__(
@@ -87,19 +90,19 @@ class Trial:
         self.folder, self.record, self.run = folder, record, run_dir(folder, record["trial"])
         self._lock, self._command, self._environ = lock, command, environ
         self._process: subprocess.Popen[bytes] | None = None
-        self._said_from = self._judged = 0
-        self._poor, self._problem, self._told = False, "", False
+        self._log_start = self._judged = 0
+        self._poor, self._problem, self._asked_to_end = False, "", False
         self._clock = time.monotonic()
 
     def follow(self, asked_to_stop: bool) -> bool:
-        """Look at it. True once there is no more to do here: it is over, or has stopped as it was asked to."""
-        # where its sweep was killed and it was not, its training is at work without being a child of ours
+        """Check the trial. Return True once this process is done with it: it is over, or has stopped as requested."""
+        # after its sweep was killed alone, its training runs on without being a child of this process
         ended = self._process.poll() is not None if self._process else not self._at_work()
-        self._judge(files.records(self.run / files.METRICS))  # after that look, so that nothing is missed
+        self._judge(files.records(self.run / files.METRICS))  # after the check above, so that nothing is missed
         stopping = asked_to_stop or self._poor or self._problem
-        if stopping and not self._told and run_folder.is_run(self.run):  # before that, no start takes the file
+        if stopping and not self._asked_to_end and run_folder.is_run(self.run):  # before that, a start ignores the file
             (self.run / STOP_FILE).touch()
-            self._told = True
+            self._asked_to_end = True
         finished = run_folder.state(self.run).get("state") == "finished"
         if not ended or self._process or stopping or finished:
             return ended and self._end(asked_to_stop, finished)
@@ -116,13 +119,13 @@ class Trial:
     def _start(self) -> None:
         (self.run / STOP_FILE).unlink(missing_ok=True)
         with (self.run / run_folder.LOGS / "sweep.txt").open("ab") as log:
-            self._said_from = log.tell()
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self._environ
             )
 
     def _judge(self, measured: Sequence[Mapping[str, Any]]) -> None:
-        """Take the new evaluations, and see whether the trial is one of the best at each."""
+        """Record the new evaluations, and check whether the trial is among the best at each."""
         every, last = self.record["evaluate_every"], self.record["of_steps"] // self.record["evaluate_every"]
         self.record["steps"] = max((record["step"] for record in measured), default=0)
         found = {
@@ -144,11 +147,11 @@ class Trial:
                 for other in records(self.folder)
                 if str(number) in other["losses"] and other["trial"] != self.record["trial"]
             ]
-            # the recipe's own, trial 0, is what all are compared with
+            # trial 0, the recipe as it is, never stops: all others are compared with it
             self._poor = self.record["trial"] > 0 and number < last and not goes_on(number, loss, others)
 
     def _end(self, asked_to_stop: bool, finished: bool) -> bool:
-        """Say how it ended; False where it is still at work, and another start has only been refused."""
+        """Record how the trial ended; return False where it still runs and only another start of it was refused."""
         status = self._process.returncode if self._process else 0
         (self.run / STOP_FILE).unlink(missing_ok=True)
         whole = str(self.record["of_steps"] // self.record["evaluate_every"]) in self.record["losses"]
@@ -157,10 +160,10 @@ class Trial:
         elif status == 0 and whole and finished:
             self.record["state"] = "finished"
         elif self._problem or not asked_to_stop:
-            if not self._problem and status and self._at_work():  # another start of it has been quicker
+            if not self._problem and status and self._at_work():  # another start was quicker
                 self._process = None
                 return False
-            self.record |= {"state": "failed", "error": self._problem or self._last_words(status)}
+            self.record |= {"state": "failed", "error": self._problem or self._reason(status)}
         self.write()
         self._lock.close()
         if self.record["state"] != "running":
@@ -168,16 +171,17 @@ class Trial:
             clear(self.folder)
         return True
 
-    def _last_words(self, status: int) -> str:
+    def _reason(self, status: int) -> str:
+        """Return the last error line of the training's log, or its last line."""
         with (self.run / run_folder.LOGS / "sweep.txt").open("rb") as log:
-            log.seek(self._said_from)
+            log.seek(self._log_start)
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
         how = f"killed by signal {-status}" if status < 0 else f"status {status}"
-        return f"{(errors or lines or ['no word'])[-1].removeprefix('error: ')} ({how})"
+        return f"{(errors or lines or ['no output'])[-1].removeprefix('error: ')} ({how})"
 
     def write(self) -> None:
-        """Write down what is known of it."""
+        """Write the record."""
         now = time.monotonic()
         self.record["seconds"], self._clock = self.record["seconds"] + now - self._clock, now
         with explain_disk_errors(self.folder):

@@ -132,7 +132,7 @@ def test_another_encoding_is_read_when_named(tmp_path):
         ("a.conll", "tokens", "a\tO\nb\tI-X\n", ":2: I-X after O; in IOB2 an entity begins with B-X"),
         ("a.conll", "tokens", "a\tB-Y\nb\tI-X\n", ":2: I-X after B-Y"),
         ("a.conll", "tokens", "a\tB-X\n\nb\tI-X\n", ":3: I-X after O"),
-        ("a.conll", "tokens", "a\tX\n", ":1: 'X' is no BIO tag"),
+        ("a.conll", "tokens", "a\tX\n", ":1: 'X' is not a BIO tag"),
         ("a.conll", "tokens", "\tO\n", ":1: a word is empty"),
         ("a.all", "classification", "x a\n", "its name does not say the format; give --format"),
     ],

@@ -6,7 +6,10 @@ from importlib import metadata
 
 from conftest import ROOT
 
-TORCH_FREE = ["data_prep.__main__", "scaler.config.recipe", "scaler.config.command_line", "scaler.sharing"]
+TORCH_FREE = [
+    *("data_prep.__main__", "scaler.config.recipe", "scaler.config.command_line", "scaler.sharing"),
+    *("scaler.studies.report", "scaler.sweeps.report", "scaler.finetuning.report", "scaler.finetuning.folder"),
+]
 
 
 def test_data_preparation_and_recipes_load_without_torch():

@@ -16,7 +16,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scaler.config import typed
 from scaler.core.cli import Parser, at_least
@@ -26,6 +26,7 @@ from scaler.core.files import read_json, write_json
 RECIPE, POINTS, POINT, DS_CONFIG = "recipe.yaml", "points", "point.json", "ds_config.json"
 MEASURED, FAILURES, LOGS = "measured.json", "failures.jsonl", "logs"
 SERIES = ("strong", "weak")
+Kind = TypeVar("Kind")
 
 
 def add_steps(parser: Parser) -> None:
@@ -172,8 +173,7 @@ def step_seconds(measured: Measured) -> float:
 
 def read_point(folder: Path) -> Point:
     """Read the point of a folder. Raises ScalerError where there is none."""
-    found = _built(Point, folder / POINT)
-    assert isinstance(found, Point)
+    found = _read(Point, folder / POINT)
     if found.name != folder.name:
         raise ScalerError(f"{folder}: holds the point {found.name}; rename the folder, or delete it")
     return found
@@ -184,12 +184,10 @@ def read_measured(folder: Path) -> Measured | None:
     path = folder / MEASURED
     if not path.is_file():
         return None
-    found = _built(Measured, path)
-    assert isinstance(found, Measured)
-    return found
+    return _read(Measured, path)
 
 
-def _built(kind: type, path: Path) -> Any:
+def _read(kind: type[Kind], path: Path) -> Kind:
     try:
         return typed.build(kind, read_json(path), "", str(path))
     except ScalerError as error:

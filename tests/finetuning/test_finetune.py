@@ -385,7 +385,7 @@ def test_words_that_are_cut_off_count_as_missed(pretrained, tmp_path, command):
     data = sentences(tmp_path / "a.conll", 90)
     arguments = ("--test", path, "--task", "tokens", "--epochs", 1, "--out", out)
     status, output, _ = command(pretrained, "--data", data, *arguments)
-    assert status == 0 and "cut: 1 of 2 (50.0%)" in output
+    assert status == 0 and "tokens: 1 of 2 (50.0%)" in output
     (lost,) = (note for note in results(out)["notes"] if "without a token" in note)
     # each "kana" is at least one piece, so at most 36 of the 65 words are left
     assert 29 <= int(lost.rpartition(" ")[2]) < 65

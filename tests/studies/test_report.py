@@ -223,7 +223,7 @@ def test_measurements_that_cannot_be_are_named(study, call, changes, said):
     ("file", "text", "said"),
     [
         ("measured.json", '{"hosts": [', "not readable as JSON"),
-        ("measured.json", '{"hosts": []}', "warmup is missing"),
+        ("measured.json", '{"hosts": []}', "device and threads are missing"),
         ("point.json", "[]", "a JSON object is needed"),
         ("ds_config.json", "", "not readable as JSON"),
     ],

@@ -159,7 +159,8 @@ def main() -> None:
     asked = (folder / "node.yaml", "--recipe", folder / "recipe.yaml")
     launch(ranks, "--num_gpus", ranks, "--module", "scaler.calibrate", *asked, log=folder / "calibration.log")
     on = hardware.load(str(folder / "node.yaml"))
-    precision, width = ("bf16", 2) if NATIVE_BF16 else ("fp32", 4)
+    precision = "bf16" if NATIVE_BF16 else "fp32"
+    width = ds_config.WEIGHT_BYTES[precision]
     work = workload.workload(recipe, width, on_cpu=True)
     settings = dataclasses.replace(workload.settings_of({}, precision), on_cpu=True)  # as the autotuner has it
     mine = step_time.best(plan.choices(work, plan.other_ways(settings), 1, on))

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from scaler.config import deepspeed as footprint
 from scaler.config.batch import SolvedBatch
 from scaler.config.training_sections import Optimizer
 from scaler.data.batches import Batch
@@ -120,7 +119,7 @@ def predicted(size: tuple[int, int, int], stage: int, offload: str, ranks: int) 
     layout = memory.Layout(tuple(tuple(p.numel() for p in group["params"]) for group in groups))
     settings = workload.settings_of(ds_config(stage, offload, ranks), "fp32")
     batch = SolvedBatch(ROWS * ACCUMULATION * ranks, ROWS, ACCUMULATION, ranks)
-    how = dataclasses.replace(settings, on_cpu=True).sharding(batch, footprint.STATES["adamw"])
+    how = dataclasses.replace(settings, on_cpu=True).sharding(batch, 2)
     return memory.of_step(layout, activations.measure(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True), how)
 
 

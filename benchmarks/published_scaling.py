@@ -80,7 +80,7 @@ def seconds(row: Row, hardware: Hardware, precision: str, row_seconds: float) ->
 
 def predicted(table: Table) -> list[float]:
     """Rows a second, of each row of the table."""
-    hardware = replace(load(table.hardware), flops={"bf16": 1.0, "fp32": 1.0}, micro_seconds=0.0)
+    hardware = replace(load(table.hardware), flops={"bf16": 1.0, "fp32": 1.0}, micro_batch_overhead_seconds=0.0)
     first = table.rows[0]
     beside = seconds(first, hardware, table.precision, 0.0)
     row_seconds = (first.batch / first.speed - beside) * first.nodes * hardware.devices / first.batch

@@ -46,7 +46,9 @@ def one(own: bool, stage: int, recipe: str, overrides: list[str], steps: int, ou
     process_group.join(world)
     config = CONFIGS / f"zero{stage}.json"
     asked = {"recipe": recipe, "overrides": overrides, "deepspeed_config": config}
-    this = job.resolve(argparse.Namespace(**asked, run_dir=None, ranks=None, allow_changes=False), world)
+    this = job.resolve(
+        argparse.Namespace(**asked, run_dir=None, ranks=None, allow_changes=False, allow_untested_ds_keys=False), world
+    )
     network = job.starting_point(this, this.data.manifest.unigram_counts())
     running = engine.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved)
     running.train(True)

@@ -186,7 +186,9 @@ def main() -> None:
     arguments.overrides = arguments.overrides or ["training.rows=16", "training.max_micro_rows=4"]
     world = detect_world()
     process_group.join(world)
-    asked = argparse.Namespace(**vars(arguments), run_dir=None, ranks=None, allow_changes=False)
+    asked = argparse.Namespace(
+        **vars(arguments), run_dir=None, ranks=None, allow_changes=False, allow_untested_ds_keys=False
+    )
     found = measure(job.resolve(asked, world), world, arguments.steps, arguments.warmup)
     process_group.leave()
     if not world.is_first:

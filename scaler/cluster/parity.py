@@ -46,7 +46,8 @@ class Parity:
 def check(job: Job, world: World) -> Parity:
     """Take the steps, and compare. Every rank must call it."""
     device = devices.device(world)
-    bf16 = bool(job.resolved["bf16"].get("enabled"))
+    precision = config_deepspeed.precision_of(job.resolved)
+    bf16 = precision == "bf16"
 
     same = _network(job, bf16).to(device)
     loss = _backward(same, job, 0)
@@ -76,7 +77,7 @@ def check(job: Job, world: World) -> Parity:
         way += float((expected - before[name].flatten()[start : start + len(found)]).double().square().sum())
     # a rank may hold no more than weights that did not move
     error = (wrong / way) ** 0.5 if way else wrong**0.5
-    return Parity(loss, float(norm), error, BOUNDS["bf16" if bf16 else "fp32"])
+    return Parity(loss, float(norm), error, BOUNDS[precision])
 
 
 def _network(job: Job, rounded: bool) -> masked_lm.MaskedLM:

@@ -82,6 +82,11 @@ def run_parser(name: str, description: str | None) -> Parser:
         action="store_true",
         help="continue the run with another batch, seed, learning rate or data than it began with",
     )
+    parser.add_argument(
+        "--allow_untested_ds_keys",
+        action="store_true",
+        help="accept keys of DeepSpeed's JSON that this project was never run with",
+    )
     parser.add_local_rank()
     add_overrides(parser)
     return parser

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Recipe
+from scaler.config.training_sections import Optimizer
 from scaler.core.errors import ScalerError, nearest
+
+DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json"
 
 # Top-level keys of DeepSpeed's JSON (its documentation, "DeepSpeed Configuration JSON"). DeepSpeed itself takes an
 # unknown top-level key in silence. Keys of sections it checks itself.
@@ -26,6 +30,45 @@ KNOWN_KEYS = frozenset(
     ]
 )
 OWNED_BY_RECIPE = {"optimizer": "the optimizer section", "scheduler": "the schedule section", "amp": "no section"}
+
+# Keys with which this project was run: those of ds_configs, and those of tests/end_to_end/test_ds_keys.py, which
+# compares losses with and without them. A section that is not here was not tried at all.
+TRIED_KEYS: dict[str, frozenset[str]] = {
+    "": frozenset(
+        [
+            *("bf16", "dump_state", "fp16", "gradient_accumulation_steps", "gradient_clipping", "memory_breakdown"),
+            *("steps_per_print", "train_batch_size", "train_micro_batch_size_per_gpu", "wall_clock_breakdown"),
+            *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization"),
+        ]
+    ),
+    "bf16": frozenset(["enabled", "check_grad_overflow"]),
+    "fp16": frozenset(["enabled"]),
+    "zero_optimization": frozenset(
+        [
+            *("stage", "allgather_bucket_size", "allgather_partitions", "compute_grad_norm", "contiguous_gradients"),
+            *("offload_optimizer", "offload_param", "overlap_comm", "reduce_bucket_size", "reduce_scatter"),
+            *("stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
+            *("stage3_param_persistence_threshold", "stage3_prefetch_bucket_size", "sub_group_size"),
+            *("use_multi_rank_bucket_allreduce", "round_robin_gradients", "mics_shard_size", "zero_hpz_partition_size"),
+        ]
+    ),
+    "zero_optimization.offload_optimizer": frozenset(["device", "pin_memory"]),
+    "zero_optimization.offload_param": frozenset(["device", "pin_memory"]),
+}
+ALLOW_UNTESTED = "--allow_untested_ds_keys"
+
+# ---- what DeepSpeed does where its configuration is silent
+
+BUCKET = 500_000_000  # reduce_bucket_size, in numbers
+PREFETCHED = 50_000_000  # stage3_prefetch_bucket_size, in numbers
+REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance: a smaller model's weights stay until its backward pass
+PERSISTENT = 100_000  # stage3_param_persistence_threshold: parameters up to this size stay whole
+GATHERED_AT_ONCE = 500_000_000  # gradients that stage 0 lays end to end to reduce them (engine.py of DeepSpeed)
+
+# ---- bytes of a number
+
+FP32_BYTES, FP64_BYTES = 4, 8
+WEIGHT_BYTES = {"bf16": 2, "fp32": FP32_BYTES}  # of the forward pass, by precision
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -48,18 +91,27 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def resolve(
-    content: dict[str, Any], path: Path, recipe: Recipe, batch: SolvedBatch, native_bf16: bool
+    content: dict[str, Any],
+    path: Path,
+    recipe: Recipe,
+    batch: SolvedBatch,
+    native_bf16: bool,
+    allow_untested: bool = False,
 ) -> dict[str, Any]:
     """Fill in every "auto" from the recipe and the hardware, and refuse what contradicts the recipe.
 
     Args:
-        content: what `read` gave for `path`.
+        content: what `read` returned for `path`.
         recipe, batch: the experiment, and its batch as solved for this world size.
-        native_bf16: what "auto" means for `bf16.enabled`.
+        native_bf16: the value of "auto" for `bf16.enabled`.
+        allow_untested: accept keys that this project was never run with.
 
     Returns: a configuration without "auto", ready for DeepSpeed.
     """
     _refuse(content, path, recipe)
+    untested = untested_keys(content)
+    if untested and not allow_untested:
+        raise ScalerError(_describe_untested(untested, path))
     resolved = {name: value for name, value in content.items() if name != "fp16"}
     solved = {
         "train_batch_size": (batch.rows, "training.rows"),
@@ -93,12 +145,12 @@ def resolve(
 
 
 def _refuse(content: dict[str, Any], path: Path, recipe: Recipe) -> None:
-    """Raises ScalerError for settings that have another home, or that give wrong results."""
+    """Raise ScalerError for settings that belong elsewhere, or that give wrong results."""
     for name, owner in OWNED_BY_RECIPE.items():
         if name in content:
             raise ScalerError(f"{path}: {name!r} belongs to {owner} of the recipe ({recipe.name}); remove it here")
     if content.get("fp16", {}).get("enabled"):
-        raise ScalerError(f"{path}: fp16 is not supported, for it needs loss scaling; use bf16, or fp32")
+        raise ScalerError(f"{path}: fp16 is not supported because it needs loss scaling; use bf16, or fp32")
     zero = content.get("zero_optimization", {})
     if zero.get("round_robin_gradients"):
         raise ScalerError(f"{path}: round_robin_gradients gives wrong weights on export (DeepSpeed 0.19); remove it")
@@ -109,9 +161,32 @@ def _refuse(content: dict[str, Any], path: Path, recipe: Recipe) -> None:
         if zero.get(name, 1) not in (-1, 1):
             raise ScalerError(f"{path}: {name}={zero[name]!r}, but checkpoints do not know such shards; remove it")
     if zero.get("compute_grad_norm") is False:
-        raise ScalerError(f"{path}: compute_grad_norm=false leaves no norm, by which bad batches are told; remove it")
+        raise ScalerError(f"{path}: compute_grad_norm=false leaves no norm that shows bad batches; remove it")
     if content.get("bf16", {}).get("check_grad_overflow") is False:
         raise ScalerError(f"{path}: bf16.check_grad_overflow=false lets bad gradients into the weights; remove it")
+
+
+def untested_keys(content: Mapping[str, Any], section: str = "") -> list[str]:
+    """List the keys of a DeepSpeed configuration that this project was never run with, as "section.key"."""
+    found = []
+    for name, value in content.items():
+        key = f"{section}.{name}" if section else name
+        if name not in TRIED_KEYS[section] and not (section == "" and name in OWNED_BY_RECIPE):
+            found.append(key)
+        elif isinstance(value, dict) and key in TRIED_KEYS:
+            found += untested_keys(value, key)
+    return found
+
+
+def _describe_untested(untested: list[str], path: Path) -> str:
+    section, _, name = untested[0].rpartition(".")
+    hint = nearest(name, TRIED_KEYS[section])
+    meant = f"{hint} Otherwise " if hint.startswith("did you mean") else ""
+    them = "them" if len(untested) > 1 else "it"
+    return (
+        f"{path}: {', '.join(untested)}: this project was never run with {them}; {meant}remove {them}, or train with "
+        f"{ALLOW_UNTESTED}"
+    )
 
 
 def _autos(content: dict[str, Any], prefix: str = "") -> list[str]:
@@ -124,44 +199,33 @@ def _autos(content: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def zero_stage(resolved: dict[str, Any]) -> int:
-    """The ZeRO stage, 0 if the configuration does not speak of it."""
-    return int(resolved.get("zero_optimization", {}).get("stage", 0))
+def zero_stage(content: dict[str, Any]) -> int:
+    """Return the ZeRO stage; 0 if the configuration has none."""
+    return int(content.get("zero_optimization", {}).get("stage", 0))
 
 
-# The state that an optimizer keeps for each weight, by its own names.
-STATE_KINDS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+def precision_of(content: dict[str, Any], native_bf16: bool = False) -> str:
+    """Return the precision of the forward pass, "bf16" or "fp32".
 
-PREFETCHED = 50_000_000  # stage3_prefetch_bucket_size, in numbers
-REUSE_DISTANCE = 1_000_000_000  # stage3_max_reuse_distance: a smaller model's weights stay until its backward pass
-
-FP32_BYTES = 4
-PRECISIONS = ("fp32", "fp16", "bf16")
-
-FP32, FP64 = 4, 8
-GATHERED_AT_ONCE = 500_000_000  # gradients that stage 0 lays end to end to reduce them (engine.py of DeepSpeed)
-PERSISTENT = 100_000  # stage3_param_persistence_threshold: parameters up to it stay whole
-STATES = {"adamw": 2, "sgd": 1}  # fp32 numbers that an optimizer keeps for each weight
-
-
-def straight_to_owners(ranks: int, trained: int, bucket: int) -> bool:
-    """On CPUs, whether a bucket's gradients had better be sent to their owners than all-reduced.
-
-    A bucket's owner gets its part from all other ranks, one bucket after the other, while a ring keeps all of them
-    busy: with more ranks than two, and more buckets than two, most would wait for one.
+    Args:
+        content: a configuration as read, or as resolved.
+        native_bf16: the value of "auto", which a resolved one no longer has.
     """
-    return ranks <= 2 or ceil(trained / bucket) <= 2
-
-
-def precision_of(content: dict[str, Any], native_bf16: bool) -> str:
-    """What a DeepSpeed configuration computes in, "bf16" or "fp32", on hardware that has bf16 or has not."""
     enabled = content.get("bf16", {}).get("enabled", False)
     return "bf16" if enabled is True or (enabled == "auto" and native_bf16) else "fp32"
 
 
-DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json"
+def optimizer_state(settings: Optimizer) -> tuple[str, ...]:
+    """Return the names of the fp32 tensors that an optimizer keeps for each weight, as PyTorch calls them."""
+    if settings.name == "adamw":
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if settings.momentum else ()
 
 
-def precision(resolved: dict[str, Any]) -> str:
-    """Of the forward pass: "bf16" or "fp32"."""
-    return "bf16" if resolved["bf16"].get("enabled") else "fp32"
+def straight_to_owners(ranks: int, trained: int, bucket: int) -> bool:
+    """Decide whether CPU ranks send a bucket's gradients to their owners instead of an all-reduce.
+
+    A bucket's owner receives its part from all other ranks, one bucket after the other, while a ring all-reduce keeps
+    all ranks busy. With more than two ranks and more than two buckets, most ranks would wait for one.
+    """
+    return ranks <= 2 or ceil(trained / bucket) <= 2

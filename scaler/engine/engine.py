@@ -21,7 +21,6 @@ from pydantic import ValidationError
 from torch import nn
 
 from scaler.config import deepspeed as ds_config
-from scaler.config.deepspeed import STATE_KINDS
 from scaler.config.training_sections import Optimizer
 from scaler.core.errors import ScalerError
 from scaler.engine import patches
@@ -51,7 +50,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, settings: Optimizer, resolved: dict[str, Any]) -> None:
         self.stage = ds_config.zero_stage(resolved)
-        self.bf16 = bool(resolved["bf16"].get("enabled"))
+        self.bf16 = ds_config.precision_of(resolved) == "bf16"
         self.clipping = float(resolved.get("gradient_clipping", 0.0))
         self.watch: Callable[[str], None] = lambda doing: None
         optimizer = make_optimizer(model, settings)
@@ -62,8 +61,7 @@ class Engine:
             # In bf16 DeepSpeed takes an empty step as it starts. At learning rate 0 it moves no weight, but it would
             # put Adam's bias correction one step ahead.
             optimizer.state.clear()
-        without_state = settings.name == "sgd" and settings.momentum == 0
-        kinds = () if without_state else STATE_KINDS[settings.name]
+        kinds = ds_config.optimizer_state(settings)
         self.state = ShardedState(self.module, optimizer, self.deepspeed.optimizer, self.stage, self.bf16, kinds)
 
     # ---- a training step

@@ -269,7 +269,7 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     found = collectives.all_or_none(lambda: in_a_world_of_its_own(arguments, recipe, sizes, world), world)
     everybody = collectives.all_gather(found, world)
     precision = config_deepspeed.precision_of(content, devices.bf16_is_native(device))
-    width = 2 if precision == "bf16" else 4
+    width = config_deepspeed.WEIGHT_BYTES[precision]
     work = workload.workload(recipe, width)
     numbers = min(work.layout.trained, MOST_NUMBERS)
     figures: dict[str, Any] = links_of(world, numbers) if world.size > 1 else {}
@@ -282,7 +282,7 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
         "devices": world.local_size,
         "memory_bytes": min(rank.memory_bytes for rank in everybody),
         "flops": {precision: fit["flops"]},
-        "micro_seconds": fit["micro_seconds"],
+        "micro_batch_overhead_seconds": fit["micro_seconds"],
         "memory_bandwidth": work.layout.trained * (step_time.OPTIMIZER_TRAFFIC + width) / fit["update"],
         "spread": fit["spread"],
         "on_cpu": device.type == "cpu",

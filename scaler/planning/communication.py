@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from scaler.config.deepspeed import GATHERED_AT_ONCE, PREFETCHED, REUSE_DISTANCE
+from scaler.config.deepspeed import GATHERED_AT_ONCE, PERSISTENT, PREFETCHED, REUSE_DISTANCE
 from scaler.planning.memory import Layout, Sharding
 
 GLOO_REDUCE = 1.12  # of the data, by a rank: the mean of six measurements (docs/log.md)
@@ -65,7 +65,7 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
         )
     passing = width * (layout.all - layout.persistent())
     gathers = gathers_of_weights(layout)
-    persistent = sum(size <= 100_000 for group in layout.groups for size in group)
+    persistent = sum(size <= PERSISTENT for group in layout.groups for size in group)
     return (
         Collective(
             "all_gather",

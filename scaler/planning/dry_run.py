@@ -30,9 +30,9 @@ def empty_model(job: Job) -> PreTrainedModel:
 
 def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
     """Bytes that one rank's device needs, by what for; other activations than the largest one come on top."""
-    precision = "bf16" if job.resolved["bf16"].get("enabled") else "fp32"
+    precision = ds_config.precision_of(job.resolved)
     asked = replace(workload.settings_of(job.resolved, precision), on_cpu=not torch.cuda.is_available())
-    how = asked.sharding(job.batch, ds_config.STATES[job.recipe.optimizer.name])
+    how = asked.sharding(job.batch, len(ds_config.optimizer_state(job.recipe.optimizer)))
     found = footprint.of_step(workload.layout(empty, job.recipe), footprint.Activations(0, 0, 0), how)
     memory = {**found.kept, "gradients and what travels": max(found.backward, found.step)}
     # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
@@ -40,15 +40,14 @@ def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
     memory["logits"] = 2 * min(positions * entries, cross_entropy.SCORES_AT_ONCE) * FP32_BYTES
     by_rows = asked.on_cpu and job.config.tie_word_embeddings
     if not (by_rows or job.recipe.optimizer.frozen_embeddings):
-        bf16 = bool(job.resolved["bf16"].get("enabled"))
         matrix = entries * embeddings.width(job.config)
-        memory["lookup"] = matrix * (2 if bf16 else FP32_BYTES)  # its gradient, before it is added to the head's
+        memory["lookup"] = matrix * ds_config.WEIGHT_BYTES[precision]  # its gradient, before it is added to the head's
     return memory
 
 
 def checkpoint_bytes(job: Job, parameters: int, trainable: int) -> int:
-    """Size of one checkpoint: fp32 weights, and AdamW's two moments or SGD's momentum."""
-    return FP32_BYTES * (parameters + ds_config.STATES[job.recipe.optimizer.name] * trainable)
+    """Return the bytes of one checkpoint: fp32 weights and optimizer state."""
+    return FP32_BYTES * (parameters + len(ds_config.optimizer_state(job.recipe.optimizer)) * trainable)
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def describe(job: Job) -> dict[str, Any]:
     parameters, trainable = model.count_parameters(empty)
     train = rows["train"]
     seq_len = recipe.data.seq_len
-    bytes_each = 2 if resolved["bf16"].get("enabled") else FP32_BYTES
+    bytes_each = ds_config.WEIGHT_BYTES[ds_config.precision_of(resolved)]
     megabytes = checkpoint_bytes(job, parameters, trainable) / 1e6
     seen = recipe.training.steps * recipe.training.rows
     return {

@@ -1,89 +1,85 @@
-"""Nodes that a plan is made for: known ones from a table, or those that a file describes."""
+"""Nodes that a plan is made for: known ones from a table, or ones that a file describes."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
 from scaler.config import typed
-from scaler.config.deepspeed import PRECISIONS
+from scaler.config.typed import READ_FLOAT, require, settings
 from scaler.core.errors import ScalerError, nearest
 from scaler.planning.failures import MTBF_NODE_HOURS
 
 TABLE = Path(__file__).parent.parent / "hardware.yaml"
 
-# What is reached of the makers' figures, where nothing was measured:
+PRECISIONS = ("fp32", "fp16", "bf16")  # that the makers' tables give figures for
+# names of keys in older files, read for one release
+RENAMED = {"micro_seconds": "micro_batch_overhead_seconds"}
+Positive = Annotated[float, Field(gt=0), READ_FLOAT]
+NotNegative = Annotated[float, Field(ge=0), READ_FLOAT]
+
+# The fraction of the makers' figures that is reached, where nothing was measured:
 COMPUTE_REACHED = 0.43  # MPT-125M on A100, 512 tokens: 42.6 % (llm-foundry's table of throughputs)
-# of a link, NCCL's ring among eight A100, large messages (github.com/stas00/ml-engineering, network)
+# of a link: NCCL's ring among eight A100, large messages (github.com/stas00/ml-engineering, network)
 LINK_REACHED = 0.78
 NETWORK_REACHED = 0.74  # NCCL over four nodes of eight B200, 4 GiB messages (the same); far less below 256 MiB
-LATENCY = 10e-6  # seconds a hop; NCCL needs 44 us for 32 KiB among eight A100 (the same), which is 14 hops
-MICRO_SECONDS = 3e-3  # ours, not measured: some 300 kernels of six layers, forward and backward, each 10 us to launch
+LATENCY = 10e-6  # seconds of a hop: NCCL needs 44 us for 32 KiB among eight A100 (the same), which is 14 hops
+# ours, not measured: some 300 kernels of six layers, forward and backward, each 10 us to launch
+MICRO_BATCH_OVERHEAD_SECONDS = 3e-3
 HOST_LINK = 25e9  # PCIe 4 x16 has 31 GB/s
 
 
-@dataclass(frozen=True)
+@settings("", document="hardware")
 class Hardware:
-    """Nodes of one kind, each with so many devices, and one rank a device.
-
-    Attributes:
-        name: for people.
-        devices: of a node.
-        memory_bytes: of a device.
-        flops: matrix-multiply operations a second that a training step reaches on one device, by precision.
-        memory_bandwidth: bytes a second that a device reads or writes.
-        inside: bytes a second between devices of a node, as NCCL's "bus bandwidth" counts; of CPUs what their cores
-            bring about without a network.
-        between: the same between nodes, all links of a node together.
-        latency: seconds of a hop.
-        micro_seconds: of a micro-batch, however few rows it has.
-        host_link: bytes a second between a device and the memory of its host.
-        spread: standard deviation of a rank's time for a step, as a share of it.
-        price: of a node an hour, in any one currency; None: unknown.
-        mtbf_node_hours: mean time between failures of a node.
-        on_cpu: the devices are shares of a CPU's cores, and gloo connects them.
-        measured: names of the attributes that were measured; the others are a maker's, or assumed.
-    """
+    """Nodes of one kind, each with equal devices, and one rank on each device."""
 
     name: str
-    devices: int
-    memory_bytes: float
-    flops: dict[str, float]
-    memory_bandwidth: float
-    inside: float
-    between: float
-    latency: float = LATENCY
-    micro_seconds: float = 0.0
-    host_link: float = HOST_LINK
-    spread: float = 0.0
-    price: float | None = None
-    mtbf_node_hours: float = MTBF_NODE_HOURS
+    """Name in tables and reports."""
+    devices: Annotated[int, Field(ge=1)]
+    """Devices of a node."""
+    memory_bytes: Positive
+    """Memory of a device in bytes."""
+    flops: dict[str, Positive]
+    """Matrix-multiply operations per second that a training step reaches on one device, by precision."""
+    memory_bandwidth: Positive
+    """Bytes per second that a device reads or writes."""
+    inside: Positive
+    """Bytes per second between devices of a node, as NCCL's "bus bandwidth" counts. On CPUs: without a network."""
+    between: Positive
+    """Bytes per second between nodes, all links of a node together, counted in the same way."""
+    latency: NotNegative = LATENCY
+    """Seconds of a hop."""
+    micro_batch_overhead_seconds: NotNegative = 0.0
+    """Seconds that a micro-batch takes however few rows it has."""
+    host_link: Positive = HOST_LINK
+    """Bytes per second between a device and the memory of its host."""
+    spread: NotNegative = 0.0
+    """Standard deviation of a rank's step time, as a fraction of that time."""
+    price: NotNegative | None = None
+    """Price of a node for an hour, in any one currency; null: unknown."""
+    mtbf_node_hours: Positive = MTBF_NODE_HOURS
+    """Mean time between failures of a node in hours."""
     on_cpu: bool = False
+    """The devices are parts of a CPU's cores, connected by gloo."""
     measured: tuple[str, ...] = ()
+    """Keys that were measured; the others are a maker's figures, or assumed."""
 
     def __post_init__(self) -> None:
-        _require(self.devices >= 1, self.name, "devices", self.devices, "it is at least 1")
-        for key in ("memory_bytes", "memory_bandwidth", "inside", "between", "host_link", "mtbf_node_hours"):
-            _require(getattr(self, key) > 0, self.name, key, getattr(self, key), "it is above 0")
-        for key in ("latency", "micro_seconds", "spread"):
-            _require(getattr(self, key) >= 0, self.name, key, getattr(self, key), "it is at least 0")
-        _require(self.price is None or self.price >= 0, self.name, "price", self.price, "it is at least 0")
+        for key in self.flops:
+            require(key in PRECISIONS, "flops", key, f"precisions are {', '.join(PRECISIONS)}")
         known = {member.name for member in dataclasses.fields(self)}
-        for key, value in self.flops.items():
-            _require(key in PRECISIONS, self.name, "flops", key, f"precisions are {', '.join(PRECISIONS)}")
-            _require(isinstance(value, float | int) and value > 0, self.name, f"flops.{key}", value, "it is above 0")
         for key in self.measured:
-            _require(key in known, self.name, "measured", key, nearest(key, known))
+            require(key in known, "measured", key, nearest(key, known))
 
     def bandwidth(self, nodes: int) -> float:
-        """Bytes a second of a ring through all devices of so many nodes: its narrowest part.
+        """Return the bytes per second of a ring through all devices of that many nodes: those of its narrowest part.
 
-        On CPUs the cores that fill the links and the links between nodes take turns, so their times add up: measured,
-        docs/log.md.
+        On CPUs the cores that fill the links and the links between nodes take turns, so their times add up
+        (measured: docs/log.md).
         """
         if nodes == 1:
             return self.inside
@@ -92,15 +88,10 @@ class Hardware:
         return min(self.inside, self.between)
 
 
-def _require(holds: bool, name: str, key: str, value: object, rule: str) -> None:
-    if not holds:
-        raise ScalerError(f"hardware {name}: {key}={value!r}, but {rule}")
-
-
 def load(name_or_path: str) -> Hardware:
-    """A known kind of node by name, or a YAML file of `Hardware`'s keys.
+    """Read a known kind of node by name, or a YAML file of `Hardware`'s keys.
 
-    Raises: ScalerError for an unknown name, or keys and values that are none.
+    Raises: ScalerError for an unknown name, and for keys and values that are refused.
     """
     path = Path(name_or_path)
     known = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
@@ -112,9 +103,21 @@ def load(name_or_path: str) -> Hardware:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ScalerError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    found = typed.build(Hardware, content, "", f"hardware {path}")
-    assert isinstance(found, Hardware)
-    return found
+    return typed.build(Hardware, _renamed(content, path), "", f"hardware {path}", remedy="add {it} to the file")
+
+
+def _renamed(content: Any, path: Path) -> Any:
+    """Replace the keys that had another name, also where `measured` lists them."""
+    if not isinstance(content, dict):
+        return content
+    for old, new in RENAMED.items():
+        if old in content and new in content:
+            raise ScalerError(f"hardware {path}: {old} and {new} are one key; remove {old}, its old name")
+    measured = content.get("measured")
+    if isinstance(measured, list):
+        measured = [RENAMED.get(name, name) if isinstance(name, str) else name for name in measured]
+        content = {**content, "measured": measured}
+    return {RENAMED.get(name, name): value for name, value in content.items()}
 
 
 def _of_table(name: str, known: dict[str, Any]) -> Hardware:
@@ -129,6 +132,6 @@ def _of_table(name: str, known: dict[str, Any]) -> Hardware:
         memory_bandwidth=device["memory_bandwidth"] * 1e12,
         inside=device["link"] * 1e9 * LINK_REACHED,
         between=node["network"] * 1e9 * NETWORK_REACHED,
-        micro_seconds=MICRO_SECONDS,
+        micro_batch_overhead_seconds=MICRO_BATCH_OVERHEAD_SECONDS,
         price=node["price"],
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from scaler.config.deepspeed import FP32, FP64, GATHERED_AT_ONCE, PERSISTENT, straight_to_owners
+from scaler.config.deepspeed import FP32_BYTES, FP64_BYTES, GATHERED_AT_ONCE, PERSISTENT, straight_to_owners
 
 
 @dataclass(frozen=True)
@@ -141,21 +141,21 @@ def of_step(layout: Layout, activations: Activations, how: Sharding) -> Footprin
 
 def _replicated(layout: Layout, activations: Activations, how: Sharding) -> Footprint:
     width, trained = how.width, layout.trained
-    kept = {"weights": width * layout.all, "optimizer": FP32 * how.states * trained}
-    if width < FP32:
-        kept["fp32 weights"] = FP32 * trained
+    kept = {"weights": width * layout.all, "optimizer": FP32_BYTES * how.states * trained}
+    if width < FP32_BYTES:
+        kept["fp32 weights"] = FP32_BYTES * trained
     gradients = width * trained
     laid_out = gradients + width * min(trained, GATHERED_AT_ONCE)
     # in the later micro-batches the gradients so far are there from the beginning
     later = gradients + activations.without_gradients if how.accumulation > 1 else 0
-    step = gradients + (FP32 * trained if width < FP32 else 0)
+    step = gradients + (FP32_BYTES * trained if width < FP32_BYTES else 0)
     return Footprint(kept, max(activations.with_gradients, later, laid_out), step, {})
 
 
 def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Footprint:
     width, ranks, accumulated = how.width, how.ranks, how.accumulation > 1
     trained, padded, part = layout.trained, layout.padded(ranks), layout.largest_slice(ranks)
-    state = {"fp32 weights": FP32 * padded // ranks, "optimizer": FP32 * how.states * padded // ranks}
+    state = {"fp32 weights": FP32_BYTES * padded // ranks, "optimizer": FP32_BYTES * how.states * padded // ranks}
     kept = {"weights": width * (padded + layout.frozen)}
     host: dict[str, int] = {}
     mine = width * layout.whole_of_parts(ranks)
@@ -167,7 +167,7 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
     if how.offload:
         host = {
             **state,
-            "fp32 gradients": FP32 * padded // ranks,
+            "fp32 gradients": FP32_BYTES * padded // ranks,
             "weights on their way": width * padded // ranks + largest,
             "gradients": mine if accumulated and how.stage == 2 else 0,
         }
@@ -176,13 +176,13 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
             kept = {**host, "weights": kept["weights"], "weights on their way": host["weights on their way"] + largest}
             host = {}
         before, step = 0, 0
-        backward = bucket + max(reduced, (FP32 + FP64) * part)
+        backward = bucket + max(reduced, (FP32_BYTES + FP64_BYTES) * part)
     else:
         kept |= state
         before = mine if accumulated else 0
         backward = before + bucket + max(reduced, mine)
         groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
-        step = mine + width * groups_part + (FP32 * groups_part if width < FP32 else 0)
+        step = mine + width * groups_part + (FP32_BYTES * groups_part if width < FP32_BYTES else 0)
     if how.stage == 1 and accumulated:  # nothing is reduced before the last micro-batch is done
         before = width * trained
         backward = max(backward, before + (bucket if not how.on_cpu else 0) + reduced)
@@ -196,10 +196,10 @@ def _stage_3(layout: Layout, activations: Activations, how: Sharding) -> Footpri
     bucket = width * (min(how.bucket, trained) if how.on_cpu else how.bucket)
     kept = {"small weights": width * layout.persistent(), "bucket": bucket}
     weights = {"weights": width * ceil(layout.all / ranks)}
-    state = {"gradients": width * part, "fp32 weights": FP32 * part, "optimizer": FP32 * how.states * part}
+    state = {"gradients": width * part, "fp32 weights": FP32_BYTES * part, "optimizer": FP32_BYTES * how.states * part}
     host: dict[str, int] = {}
     if how.offload:
-        state["fp32 gradients"] = FP32 * part
+        state["fp32 gradients"] = FP32_BYTES * part
     for parts, moved in ((weights, how.offload_weights), (state, how.offload)):
         (host if moved and not how.on_cpu else kept).update(parts)
     gathered = width * (layout.all - layout.persistent())
@@ -209,7 +209,9 @@ def _stage_3(layout: Layout, activations: Activations, how: Sharding) -> Footpri
     copied = width * min(how.bucket, trained) if ranks > 1 else 0
     backward = max(gathered + activations.forward, tied) + copied
     groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
-    step = max(FP64 * layout.largest_slice(ranks), (width + (FP32 if width < FP32 else 0)) * groups_part)
+    step = max(
+        FP64_BYTES * layout.largest_slice(ranks), (width + (FP32_BYTES if width < FP32_BYTES else 0)) * groups_part
+    )
     return Footprint(kept, backward, step, host)
 
 

@@ -48,7 +48,7 @@ def other_ways(asked: Settings) -> list[Settings]:
 
 def goodput(point: Point, work: Workload, on: hardware.Hardware) -> tuple[float, float]:
     """The share of time that trains, with the best interval between checkpoints; and its seconds."""
-    bytes_each = ds_config.FP32 * (work.layout.all + work.states * work.layout.trained)
+    bytes_each = ds_config.FP32_BYTES * (work.layout.all + work.states * work.layout.trained)
     save = bytes_each / (SAVE_BYTES_PER_SECOND * point.nodes)
     mtbf = on.mtbf_node_hours * 3600 / point.nodes
     every = failures.daly(save, mtbf)
@@ -112,7 +112,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     critical = critical_batch.chosen(arguments.critical_rows, arguments.noise_scale, recipe)
     asked = dataclasses.replace(settings_of(content, precision), on_cpu=on.on_cpu)
-    work = workload(recipe, 2 if precision == "bf16" else 4, on.on_cpu)
+    work = workload(recipe, ds_config.WEIGHT_BYTES[precision], on.on_cpu)
     found: list[Point] = []
     others: list[Point] = []
     left_out: dict[int, str] = {}

@@ -66,7 +66,7 @@ class Settings:
 
     def sharding(self, batch: SolvedBatch, states: int) -> Sharding:
         """The same for one world size."""
-        width = 2 if self.precision == "bf16" else 4
+        width = ds_config.WEIGHT_BYTES[self.precision]
         buckets = 2 if self.overlap else 1
         return Sharding(
             self.stage,
@@ -155,9 +155,9 @@ def step_of(work: Workload, settings: Settings, batch: SolvedBatch, nodes: int, 
         passes = batch.accumulation * communication.gathers_of_weights(work.layout)
         network += passes * how.width * work.layout.all / how.ranks / hardware.host_link
     if settings.offload and not settings.on_cpu:
-        optimizer += updated * (ds_config.FP32 + how.width) / hardware.host_link
+        optimizer += updated * (ds_config.FP32_BYTES + how.width) / hardware.host_link
     late = hardware.spread * math.sqrt(2 * math.log(how.ranks)) * compute
-    return Step(compute, batch.accumulation * hardware.micro_seconds, network, optimizer, late)
+    return Step(compute, batch.accumulation * hardware.micro_batch_overhead_seconds, network, optimizer, late)
 
 
 def point(work: Workload, settings: Settings, batch: SolvedBatch, nodes: int, hardware: Hardware) -> Point:

@@ -48,7 +48,7 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
         seq_len,
         recipe.training.rows,
         recipe.training.steps,
-        ds_config.STATES[recipe.optimizer.name],
+        len(ds_config.optimizer_state(recipe.optimizer)),
     )
 
 
@@ -63,14 +63,14 @@ def layout(network: PreTrainedModel, recipe: Recipe) -> memory.Layout:
 def settings_of(content: dict[str, Any], precision: str) -> Settings:
     """What a DeepSpeed configuration says, "auto" taken as its default."""
     zero = content.get("zero_optimization", {})
-    bucket, overlap = zero.get("reduce_bucket_size", 500_000_000), zero.get("overlap_comm")
+    bucket, overlap = zero.get("reduce_bucket_size", ds_config.BUCKET), zero.get("overlap_comm")
     stage, scatter = ds_config.zero_stage(content), bool(zero.get("reduce_scatter", True))
     return Settings(
         stage=stage,
         offload=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
         offload_weights=(zero.get("offload_param") or {}).get("device") == "cpu",
         precision=precision,
-        bucket=500_000_000 if bucket == "auto" else int(bucket),
+        bucket=ds_config.BUCKET if bucket == "auto" else int(bucket),
         overlap=stage == 3 if overlap is None else bool(overlap),
         to_owners=scatter and zero.get("use_multi_rank_bucket_allreduce", True) is False,
         reduce_scatter=scatter,

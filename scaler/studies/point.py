@@ -64,6 +64,7 @@ def resolved(study: Path, point: Point, world: World) -> job.Job:
         run_dir=None,
         ranks=None,
         allow_changes=False,
+        allow_untested_ds_keys=True,  # the study has refused what it was not allowed to measure
     )
     return job.resolve(asked, world)
 
@@ -132,7 +133,7 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
         communication_seconds=communication,
         peak_bytes=peaks,
         tokens_per_row=manifest.count("train", "tokens") / manifest.count("train", "rows"),
-        precision=ds_config.precision(this.resolved),
+        precision=ds_config.precision_of(this.resolved),
         versions={name: version for name, version in provenance.versions().items() if version is not None},
         commit=provenance.commit(),
         started=started,

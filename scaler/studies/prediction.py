@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scaler.config.batch import SolvedBatch
+from scaler.config.deepspeed import WEIGHT_BYTES
 from scaler.config.recipe import Recipe
 from scaler.core.files import read_json
 from scaler.planning import step_time
@@ -56,7 +57,7 @@ def predict(study: Path, entries: Sequence[Entry], recipe: Recipe, hardware: Har
             continue
         on_cpu = (entry.measured.device if entry.measured else most_common(known, "device")) == "cpu"
         if precision not in works:
-            works[precision] = workload(recipe, 2 if precision == "bf16" else 4, on_cpu)
+            works[precision] = workload(recipe, WEIGHT_BYTES[precision], on_cpu)
         content = read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG)
         settings = dataclasses.replace(
             settings_of(content, precision),

@@ -36,7 +36,8 @@ OF_A_TRIAL = ["training.patience=null", "checkpoint.keep_last=1", "checkpoint.ke
 
 def resolved(arguments: argparse.Namespace, more: list[str]) -> job.Job:
     """Return a trial's job, checked against data and engine before anything starts."""
-    given = {**vars(arguments), "run_dir": None, "allow_changes": False, "overrides": [*arguments.overrides, *more]}
+    not_asked = {"run_dir": None, "allow_changes": False, "allow_untested_ds_keys": False}
+    given = {**vars(arguments), **not_asked, "overrides": [*arguments.overrides, *more]}
     return job.resolve(argparse.Namespace(**given), World(size=arguments.ranks, local_size=arguments.ranks))
 
 

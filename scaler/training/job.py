@@ -77,7 +77,7 @@ def resolve(arguments: argparse.Namespace, world: World) -> Job:
     batch = ds_config.solve_batch(settings.training.rows, world.size, settings.training.max_micro_rows)
     asked = config_deepspeed.read(path)
     native_bf16 = devices.bf16_is_native(devices.device(world))
-    resolved = config_deepspeed.resolve(asked, path, settings, batch, native_bf16)
+    resolved = config_deepspeed.resolve(asked, path, settings, batch, native_bf16, arguments.allow_untested_ds_keys)
     changes: tuple[str, ...] = ()
     if began_with is not None:
         before = {**recipe.load(str(began_with)).to_plain(), **_of_learning(_configuration_beside(began_with))}

@@ -16,7 +16,7 @@ from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.store import Checkpoints
 from scaler.config import deepspeed as ds_config
-from scaler.config.deepspeed import precision
+from scaler.config.deepspeed import precision_of
 from scaler.core.errors import ScalerError
 from scaler.data.batches import Batch
 from scaler.distributed import collectives, devices
@@ -53,7 +53,7 @@ def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, wo
         "rows_xxh3": job.data.manifest.xxh3("train"),
         "ranks": world.size,
         "zero_stage": ds_config.zero_stage(job.resolved),
-        "precision": precision(job.resolved),
+        "precision": precision_of(job.resolved),
         "probe_loss": probe_loss(engine, probe, world),
     }
     checkpoints.begin(engine.state.shards(progress.updates), about, vars(probe), asynchronous)
@@ -83,7 +83,7 @@ def restore(
         lambda: checkpoint_format.fill(engine.state.shards(progress.updates), path, manifest), world
     )
     engine.state.apply_loaded(progress.updates)
-    saved, now = manifest["precision"], precision(job.resolved)
+    saved, now = manifest["precision"], precision_of(job.resolved)
     fingerprint = checkpoint_format.total_fingerprint(engine.state.shards(progress.updates), world)
     probe = collectives.all_or_none(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), world)
     loss = probe_loss(engine, probe, world)

@@ -31,6 +31,7 @@ from scaler.training.progress import Progress
 def write_settings(this: Job, world: World, hosts: list[str], step: int) -> None:
     """Write the settings of the run and this start of it into its folder; the recipe last, which makes it a run's."""
     settings = {"seed": this.recipe.seed, "rows_xxh3": this.data.manifest.xxh3("train"), "ds_config": this.resolved}
+    settings["untested_ds_keys"] = ds_config.untested_keys(this.asked)
     with explain_disk_errors(this.run_dir):
         run_folder.set_state(this.run_dir, "running", step=step, steps=this.recipe.training.steps)
         run_folder.add_attempt(this.run_dir, environment.facts(world, hosts) | settings | {"changes": this.changes})
@@ -114,7 +115,7 @@ def start(arguments: argparse.Namespace, world: World) -> loop.Running | None:
     tell(
         f"{table}\n"
         f"{run_dir}: {parameters:,} parameters, {trainable:,} of them trained, {world.size} ranks, "
-        f"ZeRO-{ds_engine.stage}, {ds_config.precision(this.resolved)}, "
+        f"ZeRO-{ds_engine.stage}, {ds_config.precision_of(this.resolved)}, "
         f"{training.steps:,} steps of {training.rows} x {recipe.data.seq_len} "
         f"tokens ({this.batch.micro_rows} rows x {this.batch.accumulation} accumulation a rank); "
         f"matrix-multiply ceiling {ceiling / 1e9:,.0f} GFLOP/s; started in {time.perf_counter() - started:.0f} s"

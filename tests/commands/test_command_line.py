@@ -16,7 +16,7 @@ from scaler.core import commands
 from scaler.core.cli import Parser, describe_parser
 from scaler.studies import point
 
-RUN = {"deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes"}
+RUN = {"deepspeed_config", "recipe", "run_dir", "ranks", "allow_changes", "allow_untested_ds_keys"}
 # command: options beside --help, --verbose and --quiet, and positional arguments
 COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "prepare": ({"recipe", "processes"}, ["overrides"]),

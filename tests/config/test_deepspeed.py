@@ -24,9 +24,10 @@ AUTO = {
 }
 
 
-def resolve(content: dict, native_bf16: bool = False, ranks: int = 2, rows: int = 48) -> dict:
+def resolve(content: dict, native_bf16: bool = False, ranks: int = 2, rows: int = 48, **options: bool) -> dict:
     recipe = load("quickstart", [f"training.rows={rows}", "training.max_micro_rows=16"])
-    return config_deepspeed.resolve(content, HERE, recipe, ds_config.solve_batch(rows, ranks, 16), native_bf16)
+    solved = ds_config.solve_batch(rows, ranks, 16)
+    return config_deepspeed.resolve(content, HERE, recipe, solved, native_bf16, **options)
 
 
 def test_the_shipped_files_differ_in_zero_alone():
@@ -119,7 +120,7 @@ def test_the_content_that_was_read_stays_as_it_was():
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size=2, but"),
         ({"bf16": {"check_grad_overflow": False}}, "check_grad_overflow"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4, but ZeRO has the stages 0, 1, 2 and 3"),
-        ({"prescale_gradients": "auto"}, 'prescale_gradients is "auto", but nothing decides it'),
+        ({"steps_per_print": "auto"}, 'steps_per_print is "auto", but nothing decides it'),
         ({"gradient_clipping": "auto"}, "a number from 0 on is needed"),
         (
             {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
@@ -132,6 +133,65 @@ def test_what_contradicts_the_recipe_is_refused_with_both_places(content, said):
         resolve(content)
     assert str(refused.value).startswith("mine.json: ")
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning: this project was never run with it; remove"),
+        ({"gradient_predivide_factor": 2}, "gradient_predivide_factor: this project was never run with it"),
+        (
+            {"prescale_gradients": True, "elasticity": {}},
+            "prescale_gradients, elasticity: this project was never run wi",
+        ),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights: this"),
+        (
+            {"zero_optimization": {"reduce_bucket": 5}},
+            "with it; did you mean 'reduce_bucket_size'? Otherwise remove it, or train with --allow_untested_ds_keys",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu", "super_offload": True}}},
+            "zero_optimization.offload_optimizer.super_offload: this",
+        ),
+    ],
+)
+def test_a_key_that_nobody_tried_is_refused_unless_it_is_allowed(content, said):
+    with pytest.raises(ScalerError) as refused:
+        resolve(content)
+    assert said in str(refused.value) and str(refused.value).startswith("mine.json: ")
+    assert str(refused.value).endswith("or train with --allow_untested_ds_keys")
+    allowed = resolve(content, allow_untested=True)
+    assert {name: allowed[name] for name in content} == content
+
+
+def test_a_key_that_gives_wrong_results_is_never_allowed():
+    content = {"zero_optimization": {"round_robin_gradients": True, "zero_quantized_weights": True}}
+    with pytest.raises(ScalerError, match="round_robin_gradients gives wrong weights"):
+        resolve(content, allow_untested=True)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_key_of_a_shipped_configuration_is_a_tried_one(path):
+    assert config_deepspeed.untested_keys(json.loads(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ([], ("exp_avg", "exp_avg_sq")),
+        (["optimizer.name=sgd"], ("momentum_buffer",)),
+        (["optimizer.name=sgd", "optimizer.momentum=0"], ()),
+    ],
+)
+def test_the_state_of_an_optimizer_is_what_pytorch_keeps(settings, names):
+    asked = load("quickstart", settings).optimizer
+    assert config_deepspeed.optimizer_state(asked) == names
+    weight = torch.ones(3, requires_grad=True)
+    adam = asked.name == "adamw"
+    used = torch.optim.AdamW([weight]) if adam else torch.optim.SGD([weight], momentum=asked.momentum)
+    weight.sum().backward()
+    used.step()
+    assert tuple(name for name, value in used.state[weight].items() if value is not None and name != "step") == names
 
 
 def test_fp16_switched_off_is_as_good_as_absent():

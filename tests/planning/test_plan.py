@@ -228,7 +228,7 @@ def work(**changes):
 
 
 def test_a_step_is_the_sum_of_its_parts():
-    on = dataclasses.replace(ON, micro_seconds=0.01, spread=0.1)
+    on = dataclasses.replace(ON, micro_batch_overhead_seconds=0.01, spread=0.1)
     step = step_time.step_of(work(), ZERO2, SolvedBatch(64, 4, 4, 4), 2, on)
     assert step.compute == pytest.approx(16 * 1e9 / 1e12)
     assert step.micro_batches == pytest.approx(0.04)
@@ -377,6 +377,12 @@ def test_on_a_slow_network_each_gradient_goes_to_its_owner_alone(planned, tmp_pa
     content = json.loads(chosen)
     assert content["other_stages"] == []
     assert content["points"][0]["step_seconds"] == told["step_seconds"]
+
+
+def test_sgd_without_momentum_keeps_no_state_in_the_plan(tiny_recipe):
+    for momentum, states in ((0.9, 1), (0.0, 0)):
+        sgd = dataclasses.replace(tiny_recipe.optimizer, name="sgd", momentum=momentum)
+        assert workload.workload(dataclasses.replace(tiny_recipe, optimizer=sgd), 4).states == states
 
 
 # ---- hardware

@@ -287,7 +287,7 @@ def test_a_precision_without_a_figure_is_not_predicted(study):
 
 
 def test_points_that_were_not_run_are_predicted_and_proposed_as_such(study):
-    slow = dataclasses.replace(ON, micro_seconds=1.0)  # so large micro-batches pay
+    slow = dataclasses.replace(ON, micro_batch_overhead_seconds=1.0)  # so large micro-batches pay
     measure(study, own=1.0)
     measure(study, own=2.0, ranks=2, micro=1)
     ask(study, ranks=4)

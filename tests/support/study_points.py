@@ -13,7 +13,11 @@ from scaler.studies import folder as study_folder
 from scaler.studies.folder import Measured, Point
 
 ROWS, BUCKET, TOKENS = 64, 1_000_000, 30.0
-ON = Hardware("a test", 8, 1e12, {"fp32": 1e10}, 1e10, 1e9, 1e8, micro_seconds=1e-3, measured=("flops", "inside"))
+ON = Hardware(
+    *("a test", 8, 1e12, {"fp32": 1e10}, 1e10, 1e9, 1e8),
+    micro_batch_overhead_seconds=1e-3,
+    measured=("flops", "inside"),
+)
 TRAINING = 12 * 12 * TOKENS  # tokens of the recipe's steps
 
 

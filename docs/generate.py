@@ -1,0 +1,121 @@
+"""Write the generated pages of the documentation: `python docs/generate.py` (`make reference`).
+
+With `--check` nothing is written: pages that are out of date are named, and the status is 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+DOCS = Path(__file__).parent
+COMMANDS = """# Commands
+
+`scaler` lists all commands with a line each. `scaler COMMAND --help` explains one. `scaler --version` has the version.
+`python -m scaler` is the same. A flag may be written `--run_dir` or `--run-dir`.
+What a status of the shell means: [exit statuses](exit-statuses.md).
+
+Training on several ranks needs a launcher that starts them. `deepspeed --num_gpus 2 scaler/train.py` has the arguments
+of `scaler train`. Launchers such as `torchrun` take modules: `python -m scaler.finetune` is `scaler finetune`.
+
+"""
+
+
+def table(columns: list[str], rows: list[list[object]]) -> str:
+    """Format a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
+
+
+def hardware() -> str:
+    """Return the page of known devices and nodes."""
+    from scaler.planning.hardware import TABLE
+
+    known = yaml.safe_load(Path(TABLE).read_text())
+    devices = [
+        [f"`{name}`", *(one[key] for key in ("memory", "bf16", "fp16", "fp32", "memory_bandwidth", "link", "source"))]
+        for name, one in known["devices"].items()
+    ]
+    nodes = [
+        [f"`{name}`", f"`{one['device']}`", one["devices"], one["network"], one["price"], one["source"]]
+        for name, one in known["nodes"].items()
+    ]
+    sources = "".join(
+        line.lstrip("# ").rstrip() + "\n" for line in Path(TABLE).read_text().splitlines() if line.startswith("#")
+    )
+    columns = [
+        "device",
+        "memory, GB",
+        "bf16, TFLOP/s",
+        "fp16, TFLOP/s",
+        "fp32, TFLOP/s",
+        "memory, TB/s",
+        "link, GB/s",
+        "source",
+    ]
+    return f"""# Hardware
+
+Names for `--hardware` of `scaler plan`, `scaler calibrate` and `scaler report`. A YAML file with your own figures
+works, too: `scaler calibrate` writes one.
+
+## Nodes
+
+{table(["node", "device", "devices", "network, GB/s", "price, USD/h", "source"], nodes)}
+
+## Devices
+
+{table(columns, devices)}
+
+## What the figures are
+
+{sources}"""
+
+
+def recipe() -> str:
+    """Return the page of all keys of a recipe."""
+    from scaler.config.schema import reference_markdown
+
+    return reference_markdown()
+
+
+def commands() -> str:
+    """Return the page of all commands, by group, from their parsers."""
+    from scaler.core.cli import describe_parser
+    from scaler.core.commands import GROUPS, parser_of
+
+    groups = []
+    for group, members in GROUPS.items():
+        groups.append(f"## {group[0].upper()}{group[1:]}\n")
+        groups += [re.sub("^## ", "### ", describe_parser(parser_of(name)), flags=re.MULTILINE) for name in members]
+    return COMMANDS + "\n".join(groups)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/hardware.md": hardware,
+    "reference/recipe.md": recipe,
+    "reference/commands.md": commands,
+}
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    check = "--check" in sys.argv[1:]
+    outdated = []
+    for name, make in PAGES.items():
+        path, content = DOCS / name, make().rstrip() + "\n"
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            outdated.append(name)
+            if not check:
+                path.write_text(content, encoding="utf-8")
+    for name in outdated:
+        print(f"docs/{name} {'is out of date' if check else 'written'}")
+    if check and outdated:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ from there. Stopped, the same command continues from the last save; with one thr
 Entries that occur less than `min_count` times, special tokens among them, are neither trained nor context, as in
 Mikolov's program. Theirs is a vector drawn from a normal distribution with the mean and standard deviation, dimension
 by dimension, of the rarest that are trained (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
-Models", takes those of all). A vector grows with its entry's count, so that is how theirs would look (docs/log.md).
+Models", takes those of all). A vector grows with its entry's count, so that is how theirs would look (docs/log).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `scaler finetune runs/quickstart --data FILES` tries all learning rates with all seeds. The validation examples choose a
 learning rate, and the test examples say what it is worth. The same command continues a sweep that was stopped.
-docs/finetuning.md has the formats.
+docs/guides/finetuning.md has the formats.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `scaler plan --recipe aws_roberta --hardware dgx-h100 --nodes 1,2,4,8` finds memory per rank and time per step for every
 ZeRO stage and micro-batch, the best of them, and the number of nodes from which efficiency is low, and why. It needs no
 data, no GPU and no DeepSpeed. Figures of the hardware that were not measured are the makers', times what is usually
-reached of them; docs/scaling.md has the formulae, and how far they were right.
+reached of them; docs/design/cost-model.md has the formulae, and how far they were right.
 """
 
 from __future__ import annotations

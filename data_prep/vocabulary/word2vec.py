@@ -75,7 +75,7 @@ def _model(counts: np.ndarray, settings: Word2Vec, seed: int, threads: int) -> A
     )
     model.build_vocab_from_freq(dict(enumerate(counts[counts >= settings.min_count].tolist())))
     # says the same as its dictionary, in half of the time that threads take turns for: Python's lock then lets 2.8 M
-    # tokens/s through instead of 1.4 M (docs/log.md)
+    # tokens/s through instead of 1.4 M (docs/log/2026-11.md)
     model.wv.key_to_index = range(len(model.wv.key_to_index))
     return model
 

@@ -1,7 +1,7 @@
 """Starting points that save a masked LM the first, flat part of its loss curve. The architecture stays as it is.
 
 Without them a small model spends most of a short run at the unigram entropy, learning word frequencies and, much later,
-to look at neighbours. Figures of both are in docs/log.md.
+to look at neighbours. Figures of both are in docs/log/2026-11.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from scaler.core.errors import ScalerError
 
-# Found by measurement on the quickstart recipe (docs/log.md), together with initializer_range 0.05.
+# Found by measurement on the quickstart recipe (docs/log/2026-11.md), together with initializer_range 0.05.
 POSITION_AMPLITUDE = 0.07  # root mean square of the position embeddings
 HEAD_STRENGTH = 1.3  # of the written part of query and key
 RANDOM_SHARE = 0.2  # of their random part, which is kept
@@ -52,7 +52,7 @@ def start_from_vectors(model: PreTrainedModel, vectors: np.ndarray) -> None:
     """Take the directions of word vectors (entries, width) for the token embeddings; padding keeps its own, zero.
 
     Their lengths grow thirtyfold from rare to frequent words. So long, frequent ones drown the positions and saturate
-    the head, and the model learns worse than from random embeddings (docs/log.md).
+    the head, and the model learns worse than from random embeddings (docs/log/2026-11.md).
     """
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     length, start = length_of_vectors(vectors.shape[1], model.config.initializer_range), 0

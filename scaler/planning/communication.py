@@ -1,6 +1,6 @@
 """What the ranks send each other in a step, collective by collective, and how long it takes. Pure.
 
-What DeepSpeed 0.19 sends was read in its source and counted on our engine (docs/scaling.md): stages 1 and 2 reduce by
+What DeepSpeed 0.19 sends was read in its source and counted (docs/design/cost-model.md): stages 1 and 2 reduce by
 all-reduce of whole buckets, never by reduce-scatter (or by a reduce for each part's owner, where
 use_multi_rank_bucket_allreduce is false); stage 2 at every micro-batch, stages 0 and 1 after the last one;
 each group's weights come back in one all-gather, whatever `allgather_bucket_size` says. On CPUs `exchange` sends parts
@@ -15,7 +15,7 @@ from math import ceil, log2
 from scaler.config.deepspeed import GATHERED_AT_ONCE, PERSISTENT, PREFETCHED, REUSE_DISTANCE
 from scaler.planning.memory import Layout, Sharding
 
-GLOO_REDUCE = 1.12  # of the data, by a rank: the mean of six measurements (docs/log.md)
+GLOO_REDUCE = 1.12  # of the data, by a rank: the mean of six measurements (docs/log/2026-11.md)
 SMALL = 64  # bytes of the collectives that agree on norms, overflows and stops
 
 
@@ -96,7 +96,7 @@ def bytes_on_the_wire(collective: Collective, ranks: int, gloo: bool = False) ->
 
     Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations". Parts that
     go straight to their ranks are as many bytes. gloo's own reduces of all parts sent 0.99 to 1.24 times the data on 2
-    to 8 ranks, counted by the kernel (docs/log.md).
+    to 8 ranks, counted by the kernel (docs/log/2026-11.md).
     """
     ring = (ranks - 1) / ranks * collective.sent
     if collective.kind == "all_reduce":

@@ -79,7 +79,7 @@ class Hardware:
         """Return the bytes per second of a ring through all devices of that many nodes: those of its narrowest part.
 
         On CPUs the cores that fill the links and the links between nodes take turns, so their times add up
-        (measured: docs/log.md).
+        (measured: docs/log/2026-11.md).
         """
         if nodes == 1:
             return self.inside

@@ -1,7 +1,7 @@
 """Memory that one rank needs for a step, part by part, as DeepSpeed 0.19 really takes it. Pure.
 
 ZeRO's paper (Rajbhandari et al. 2020, section 3) has the shares of weights, gradients and optimizer state. What is more
-was read in DeepSpeed's source and measured on our engine (docs/scaling.md): from stage 1 on an fp32 copy of what trains
+was read in DeepSpeed's source and measured (docs/design/cost-model.md): from stage 1 on an fp32 copy of what trains
 also in fp32; at stage 2 the gradients of whole parameters that a rank's part begins or ends in; at stage 3 the whole
 weights from the first layer's forward to the last one's backward.
 """

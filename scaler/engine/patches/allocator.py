@@ -4,7 +4,7 @@ What: sets M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's allocator to their m
 Why: by default glibc maps every tensor above 32 MB anew, and the kernel clears each of its pages at the first write.
     A process then holds up to a quarter more at its peak.
 Versions tried: glibc 2.36; CPU only, because a GPU's tensors have an allocator of their own.
-Measured gain: 82 M parameters, 1,784 -> 2,160 tokens/s, peak 3.6 -> 3.9 GB (docs/performance.md).
+Measured gain: 82 M parameters, 1,784 -> 2,160 tokens/s, peak 3.6 -> 3.9 GB (docs/results).
 Upstream: nothing to send; both are documented parameters of glibc.
 Test: tests/engine/test_allocator.py, tests/end_to_end/test_switches.py.
 """

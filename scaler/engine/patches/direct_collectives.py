@@ -6,7 +6,7 @@ Why: gloo's reduce-scatter is an all-reduce, which sends twice as much as is nee
     copies from there. DeepSpeed all-reduces gradients at stages 1 and 2, although only their owners need the sums.
 Versions tried: DeepSpeed 0.19.8, torch 2.13; gloo on CPUs only.
 Measured gain: 82 M gradients in bf16 on two ranks of one machine, sums 0.19 s -> 0.09 s, weights 0.15 s -> 0.06 s, and
-    within a training 0.34 s -> 0.07 s; ZeRO-2 from 0.84 to 0.95 x DDP to above it (docs/performance.md).
+    within a training 0.34 s -> 0.07 s; ZeRO-2 from 0.84 to 0.95 x DDP to above it (docs/results).
 Upstream: issue 6463 of DeepSpeed (open; 5758 and 7059 are closed) asks for less than an all-reduce at stages 1 and 2.
     Text of an issue that is ready to send:
     "ZeRO-1/2 could reduce each gradient slice to its owner. `average_tensor` knows the owner of each slice, yet

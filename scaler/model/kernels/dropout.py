@@ -4,7 +4,7 @@ What: replaces the modules of class `nn.Dropout` in a model by a subclass.
 Why: torch draws each number by itself, where one draw of 64 bits serves four of them.
 Versions tried: torch 2.13; CPU only.
 Measured gain: 6.3 M numbers (16 rows of 512 tokens), both passes, 42 ms -> 16 ms; with the attention's dropout a step
-    went from 835 to 1,994 tokens/s (docs/performance.md).
+    went from 835 to 1,994 tokens/s (docs/results).
 Upstream: nothing to send; other draws would change the results of every torch user at the same seed.
 Test: tests/model/test_attention.py, tests/end_to_end/test_switches.py.
 """

@@ -5,7 +5,7 @@ Why: autograd has the head's gradient, of all entries, by then, and adds these r
     it a second matrix of that size, nearly all zeros. By itself a sparse gradient would reach DeepSpeed, so an untied
     lookup stays dense.
 Versions tried: torch 2.13, DeepSpeed 0.19.8; CPU only.
-Measured gain: backward pass of head and lookup with 256,000 entries 230 ms -> 121 ms (docs/performance.md).
+Measured gain: backward pass of head and lookup with 256,000 entries 230 ms -> 121 ms (docs/results).
 Upstream: nothing to send; `sparse` is torch's own option.
 Test: tests/end_to_end/test_switches.py, tests/end_to_end/test_gradients.py.
 """

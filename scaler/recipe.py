@@ -17,6 +17,7 @@ def parser() -> Parser:
     """Return the command's parser."""
     made = Parser("recipe", __doc__)
     made.add_argument("recipe", nargs="?", metavar="NAME", help="name or YAML file (default: a list of the names)")
+    made.add_argument("--schema", action="store_true", help="print the JSON schema of recipes, for editors")
     made.add_json("the recipe")
     add_overrides(made)
     return made
@@ -26,6 +27,11 @@ def parser() -> Parser:
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
+    if arguments.schema:
+        from scaler.config.schema import json_schema
+
+        print(json.dumps(json_schema(), indent=2))
+        return
     if arguments.recipe is None:
         print(json.dumps(recipe_names(), indent=2) if arguments.json else "\n".join(recipe_names()))
         return

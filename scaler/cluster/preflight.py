@@ -84,8 +84,8 @@ class Rank:
         """Recipe, configuration and data are there and agree."""
         self.job = job.resolve(self.arguments, self.world)
         manifest = self.job.data.manifest
-        empty = dry_run.empty_model(self.job)
-        self._shared_disk(dry_run.checkpoint_bytes(self.job, *parameters.count_parameters(empty)))
+        empty = dry_run.empty_model(self.job.recipe, self.job.config)
+        self._shared_disk(dry_run.checkpoint_bytes(self.job.recipe, *parameters.count_parameters(empty)))
         return {
             "memory_needed": sum(dry_run.memory_per_rank(self.job, empty).values()),
             **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": provenance.versions()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from scaler.config import recipe
@@ -90,6 +91,12 @@ def run_parser(name: str, description: str | None) -> Parser:
     parser.add_local_rank()
     add_overrides(parser)
     return parser
+
+
+def prepare_command(arguments: argparse.Namespace) -> str:
+    """Return the command that prepares the data of a command line's recipe, with the same recipe and overrides."""
+    name = arguments.recipe or str(run_recipe(arguments.run_dir) or DEFAULT_RECIPE)
+    return shlex.join(["scaler", "prepare", "--recipe", name, *arguments.overrides])
 
 
 def run_recipe(run_dir: Path | None) -> Path | None:

@@ -45,23 +45,26 @@ class Prepared:
         return RowReader(rows, self.vocabulary, masked, first_position, seed)
 
 
-def open_prepared(recipe: Recipe) -> Prepared:
+def open_prepared(recipe: Recipe, remedy: str = PREPARE) -> Prepared:
     """Open a recipe's rows and tokenizer, and check that they belong together.
+
+    Args:
+        remedy: what to run where there are no rows.
 
     Raises: ScalerError when either is missing or damaged, or the rows are another tokenizer's or of another length.
     """
-    manifest = token_rows.read(recipe.rows_folder)
+    manifest = token_rows.read(recipe.rows_folder, remedy)
     tokenizer = load_tokenizer(recipe.tokenizer_folder)
     found = checksum(recipe.tokenizer_folder / "tokenizer.json")
     if found != manifest.tokenizer_xxh3:
         raise ScalerError(
             f"{recipe.rows_folder}: made with the tokenizer {manifest.tokenizer_xxh3[:8]}, "
-            f"but {recipe.tokenizer_folder} is {found[:8]}; run `python -m data_prep` to make the rows anew"
+            f"but {recipe.tokenizer_folder} is {found[:8]}; {remedy} to make the rows anew"
         )
     if manifest.seq_len != recipe.data.seq_len:
         raise ScalerError(
             f"{recipe.rows_folder}: rows of {manifest.seq_len} tokens, but data.seq_len={recipe.data.seq_len}; "
-            "run `python -m data_prep` to make them anew"
+            f"{remedy} to make them anew"
         )
     manifest.unigram_counts()  # refuses a missing or damaged file
     vocabulary = vocabulary_of(tokenizer, recipe.tokenizer_folder)

@@ -96,9 +96,12 @@ class Manifest:
         return np.asarray(np.load(path, allow_pickle=False))
 
 
-def read(folder: Path) -> Manifest:
-    """Read the manifest of a folder of rows. Raises ScalerError when there is none or it is of another format."""
-    content = read_manifest(folder, "rows", PREPARE)
+def read(folder: Path, remedy: str = PREPARE) -> Manifest:
+    """Read the manifest of a folder of rows.
+
+    Raises: ScalerError, with the remedy, when there is none or it is of another format.
+    """
+    content = read_manifest(folder, "rows", remedy)
     try:
         return Manifest(
             folder=folder,

@@ -1,4 +1,4 @@
-"""The dry run: everything a run would do, said beforehand, and nothing touched."""
+"""Describe everything that a run would do, without writing anything."""
 
 from __future__ import annotations
 
@@ -12,58 +12,67 @@ import yaml
 from transformers import PreTrainedModel
 
 from scaler.config import deepspeed as ds_config
+from scaler.config.command_line import chosen_recipe
 from scaler.config.deepspeed import FP32_BYTES
+from scaler.config.recipe import Recipe
 from scaler.distributed.world import World
 from scaler.model import build, embeddings, initialisation
 from scaler.model import parameters as model
 from scaler.model.kernels import cross_entropy
 from scaler.planning import memory as footprint
 from scaler.planning import workload
-from scaler.training.job import Job, resolve, vectors
+from scaler.training.job import Job, Request, read_request, resolve, vectors
+
+NOT_PREPARED = """note         the model has the recipe's vocabulary size; once the data is prepared, the tokenizer's own size,
+             rows, real tokens and epochs are known
+"""
 
 
-def empty_model(job: Job) -> PreTrainedModel:
-    """The job's model without memory behind its weights."""
+def empty_model(recipe: Recipe, config: Any) -> PreTrainedModel:
+    """Return the model of a recipe without memory behind its weights."""
     with torch.device("meta"):
-        return build.from_recipe(job.recipe, job.config)
+        return build.from_recipe(recipe, config)
 
 
-def memory_per_rank(job: Job, empty: PreTrainedModel) -> dict[str, int]:
-    """Bytes that one rank's device needs, by what for; other activations than the largest one come on top."""
+def memory_per_rank(job: Request, empty: PreTrainedModel) -> dict[str, int]:
+    """Return the bytes that one rank's device needs, by purpose, without activations but the largest one."""
     precision = ds_config.precision_of(job.resolved)
     asked = replace(workload.settings_of(job.resolved, precision), on_cpu=not torch.cuda.is_available())
     how = asked.sharding(job.batch, len(ds_config.optimizer_state(job.recipe.optimizer)))
     found = footprint.of_step(workload.layout(empty, job.recipe), footprint.Activations(0, 0, 0), how)
     memory = {**found.kept, "gradients and what travels": max(found.backward, found.step)}
     # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
-    positions, entries = job.batch.micro_rows * job.rows["train"].masked, job.config.vocab_size
+    positions, entries = job.batch.micro_rows * job.recipe.most_masked_per_row, empty.config.vocab_size
     memory["logits"] = 2 * min(positions * entries, cross_entropy.SCORES_AT_ONCE) * FP32_BYTES
-    by_rows = asked.on_cpu and job.config.tie_word_embeddings
+    by_rows = asked.on_cpu and empty.config.tie_word_embeddings
     if not (by_rows or job.recipe.optimizer.frozen_embeddings):
-        matrix = entries * embeddings.width(job.config)
+        matrix = entries * embeddings.width(empty.config)
         memory["lookup"] = matrix * ds_config.WEIGHT_BYTES[precision]  # its gradient, before it is added to the head's
     return memory
 
 
-def checkpoint_bytes(job: Job, parameters: int, trainable: int) -> int:
+def checkpoint_bytes(recipe: Recipe, parameters: int, trainable: int) -> int:
     """Return the bytes of one checkpoint: fp32 weights and optimizer state."""
-    return FP32_BYTES * (parameters + len(ds_config.optimizer_state(job.recipe.optimizer)) * trainable)
+    return FP32_BYTES * (parameters + len(ds_config.optimizer_state(recipe.optimizer)) * trainable)
 
 
-def describe(job: Job) -> dict[str, Any]:
-    """Describe a run, from its resolved settings and opened data, without building it."""
-    recipe, resolved, batch, rows = job.recipe, job.resolved, job.batch, job.rows
-    empty = empty_model(job)
+def describe(job: Request) -> dict[str, Any]:
+    """Describe a run without building it, from its settings and, if they are those of a Job, from its data.
+
+    Without data the model has the recipe's vocabulary size, and "rows" and "epochs" are None.
+    """
+    recipe, resolved, batch = job.recipe, job.resolved, job.batch
+    opened = job if isinstance(job, Job) else None
+    empty = empty_model(recipe, opened.config if opened else workload.configuration(recipe))
     # on the meta device this computes nothing, but it refuses what it cannot do
-    if recipe.initialisation.word2vec:
-        vectors(job)
+    if recipe.initialisation.word2vec and opened:
+        vectors(opened)
     if recipe.initialisation.neighbour_heads:
         initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
     parameters, trainable = model.count_parameters(empty)
-    train = rows["train"]
     seq_len = recipe.data.seq_len
     bytes_each = ds_config.WEIGHT_BYTES[ds_config.precision_of(resolved)]
-    megabytes = checkpoint_bytes(job, parameters, trainable) / 1e6
+    megabytes = checkpoint_bytes(recipe, parameters, trainable) / 1e6
     seen = recipe.training.steps * recipe.training.rows
     return {
         "recipe": recipe.to_plain(),
@@ -72,22 +81,25 @@ def describe(job: Job) -> dict[str, Any]:
         "parameters": parameters,
         "trainable_parameters": trainable,
         "what_trains": [list(row) for row in model.what_trains(empty, recipe.optimizer.weight_decay)],
-        "rows": {
+        "rows": None
+        if opened is None
+        else {
             split: {
                 "rows": len(reader.rows),
                 "real_token_share": round(reader.rows.real_share, 5),
                 "masked_per_row": reader.masked,
                 "dropped_rows": reader.rows.dropped_rows,
             }
-            for split, reader in rows.items()
+            for split, reader in opened.rows.items()
         },
         "training_masks_per_row": [recipe.masked_per_row(0.0), recipe.masked_per_row(1.0)],
         "steps": recipe.training.steps,
         "tokens": seen * seq_len,
-        "epochs": round(seen / len(train.rows), 2),
+        "epochs": None if opened is None else round(seen / len(opened.rows["train"].rows), 2),
         "training_flops": seen * model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
         "bytes_per_weight": bytes_each,
         "memory_per_rank_bytes": memory_per_rank(job, empty),
+        "prepare": None if opened else job.prepare,
         "writes": {
             str(job.run_dir / name): what
             for name, what in {
@@ -105,11 +117,17 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def render(content: dict[str, Any]) -> str:
-    """The description as text for people."""
-    batch, train, heldout = content["batch"], content["rows"]["train"], content["rows"]["heldout"]
+    """Render the description as text."""
+    batch = content["batch"]
     memory = content["memory_per_rank_bytes"]
     first, last = content["training_masks_per_row"]
     masked = f"{first} masked in each" + ("" if first == last else f" at first, {last} at last")
+    rows, epochs = f"not prepared: run `{content['prepare']}`; {masked}", "epochs unknown"
+    if content["rows"]:
+        train, heldout = content["rows"]["train"], content["rows"]["heldout"]
+        real = f"{train['rows']:,} for training, {train['real_token_share']:.2%} real tokens"
+        rows, epochs = f"{real}, {masked}; {heldout['rows']:,} held out", f"{content['epochs']} epochs"
+    note = "" if content["rows"] else NOT_PREPARED
     writes = "\n".join(f"  {path:<40} {what}" for path, what in content["writes"].items())
     return f"""recipe
 {_indent(yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True))}
@@ -118,15 +136,14 @@ ds_config
 model        {content["parameters"]:,} parameters, {content["trainable_parameters"]:,} of them trained, \
 {content["bytes_per_weight"]} bytes each
 {_indent(model.render_table(content["what_trains"]))}
-rows         {train["rows"]:,} for training, {train["real_token_share"]:.2%} real tokens, \
-{masked}; {heldout["rows"]:,} held out
+rows         {rows}
 batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \
 x {batch["ranks"]} ranks
-length       {content["steps"]:,} steps, {content["tokens"]:,} tokens, {content["epochs"]} epochs, \
+length       {content["steps"]:,} steps, {content["tokens"]:,} tokens, {epochs}, \
 {content["training_flops"]:.2e} floating-point operations
 memory       {sum(memory.values()) / 1e6:,.0f} MB a rank before activations: \
 {", ".join(f"{name} {size / 1e6:,.0f}" for name, size in memory.items())}
-would write
+{note}would write
 {writes}
 """
 
@@ -136,7 +153,8 @@ def _indent(text: str) -> str:
 
 
 def show(arguments: argparse.Namespace, world: World) -> None:
-    """Print the dry run of a command line, on the first rank alone."""
+    """Print the dry run of a command line, on the first rank alone. Data that exists is opened and checked."""
     if world.is_first:
-        content = describe(resolve(arguments, world))
+        is_prepared = chosen_recipe(arguments)[1].rows_folder.exists()
+        content = describe((resolve if is_prepared else read_request)(arguments, world))
         print(json.dumps(content, indent=2) if arguments.json else render(content))

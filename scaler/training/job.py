@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from scaler.config import batch as ds_config
 from scaler.config import deepspeed as config_deepspeed
 from scaler.config import recipe
-from scaler.config.command_line import chosen_recipe, run_recipe
+from scaler.config.command_line import chosen_recipe, prepare_command, run_recipe
 from scaler.config.deepspeed import DEFAULT_DS_CONFIG
 from scaler.config.recipe import Recipe
 from scaler.config.typed import differences
@@ -36,17 +36,16 @@ FIXED = ("model", "data.seq_len", "tokenizer", "optimizer.name", "optimizer.froz
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that is known before the first step.
+class Request:
+    """What a command line asks for, checked, without the data.
 
     Attributes:
         recipe: the experiment.
         ds_config_file, asked: the DeepSpeed configuration as given; `resolved` has its "auto" filled in.
         batch: as solved for the number of ranks.
-        data, rows: opened; the rows of "train" and "heldout".
-        config: of the model.
         run_dir: the folder; a run may have begun there.
         changes: of the recipe since then, "key: old -> new".
+        prepare: the command that prepares the data.
     """
 
     recipe: Recipe
@@ -54,15 +53,27 @@ class Job:
     asked: dict[str, Any]
     resolved: dict[str, Any]
     batch: ds_config.SolvedBatch
+    run_dir: Path
+    changes: tuple[str, ...]
+    prepare: str
+
+
+@dataclass(frozen=True)
+class Job(Request):
+    """All that is known before the first step.
+
+    Attributes:
+        data, rows: opened; the rows of "train" and "heldout".
+        config: of the model.
+    """
+
     data: prepared.Prepared
     config: Any
     rows: dict[str, RowReader]
-    run_dir: Path
-    changes: tuple[str, ...]
 
 
-def resolve(arguments: argparse.Namespace, world: World) -> Job:
-    """Read recipe, DeepSpeed configuration and data, and make them agree. Raises ScalerError where they cannot.
+def read_request(arguments: argparse.Namespace, world: World) -> Request:
+    """Read recipe and DeepSpeed configuration, and make them agree. Raises ScalerError where they cannot.
 
     In the folder of a run its own recipe and configuration are the defaults; so is the configuration beside a recipe.
     """
@@ -83,11 +94,18 @@ def resolve(arguments: argparse.Namespace, world: World) -> Job:
         before = {**recipe.load(str(began_with)).to_plain(), **_of_learning(_configuration_beside(began_with))}
         now = {**settings.to_plain(), **_of_learning(path)}
         changes = compare(began_with, before, now, arguments.allow_changes)
-    data = prepared.open_prepared(settings)
+    run_dir = run_folder.choose(arguments.run_dir, settings.name)
+    return Request(settings, path, asked, resolved, batch, run_dir, changes, prepare_command(arguments))
+
+
+def resolve(arguments: argparse.Namespace, world: World) -> Job:
+    """Read a command line, and open the data that it asks for. Raises ScalerError where they do not agree."""
+    request = read_request(arguments, world)
+    settings = request.recipe
+    data = prepared.open_prepared(settings, f"run `{request.prepare}`")
     config = build.configuration_of(settings, data.vocabulary)
     rows = {split: data.rows(split, settings, build.first_position(config)) for split in ("train", "heldout")}
-    run_dir = run_folder.choose(arguments.run_dir, settings.name)
-    return Job(settings, path, asked, resolved, batch, data, config, rows, run_dir, changes)
+    return Job(**vars(request), data=data, config=config, rows=rows)
 
 
 def _configuration_beside(recipe_file: Path) -> Path:

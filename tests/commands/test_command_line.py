@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from scaler import __main__ as front
 from scaler import __version__, dry_run, fill_mask, goodput, plan, status, train
+from scaler.config.recipe import RECIPES
 from scaler.core import commands
 from scaler.core.cli import Parser, describe_parser
 from scaler.studies import point
@@ -38,7 +39,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "train": (RUN | {"dry_run", "json"}, ["overrides"]),
     "dry-run": (RUN | {"json"}, ["overrides"]),
     "status": ({"json"}, ["runs"]),
-    "recipe": ({"json"}, ["recipe", "overrides"]),
+    "recipe": ({"json", "schema"}, ["recipe", "overrides"]),
     "evaluate": ({"split", "recipe", "json"}, ["model"]),
     "compare": ({"texts", "most", "finetuned", "out", "json"}, ["models"]),
     "fill-mask": ({"top", "json"}, ["model", "sentence"]),
@@ -307,6 +308,10 @@ def test_a_recipe_is_printed_with_all_its_values(scaler):
     content = json.loads(scaler("recipe", "quickstart", "training.rows=8", "--json")[1])
     assert content["training"]["rows"] == 8 and content["faults"]["hang_seconds"] == 600
     assert "hang_seconds: 600\n" in scaler("recipe", "quickstart")[1]
+
+
+def test_the_schema_of_recipes_is_the_one_that_editors_get(scaler):
+    assert json.loads(scaler("recipe", "--schema")[1]) == json.loads((RECIPES / "schema.json").read_text())
 
 
 def test_the_dry_run_is_one_by_both_names(tiny_recipe_file, tmp_path, monkeypatch, call):

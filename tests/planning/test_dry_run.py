@@ -3,12 +3,10 @@
 import functools
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from scaler import train
 from scaler.config.recipe import Recipe
@@ -100,17 +98,29 @@ def test_the_next_run_gets_a_folder_of_its_own(dry_run, tmp_path):
     assert all(path.startswith("runs/tiny-2/") for path in json.loads(dry_run("--json")[1])["writes"])
 
 
-def test_without_data_it_says_what_to_run_in_one_line(tiny_recipe_file, run_command, tmp_path):
-    done = run_command(
-        *(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "--dry_run"),
-        *(f"data.folder={tmp_path}/nowhere",),
-        cwd=ROOT,
+def test_without_data_the_vocabulary_is_the_recipes_and_what_waits_is_named(dry_run, tmp_path):
+    nowhere = f"data.folder={tmp_path}/nowhere"
+    there, absent = (json.loads(dry_run("--json", *more)[1]) for more in ([], [nowhere]))
+    assert (absent["rows"], absent["epochs"]) == (None, None)
+    assert absent["prepare"].startswith("scaler prepare --recipe ") and absent["prepare"].endswith(f" {nowhere}")
+    same = ("parameters", "batch", "memory_per_rank_bytes", "training_flops", "writes", "training_masks_per_row")
+    assert all(there[key] == absent[key] for key in same)
+    status, text, errors = dry_run(nowhere)
+    assert (status, errors) == (0, "")
+    assert f"rows         not prepared: run `{absent['prepare']}`; 8 masked in each\n" in text
+    assert "the model has the recipe's vocabulary size" in text and "epochs unknown" in text
+
+
+def test_training_without_data_says_with_the_same_words_what_to_run(tiny_recipe_file, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--recipe", tiny_recipe_file, f"data.folder={tmp_path}/no where", "training.rows=24")
+    status, _, error = call(train.main, *words)
+    assert status == 2 and error.startswith(f"error: {tmp_path}/no where/rows-32: no rows here")
+    assert (
+        f"; run `scaler prepare --recipe {tiny_recipe_file} 'data.folder={tmp_path}/no where' training.rows=24`\n"
+        in error
     )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {tmp_path}/nowhere/rows-32: no rows here")
-    assert "python -m data_prep" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def rewrite(path: str, old: bytes, new: bytes) -> Callable[[Path], None]:
@@ -183,7 +193,6 @@ def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Rec
         (["model.hidden_size=30"], "hidden size (30) is not a multiple"),
         (["model.hidden_act=gelluh"], "Transformers refuses this model section"),
         (["model.max_position_embeddings=33"], "max_position_embeddings=33, but data.seq_len=32 needs 34"),
-        (["data.seq_len=64"], "data/rows-64: no rows here (no readable manifest.json); run `make data`"),
         (["tokenizer.vocab_size=300"], "the tokenizer has 400 entries, tokenizer.vocab_size is 300"),
         (["objective.mask_probability=0.01"], "objective.mask_probability=0.01 masks 0 of 32"),
         (["objective.final_mask_probability=0.01"], "objective.final_mask_probability=0.01 masks 0 of 32"),

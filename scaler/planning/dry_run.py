@@ -23,8 +23,8 @@ from scaler.planning import memory as footprint
 from scaler.planning import workload
 from scaler.training.job import Job, Request, read_request, resolve, vectors
 
-NOT_PREPARED = """note         the model has the recipe's vocabulary size; once the data is prepared, the tokenizer's own size,
-             rows, real tokens and epochs are known
+NOT_PREPARED = """note         the model has the recipe's vocabulary size; the tokenizer's own size, numbers of rows
+             and epochs, and the part of real tokens are known once the data is prepared
 """
 
 

@@ -10,7 +10,7 @@ from scaler.core.errors import ScalerError
 
 @dataclass(frozen=True)
 class SolvedBatch:
-    """A global batch taken apart: rows = micro_rows * accumulation * ranks."""
+    """A global batch divided: rows = micro_rows * accumulation * ranks."""
 
     rows: int
     micro_rows: int
@@ -19,12 +19,12 @@ class SolvedBatch:
 
 
 def solve_batch(rows: int, ranks: int, max_micro_rows: int) -> SolvedBatch:
-    """Find the largest micro-batch that fits and the accumulation that makes up the rest.
+    """Find the largest micro-batch that fits, and the accumulation that completes the batch.
 
     Args:
-        rows: the recipe's global batch.
+        rows: the recipe's global batch in rows.
         ranks: world size.
-        max_micro_rows: rows that one rank takes at once.
+        max_micro_rows: the most rows that one rank takes at once.
 
     Raises: ScalerError with the nearest possible batches and world sizes when `ranks` does not divide `rows`.
     """
@@ -43,21 +43,21 @@ def solve_batch(rows: int, ranks: int, max_micro_rows: int) -> SolvedBatch:
 
 
 def batches(rows: int, ranks: int) -> Iterator[SolvedBatch]:
-    """All ways to take a batch apart, the largest micro-batch first; none where the ranks cannot share it."""
-    share, rest = divmod(rows, ranks)
+    """Yield all ways to divide a batch, the largest micro-batch first; none if the ranks cannot share it equally."""
+    per_rank, rest = divmod(rows, ranks)
     if not rest:
-        for micro_rows in range(share, 0, -1):
-            if share % micro_rows == 0:
-                yield SolvedBatch(rows, micro_rows, share // micro_rows, ranks)
+        for micro_rows in range(per_rank, 0, -1):
+            if per_rank % micro_rows == 0:
+                yield SolvedBatch(rows, micro_rows, per_rank // micro_rows, ranks)
 
 
 def nodes_that_share(rows: int, nodes: int, ranks_per_node: int) -> int:
-    """The most nodes, up to `nodes`, whose ranks take equally many of a batch's rows.
+    """Return the largest number of nodes, up to `nodes`, whose ranks take equally many rows of a batch.
 
     >>> nodes_that_share(rows=64, nodes=7, ranks_per_node=8)
     4
 
-    Raises: ScalerError where not even one node can.
+    Raises: ScalerError if not even one node can.
     """
     for number in range(nodes, 0, -1):
         if rows % (number * ranks_per_node) == 0:

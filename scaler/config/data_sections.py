@@ -9,10 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from scaler.config.typed import READ_FLOAT, require, settings
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0), READ_FLOAT]
+from scaler.config.typed import READ_FLOAT, BelowOne, Count, Fraction, Positive, require, settings
 
 
 def _pattern(pattern: str, rule: str) -> Any:
@@ -26,7 +23,7 @@ VectorFile = Annotated[str, _pattern(r"\.(vec|txt|bin|kv)$", "it ends in one of 
 
 @settings("corpus.sources")
 class Source:
-    """Where text comes from, and its part of the mix. A string in place of the mapping is its `source`."""
+    """A source of text, and its part of the mix. A string in place of the mapping is its `source`."""
 
     source: str
     """"aws-docs", a file or folder, or a Hugging Face dataset id."""
@@ -37,7 +34,7 @@ class Source:
     id_field: str | None = None
     """Field whose values name the documents, each at most once; null: documents are numbered."""
     text_unit: Literal["paragraph", "line", "file"] = "paragraph"
-    """What a document is in .txt files: a paragraph (blank lines between), a line, or the whole file."""
+    """Unit of .txt files that is a document: a paragraph (blank lines between), a line, or the whole file."""
     hub_config: str | None = None
     """Configuration of a hub dataset."""
     hub_split: str = "train"
@@ -49,7 +46,7 @@ class Source:
     weight: Positive | None = None
     """Fraction of all training tokens that the source gives, relative to the other weights."""
     epochs: Positive | None = None
-    """How often each of the source's tokens is used in one pass, instead of a weight; neither: once."""
+    """Number of times that each token of the source is used in one pass, instead of a weight; neither: once."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +69,7 @@ class Corpus:
     """The sources of text, how much of them is used, and how documents are kept."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
-    """Where the text comes from, at least one; each a string or a mapping (below)."""
+    """Sources of the text, at least one; each a string or a mapping (below)."""
     tokens: Count | None = None
     """Tokens of one pass over weighted sources; null: until one source is used up."""
     heldout_percent: Annotated[float, Field(gt=0, lt=50), READ_FLOAT] = 1.0
@@ -107,7 +104,7 @@ class Cleaning:
     """Unicode normal form of the text; null: as it is."""
     languages: tuple[LanguageCode, ...] = ()
     """Languages to keep, ISO 639-1 codes; none given: all."""
-    language_confidence: Annotated[float, Field(ge=0, le=1), READ_FLOAT] = 0.65
+    language_confidence: Fraction = 0.65
     """Probability that the language detector must give (Penedo et al. 2024, FineWeb)."""
     gopher_repetition: bool = False
     """Leave out repetitive documents (Rae et al. 2021)."""
@@ -132,7 +129,7 @@ class Cleaning:
 
 @settings("dedup")
 class Dedup:
-    """Which documents count as repeats of an earlier one. Held-out documents come first, then those of the test."""
+    """Removal of documents that repeat an earlier one. Held-out documents come first, then those of the test."""
 
     exact: bool = True
     """Leave out documents whose text is equal to an earlier one's."""
@@ -148,7 +145,7 @@ class Dedup:
 
 @settings("tokenizer")
 class Tokenizer:
-    """How text becomes tokens."""
+    """The vocabulary, and how text is split into its tokens."""
 
     vocab_size: Annotated[int, Field(ge=300)]  # the 256 bytes and the special tokens are always there
     """Entries of the vocabulary, special tokens included."""
@@ -186,7 +183,7 @@ class Word2Vec:
     """Passes over the shards (as vocab-transformers, 2022)."""
     shrink_windows: bool = True
     """Draw each window from 1 to `window` tokens, so that near tokens weigh more."""
-    sample: Annotated[float, Field(ge=0, lt=1), READ_FLOAT] = 1e-3
+    sample: BelowOne = 1e-3
     """Frequency above which tokens are left out at random, as a fraction of all tokens; 0: none are."""
     learning_rate: Positive = 0.025
     """Learning rate at the start; it falls linearly over all epochs."""

@@ -36,13 +36,16 @@ OWNED_BY_RECIPE = {"optimizer": "the optimizer section", "scheduler": "the sched
 TRIED_KEYS: dict[str, frozenset[str]] = {
     "": frozenset(
         [
-            *("bf16", "dump_state", "fp16", "gradient_accumulation_steps", "gradient_clipping", "memory_breakdown"),
+            *("bf16", "comms_logger", "data_types", "dump_state", "fp16", "gradient_accumulation_steps"),
+            *("gradient_clipping", "memory_breakdown"),
             *("steps_per_print", "train_batch_size", "train_micro_batch_size_per_gpu", "wall_clock_breakdown"),
             *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization"),
         ]
     ),
     "bf16": frozenset(["enabled", "check_grad_overflow"]),
     "fp16": frozenset(["enabled"]),
+    "comms_logger": frozenset(["enabled", "verbose"]),
+    "data_types": frozenset(["grad_accum_dtype"]),
     "zero_optimization": frozenset(
         [
             *("stage", "allgather_bucket_size", "allgather_partitions", "compute_grad_norm", "contiguous_gradients"),

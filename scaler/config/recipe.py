@@ -58,7 +58,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         wanted = self.initialisation.word2vec
-        rule = "a section word2vec has to say where the vectors come from"
+        rule = "it needs a section word2vec, which describes the vectors"
         typed.require(not wanted or self.word2vec is not None, "initialisation.word2vec", wanted, rule)
         for key, probability in vars(self.objective).items():
             if probability is not None:

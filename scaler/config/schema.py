@@ -1,4 +1,4 @@
-"""The JSON schema of a recipe, with which editors complete and check it, and the reference of all its keys."""
+"""Make the JSON schema of a recipe, by which editors complete and check it, and the reference of all its keys."""
 
 from __future__ import annotations
 
@@ -82,6 +82,12 @@ def reference_markdown() -> str:
             pages += ["", "### corpus.sources\n", f"{_words(source)}\n", *_table(source, schema)]
         pages.append("")
     return "\n".join(pages).rstrip() + "\n"
+
+
+def table_of(kind: Any) -> str:
+    """Return a Markdown table of the keys of a dataclass: type, default and meaning."""
+    schema = typed.adapter(kind).json_schema()
+    return "\n".join(_table(typed.schema_at(schema, []), schema))
 
 
 def _table(part: dict[str, Any], schema: dict[str, Any]) -> list[str]:

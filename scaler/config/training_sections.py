@@ -7,14 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scaler.config.schedule import Shape
-from scaler.config.typed import READ_FLOAT, settings
+from scaler.config.typed import READ_FLOAT, BelowOne, Count, Fraction, NotNegative, Positive, settings
 
-Count = Annotated[int, Field(ge=1)]
 FromZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0), READ_FLOAT]
-NotNegative = Annotated[float, Field(ge=0), READ_FLOAT]
-Fraction = Annotated[float, Field(ge=0, le=1), READ_FLOAT]
-BelowOne = Annotated[float, Field(ge=0, lt=1), READ_FLOAT]
 Probability = Annotated[float, Field(gt=0, lt=1), READ_FLOAT]
 
 
@@ -37,7 +32,7 @@ class Objective:
 
 @settings("initialisation")
 class Initialisation:
-    """What replaces Transformers' random weights at the start of training."""
+    """Weights at the start of training, in place of Transformers' random ones."""
 
     unigram_bias: bool = False
     """Set the decoder's bias to the log-frequency of each token."""
@@ -101,7 +96,7 @@ class Training:
 
 @settings("checkpoint")
 class Checkpoint:
-    """How often the whole state of a run is saved, and which checkpoints stay beside the best one."""
+    """Saving of the whole state of a run, and the checkpoints that stay beside the best one."""
 
     every: Count = 500
     """Optimizer steps between two checkpoints: the most that are lost when machines fail."""

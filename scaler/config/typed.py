@@ -9,10 +9,10 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import dataclass_transform
@@ -46,7 +46,12 @@ def _as_float(value: Any) -> Any:
         return value
 
 
-READ_FLOAT = BeforeValidator(_as_float)  # Annotated[float, Field(gt=0), READ_FLOAT]
+READ_FLOAT = BeforeValidator(_as_float)
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0), READ_FLOAT]
+NotNegative = Annotated[float, Field(ge=0), READ_FLOAT]
+Fraction = Annotated[float, Field(ge=0, le=1), READ_FLOAT]
+BelowOne = Annotated[float, Field(ge=0, lt=1), READ_FLOAT]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))

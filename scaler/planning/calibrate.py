@@ -35,13 +35,13 @@ from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm
 from scaler.planning import communication, hardware, step_time, workload
 from scaler.planning.hardware import Hardware
+from scaler.training.faults import NORMAL_DEVIATION
 
 ACCUMULATION = 2  # micro-batches of a step here: enough for what the second one does differently
 WARMUP = 2  # steps of each size
 SMALL_CALLS = 50  # all-reduces of one number, whose median is the latency
 PATIENCE = 60.0  # seconds that two processes of a node wait for each other
 UNLIMITED = 1e12  # bytes a second of a network that is not known, or adds nothing to what the cores take
-CONSISTENT = 1.4826  # of the median absolute deviation, to be a normal distribution's standard deviation
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
                 "flops": flops_per_row / row,
                 "micro_seconds": max(0.0, least - few * row),
                 "update": statistics.median(rank.update_seconds),
-                "spread": CONSISTENT * deviation / most,
+                "spread": NORMAL_DEVIATION * deviation / most,
             }
         )
     return {key: statistics.median(rank[key] for rank in by_rank) for key in by_rank[0]}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import Field
 
 from scaler.config import typed
-from scaler.config.typed import READ_FLOAT, require, settings
+from scaler.config.typed import Count, NotNegative, Positive, require, settings
 from scaler.core.errors import ScalerError, nearest
 from scaler.planning.failures import MTBF_NODE_HOURS
 
@@ -19,8 +18,6 @@ TABLE = Path(__file__).parent.parent / "hardware.yaml"
 PRECISIONS = ("fp32", "fp16", "bf16")  # that the makers' tables give figures for
 # names of keys in older files, read for one release
 RENAMED = {"micro_seconds": "micro_batch_overhead_seconds"}
-Positive = Annotated[float, Field(gt=0), READ_FLOAT]
-NotNegative = Annotated[float, Field(ge=0), READ_FLOAT]
 
 # The fraction of the makers' figures that is reached, where nothing was measured:
 COMPUTE_REACHED = 0.43  # MPT-125M on A100, 512 tokens: 42.6 % (llm-foundry's table of throughputs)
@@ -39,7 +36,7 @@ class Hardware:
 
     name: str
     """Name in tables and reports."""
-    devices: Annotated[int, Field(ge=1)]
+    devices: Count
     """Devices of a node."""
     memory_bytes: Positive
     """Memory of a device in bytes."""
@@ -64,7 +61,7 @@ class Hardware:
     mtbf_node_hours: Positive = MTBF_NODE_HOURS
     """Mean time between failures of a node in hours."""
     on_cpu: bool = False
-    """The devices are parts of a CPU's cores, connected by gloo."""
+    """Whether the devices are parts of a CPU's cores, connected by gloo."""
     measured: tuple[str, ...] = ()
     """Keys that were measured; the others are a maker's figures, or assumed."""
 

@@ -62,17 +62,17 @@ def test_the_micro_batch_is_the_largest_that_divides_and_fits(per_rank, ranks, m
 
 
 @pytest.mark.parametrize(
-    "rows, ranks, said",
+    "rows, ranks, message",
     [
         (10, 4, "use training.rows=8 or 12, or one of 1, 2, 5 ranks"),
         (8, 3, "use training.rows=6 or 9, or one of 1, 2, 4 ranks"),
         (3, 8, "use training.rows=8, or one of 1, 3 ranks"),
     ],
 )
-def test_a_batch_that_ranks_cannot_share_names_the_nearest_that_they_can(rows, ranks, said):
+def test_a_batch_that_ranks_cannot_share_names_the_nearest_that_they_can(rows, ranks, message):
     with pytest.raises(ScalerError, match=f"training.rows={rows} cannot be shared equally by {ranks} ranks") as refused:
         ds_config.solve_batch(rows, ranks, 64)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_auto_is_filled_in_from_the_recipe():
@@ -99,7 +99,7 @@ def test_the_content_that_was_read_stays_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         ({"train_batch_size": 64}, "train_batch_size=64, but the recipe's training.rows make it 48 on 2 ranks"),
         (
@@ -128,15 +128,15 @@ def test_the_content_that_was_read_stays_as_it_was():
         ),
     ],
 )
-def test_what_contradicts_the_recipe_is_refused_with_both_places(content, said):
+def test_what_contradicts_the_recipe_is_refused_with_both_places(content, message):
     with pytest.raises(ScalerError) as refused:
         resolve(content)
     assert str(refused.value).startswith("mine.json: ")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"curriculum_learning": {"enabled": True}}, "curriculum_learning: this project was never run with it; remove"),
         ({"gradient_predivide_factor": 2}, "gradient_predivide_factor: this project was never run with it"),
@@ -155,10 +155,10 @@ def test_what_contradicts_the_recipe_is_refused_with_both_places(content, said):
         ),
     ],
 )
-def test_a_key_that_nobody_tried_is_refused_unless_it_is_allowed(content, said):
+def test_a_key_that_nobody_tried_is_refused_unless_it_is_allowed(content, message):
     with pytest.raises(ScalerError) as refused:
         resolve(content)
-    assert said in str(refused.value) and str(refused.value).startswith("mine.json: ")
+    assert message in str(refused.value) and str(refused.value).startswith("mine.json: ")
     assert str(refused.value).endswith("or train with --allow_untested_ds_keys")
     allowed = resolve(content, allow_untested=True)
     assert {name: allowed[name] for name in content} == content
@@ -199,7 +199,7 @@ def test_fp16_switched_off_is_as_good_as_absent():
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("{", "not JSON"),
         ("[]", "a JSON object is needed"),
@@ -209,11 +209,11 @@ def test_fp16_switched_off_is_as_good_as_absent():
         ('{"fp16": "auto"}', "fp16='auto', but an object of settings is needed"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused(text, said, tmp_path):
+def test_a_file_that_is_no_configuration_is_refused(text, message, tmp_path):
     (tmp_path / "mine.json").write_text(text, encoding="utf-8")
     with pytest.raises(ScalerError) as refused:
         config_deepspeed.read(tmp_path / "mine.json")
-    assert f"{tmp_path / 'mine.json'}: {said}" in str(refused.value)
+    assert f"{tmp_path / 'mine.json'}: {message}" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

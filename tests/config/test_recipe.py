@@ -49,7 +49,7 @@ def test_a_number_is_read_as_people_write_it(written, meant):
 
 
 @pytest.mark.parametrize(
-    "override, said",
+    "override, message",
     [
         ("training.stepz=5", "unknown key training.stepz; did you mean 'steps'"),
         ("trainign.steps=5", "unknown key trainign; did you mean 'training'"),
@@ -80,8 +80,8 @@ def test_a_number_is_read_as_people_write_it(written, meant):
         ("training.steps=[5", "the value is not YAML"),
     ],
 )
-def test_a_malformed_value_is_refused(override, said):
-    assert said in refusal("quickstart", override)
+def test_a_malformed_value_is_refused(override, message):
+    assert message in refusal("quickstart", override)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_value_out_of_range_is_refused(key, value):
 
 
 @pytest.mark.parametrize(
-    ("sources", "said"),
+    ("sources", "message"),
     [
         ("[{source: a, text_unit: page}]", "text_unit='page', but it is one of paragraph, line, file"),
         *(
@@ -139,15 +139,15 @@ def test_a_value_out_of_range_is_refused(key, value):
         ("[{source: a, weight: 1}, {source: b, epochs: 2}]", "corpus.sources='b', but all have a weight"),
     ],
 )
-def test_sources_that_make_no_mix_are_refused(sources, said):
-    said = said if said.startswith("corpus.") else f"corpus.sources.{said}"
-    assert f"recipe: {said}" in refusal("quickstart", f"corpus.sources={sources}")
+def test_sources_that_make_no_mix_are_refused(sources, message):
+    message = message if message.startswith("corpus.") else f"corpus.sources.{message}"
+    assert f"recipe: {message}" in refusal("quickstart", f"corpus.sources={sources}")
 
 
 def test_tokens_in_all_are_refused_without_weights():
     for sources in ("[a, b]", "[{source: a, epochs: 2}]"):
-        said = refusal("quickstart", f"corpus.sources={sources}", "corpus.tokens=1000")
-        assert said == "recipe: corpus.tokens=1000, but it goes with sources of weights"
+        message = refusal("quickstart", f"corpus.sources={sources}", "corpus.tokens=1000")
+        assert message == "recipe: corpus.tokens=1000, but it goes with sources of weights"
     weighted = load("quickstart", ["corpus.sources=[{source: a, weight: 1}]", "corpus.tokens=1000"])
     assert weighted.corpus.tokens == 1000
 
@@ -215,7 +215,7 @@ def test_a_section_alone_is_made_of_its_settings():
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("language=[en]", "recipe: unknown key cleaning.language; did you mean 'languages'"),
         ("c4=7", "recipe: cleaning.c4=7, but bool"),
@@ -223,10 +223,10 @@ def test_a_section_alone_is_made_of_its_settings():
         ("c4", "'c4' is no option"),
     ],
 )
-def test_a_section_alone_is_as_strict_as_a_recipe(setting, said):
+def test_a_section_alone_is_as_strict_as_a_recipe(setting, message):
     with pytest.raises(ScalerError) as refused:
         section(Cleaning, "cleaning", [setting])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("where", ["corpus", "corpus.sources", "optimizer.learning_rate"])
@@ -251,8 +251,8 @@ def test_all_missing_keys_are_named_at_once_with_the_file_that_lacks_them(tmp_pa
 
 
 def test_several_problems_are_one_line():
-    said = refusal("quickstart", "training.stepz=5", "optimizer.eps=0", "dedup.bands=300", "schedule.shape=wavy")
-    assert said == (
+    message = refusal("quickstart", "training.stepz=5", "optimizer.eps=0", "dedup.bands=300", "schedule.shape=wavy")
+    assert message == (
         "recipe: unknown key training.stepz; did you mean 'steps'?; optimizer.eps=0.0, but it is above 0, and finite; "
         "schedule.shape='wavy', but it is one of linear, cosine, constant, sqrt; dedup.bands=300, but it is between 1 "
         "and 256"
@@ -264,12 +264,12 @@ def test_several_problems_are_one_line():
 def test_a_misspelt_key_is_not_missing_as_well(tmp_path):
     text = (RECIPES / "quickstart.yaml").read_text(encoding="utf-8").replace("learning_rate:", "learning_rat:")
     (tmp_path / "typo.yaml").write_text(text, encoding="utf-8")
-    said = "recipe: unknown key optimizer.learning_rat; did you mean 'learning_rate'?"
-    assert refusal(str(tmp_path / "typo.yaml")) == said
+    message = "recipe: unknown key optimizer.learning_rat; did you mean 'learning_rate'?"
+    assert refusal(str(tmp_path / "typo.yaml")) == message
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda recipe: replace(recipe.optimizer, learning_rate=0.0), "optimizer.learning_rate=0.0, but it is above 0"),
         (lambda recipe: replace(recipe.training, rows=True), "training.rows=True, but int is needed"),
@@ -280,10 +280,10 @@ def test_a_misspelt_key_is_not_missing_as_well(tmp_path):
         (lambda recipe: Dedup(bandz=3), "unknown key dedup.bandz; did you mean 'bands'?"),
     ],
 )
-def test_a_recipe_made_or_changed_by_code_is_checked_as_well(change, said):
+def test_a_recipe_made_or_changed_by_code_is_checked_as_well(change, message):
     with pytest.raises(ScalerError) as refused:
         change(load("quickstart"))
-    assert str(refused.value).startswith(f"recipe: {said}")
+    assert str(refused.value).startswith(f"recipe: {message}")
 
 
 def test_a_date_is_a_name(tmp_path):

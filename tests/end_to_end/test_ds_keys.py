@@ -11,12 +11,13 @@ from scaler.distributed.world import free_port
 SETTINGS = ("training.steps=6", "training.log_every=1", "training.evaluate_every=3", "checkpoint.every=3")
 SMALL = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000, "overlap_comm": True}
 PRINTING = {"steps_per_print": 1, "wall_clock_breakdown": True, "dump_state": True, "memory_breakdown": True}
+OTHERS = {"comms_logger": {"enabled": True, "verbose": False}, "data_types": {"grad_accum_dtype": "fp32"}}
 OFFLOAD = {"device": "cpu", "pin_memory": False}
 TRIALS = {
     "zero1": [{"zero_optimization": {**SMALL, "contiguous_gradients": True, "allgather_partitions": False}}],
     "zero2": [
         {"zero_optimization": {"contiguous_gradients": False, "allgather_partitions": False, "reduce_scatter": False}},
-        {"zero_optimization": SMALL, **PRINTING},
+        {"zero_optimization": SMALL, **PRINTING, **OTHERS},
         {"zero_optimization": {"offload_optimizer": OFFLOAD, "use_multi_rank_bucket_allreduce": False}},
     ],
     "zero3": [
@@ -38,12 +39,13 @@ TRIALS = {
 def test_tried_keys_leave_the_losses_as_they_are(name, tiny_recipe_file, run_command, tmp_path):
     """Two ranks train without the keys, and with each group of them."""
 
-    def losses(run: str, content: dict) -> list[float]:
+    def losses(run: str, content: dict, *options: str) -> list[float]:
         config = tmp_path / f"{run}.json"
         config.write_text(json.dumps(content))
         done = run_command(
             *("torchrun", "--nproc_per_node", 2, "--master_port", free_port(), ROOT / "scaler" / "train.py"),
-            *("--recipe", tiny_recipe_file, "--run_dir", tmp_path / run, "--deepspeed_config", config, *SETTINGS),
+            *("--recipe", tiny_recipe_file, "--run_dir", tmp_path / run, "--deepspeed_config", config),
+            *(*options, *SETTINGS),
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr[-3000:]
@@ -57,6 +59,11 @@ def test_tried_keys_leave_the_losses_as_they_are(name, tiny_recipe_file, run_com
     for number, keys in enumerate(TRIALS[name]):
         content = {**plain, **keys, "zero_optimization": {**plain["zero_optimization"], **keys["zero_optimization"]}}
         assert losses(f"trial-{number}", content) == pytest.approx(expected, abs=1e-6)
+    assert losses("allowed", {**plain, "prescale_gradients": False}, "--allow_untested_ds_keys") == expected
+    attempts = [
+        json.loads((tmp_path / run / "environment.json").read_text())["attempts"] for run in ("plain", "allowed")
+    ]
+    assert [attempt["untested_ds_keys"] for (attempt,) in attempts] == [[], ["prescale_gradients"]]
 
 
 def test_each_tried_key_is_shipped_refused_by_its_value_or_tried_here():

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from scaler.core.cli import Parser, command
-from scaler.core.errors import ScalerError
 from scaler.distributed.world import detect_world
 
 
@@ -33,8 +32,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
     world = detect_world()
-    import torch
-
+    from scaler.distributed.collectives import explaining_errors
     from scaler.planning.noise_scale import run
 
     if world.size > 1:
@@ -42,9 +40,8 @@ def main() -> None:
 
         process_group.join(world)
     try:
-        run(arguments, world)
-    except torch.OutOfMemoryError as error:
-        raise ScalerError(f"rank {world.rank}: the GPU's memory is full; lower --rows {arguments.rows}") from error
+        with explaining_errors(world, f"lower --rows {arguments.rows}"):
+            run(arguments, world)
     finally:
         if world.size > 1:
             process_group.leave()

@@ -16,8 +16,12 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
 
 from scaler.config.command_line import run_parser
 from scaler.core.cli import Parser, command
-from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, TryAgain
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError
 from scaler.distributed.world import detect_world
+
+
+FULL_MEMORY = "lower training.max_micro_rows, or take a ds_config of a higher ZeRO stage"
+LOST_RANK = "the same command with --run_dir goes on from the last checkpoint"
 
 
 def parser() -> Parser:
@@ -47,28 +51,16 @@ def main() -> None:
 
         dry_run.show(arguments, world)
         return
-    import torch
-
+    from scaler.distributed.collectives import explaining_errors
     from scaler.engine import process_group
     from scaler.training.run import run
 
     try:
-        run(arguments, world)
+        with explaining_errors(world, FULL_MEMORY, LOST_RANK):
+            run(arguments, world)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C at once; --run_dir goes on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)  # no waiting for a write to a disk that hangs
-    except torch.OutOfMemoryError as error:
-        raise ScalerError(
-            f"rank {world.rank}: the GPU's memory is full ({str(error).splitlines()[0][:160]}); lower "
-            "training.max_micro_rows, or take a ds_config of a higher ZeRO stage"
-        ) from error
-    except RuntimeError as error:
-        if not process_group.is_lost_connection(error):
-            raise
-        raise TryAgain(
-            f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]}); "
-            "the same command with --run_dir goes on from the last checkpoint"
-        ) from error
     finally:
         process_group.leave()
 

@@ -1,8 +1,9 @@
-"""Let all ranks agree: sums, values of every rank, and failures."""
+"""Collective decisions of all ranks: sums, values of every rank, and failures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """Sum `value` over all ranks; every rank must call it and gets the same answer."""
+    """Return the sum of `value` over all ranks, the same on each. Collective."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -23,7 +24,7 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def all_gather(value: Any, world: World) -> list[Any]:
-    """Every rank's value, by rank; every rank must call it."""
+    """Return every rank's value, by rank. Collective."""
     values = [value]
     if dist.is_initialized() and world.size > 1:
         values = [None] * world.size
@@ -32,9 +33,9 @@ def all_gather(value: Any, world: World) -> list[Any]:
 
 
 def agree_or_raise(problem: str | None, world: World, status: int = EXIT_BAD_INPUT) -> None:
-    """End every rank when one has a `problem`, so that none waits for one that has given up.
+    """End every rank when one has a `problem`, so that none waits for one that has given up. Collective.
 
-    Raises: ScalerError with the first problem on rank 0, which says it; SystemExit on the others.
+    Raises: ScalerError with the first problem on rank 0, which prints it; SystemExit on the others.
     """
     for found, ends_with in all_gather((problem, status), world):
         if found is not None:
@@ -43,9 +44,11 @@ def agree_or_raise(problem: str | None, world: World, status: int = EXIT_BAD_INP
 
 
 def all_or_none(work: Callable[[], Result], world: World) -> Result:
-    """Do something that may fail on one rank alone, and let all ranks fail together.
+    """Run `work` on each rank; if it fails on one, all ranks fail together. Collective.
 
     Where `work` has collectives of its own, it must fail on all ranks or on none.
+
+    Raises: as `agree_or_raise`, for a ScalerError or OSError of `work`.
     """
     problem, result, status = None, None, EXIT_BAD_INPUT
     try:
@@ -54,3 +57,35 @@ def all_or_none(work: Callable[[], Result], world: World) -> Result:
         problem, status = one_line(error), status_of(error)
     agree_or_raise(problem, world, status)
     return cast(Result, result)
+
+
+@contextlib.contextmanager
+def explaining_errors(world: World, full_memory: str, lost_rank: str = "") -> Iterator[None]:
+    """Turn a GPU's full memory and the loss of another rank into errors of one line.
+
+    Args:
+        world: this process among the ranks.
+        full_memory: what the user can do about full memory.
+        lost_rank: what the user can do after a rank was lost.
+
+    Raises: ScalerError for full memory, TryAgain for a lost rank.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        found = str(error).splitlines()[0][:160]
+        raise ScalerError(f"rank {world.rank}: the GPU's memory is full ({found}); {full_memory}") from error
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        found = f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]})"
+        raise TryAgain("; ".join(filter(None, (found, lost_rank)))) from error
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return True where a collective failed because another rank has gone."""
+    text = str(error).lower()
+    if "invalid usage" in text or "invalid argument" in text:  # NCCL's words for what no other start mends
+        return False
+    words = ("connection", "gloo", "nccl", "peer", "socket")
+    return isinstance(error, dist.DistError) or any(word in text for word in words)

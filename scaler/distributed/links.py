@@ -1,7 +1,8 @@
-"""How fast data goes between ranks: inside each host, between hosts in pairs, and among all."""
+"""Measure how fast data goes between ranks: in each host, between hosts in pairs, and among all."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-ROUNDS = 8  # of pairs of hosts; all pairs of up to nine hosts
-REPEATS = 3  # of which the best counts, for others share the network
+ROUNDS = 8  # of pairs of hosts: all pairs of up to nine hosts
+REPEATS = 3  # the best of which counts, because others share the network
+SMALL_CALLS = 50  # all-reduces of one number, of which the median counts
+MOST_NUMBERS, MOST_CALLS = 1 << 24, 50  # of an all-reduce whose bandwidth is measured; of such all-reduces
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Links:
     """Bytes a second, as this rank measured them; None where there is no such link.
 
     All-reduces are given as NCCL's tests do ("bus bandwidth", doc/PERFORMANCE.md there): 2 (n - 1) / n of the size of
-    the data by the time, which does not hang on the number of ranks.
+    the data by the time, which does not depend on the number of ranks.
 
     Attributes:
         intra_node: all-reduce among the ranks of this host.
@@ -33,8 +36,23 @@ class Links:
     all_ranks: float | None
 
 
+@dataclass(frozen=True)
+class SustainedLinks:
+    """What all-reduces of a second reach, as in a training.
+
+    Attributes:
+        seconds: of an all-reduce of one number among all ranks.
+        intra_node: bus bandwidth among the ranks of this host, bytes a second; None for one rank.
+        all_ranks: the same among all ranks; None for one host.
+    """
+
+    seconds: float
+    intra_node: float | None
+    all_ranks: float | None
+
+
 def pairs(members: Sequence[int], limit: int = ROUNDS) -> list[list[tuple[int, int]]]:
-    """Rounds of pairs of members, each in one pair of a round, and no pair twice: a round-robin tournament.
+    """Return rounds of a round-robin tournament: each member is in one pair of a round, and no pair comes twice.
 
     >>> pairs([0, 2, 4, 6])
     [[(0, 6), (2, 4)], [(0, 4), (6, 2)], [(0, 2), (4, 6)]]
@@ -49,16 +67,15 @@ def pairs(members: Sequence[int], limit: int = ROUNDS) -> list[list[tuple[int, i
 
 
 def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
-    """Measure the links of this rank. Every rank must call it.
+    """Measure the links of this rank in a few short calls. Collective.
 
     Args:
-        hosts: of all ranks.
+        hosts: the host of each rank.
     """
     mebibytes = 64 if device.type == "cuda" else 8
     data, other = (torch.ones(mebibytes << 18, device=device) for _ in range(2))
     size = data.numel() * data.element_size()
-    by_host = [[r for r, name in enumerate(hosts) if name == host] for host in dict.fromkeys(hosts)]
-    mine, _ = dist.new_subgroups_by_enumeration(by_host)
+    by_host, mine = _hosts_and_group(hosts)
 
     def all_reduce(group: dist.ProcessGroup | None, ranks: int) -> float | None:
         if ranks == 1:
@@ -68,15 +85,47 @@ def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
     all_ranks = all_reduce(None, len(hosts))
     intra_node = all_reduce(mine, hosts.count(hosts[rank]))
     inter_node = []
-    here = next(number for number, ranks in enumerate(by_host) if rank in ranks)
-    for ended in pairs(range(len(by_host))):
+    own = next(number for number, ranks in enumerate(by_host) if rank in ranks)
+    for pairs_of_hosts in pairs(range(len(by_host))):
         dist.barrier()
-        for there in [(set(pair) - {here}).pop() for pair in ended if here in pair]:
-            mates = dict(zip(by_host[here], by_host[there], strict=False))
-            if rank in mates:
-                inter_node.append(size / _best(partial(_exchange, data, other, mates[rank]), device))
+        for partner in [(set(pair) - {own}).pop() for pair in pairs_of_hosts if own in pair]:
+            partner_of = dict(zip(by_host[own], by_host[partner], strict=False))
+            if rank in partner_of:
+                inter_node.append(size / _best(partial(_exchange, data, other, partner_of[rank]), device))
     dist.barrier()
     return Links(intra_node, max(inter_node, default=None), all_ranks)
+
+
+def measure_sustained(hosts: Sequence[str], rank: int, numbers: int, device: torch.device) -> SustainedLinks:
+    """Measure the time of the smallest all-reduce, and the bandwidth of all-reduces for a second. Collective.
+
+    Args:
+        hosts: the host of each rank.
+        numbers: fp32 numbers of an all-reduce.
+    """
+    number, times = torch.ones(1, device=device), []
+    for _ in range(SMALL_CALLS):
+        start = now(device)
+        dist.all_reduce(number)
+        times.append(now(device) - start)
+    by_host, mine = _hosts_and_group(hosts)
+    intra_node = _bus_bandwidth(mine, numbers, device) if hosts.count(hosts[rank]) > 1 else None
+    dist.barrier()
+    all_ranks = _bus_bandwidth(None, numbers, device) if len(by_host) > 1 else None
+    return SustainedLinks(statistics.median(times), intra_node, all_ranks)
+
+
+def now(device: torch.device) -> float:
+    """Return the clock in seconds, once the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _hosts_and_group(hosts: Sequence[str]) -> tuple[list[list[int]], dist.ProcessGroup]:
+    """Return the ranks of each host, and the process group of this rank's host. Collective."""
+    by_host = [[rank for rank, name in enumerate(hosts) if name == host] for host in dict.fromkeys(hosts)]
+    return by_host, dist.new_subgroups_by_enumeration(by_host)[0]
 
 
 def _exchange(data: torch.Tensor, other: torch.Tensor, partner: int) -> None:
@@ -87,31 +136,19 @@ def _exchange(data: torch.Tensor, other: torch.Tensor, partner: int) -> None:
 
 
 def _best(act: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of several times, after one that does not count."""
+    """Return the seconds of the fastest of several calls, after one that does not count."""
     seconds = []
     for _ in range(REPEATS + 1):
-        clock = time.perf_counter()
+        start = time.perf_counter()
         act()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - clock)
+        seconds.append(now(device) - start)
     return min(seconds[1:])
 
 
-MOST_NUMBERS, MOST_CALLS = 1 << 24, 50  # of an all-reduce that measures a bandwidth; and such all-reduces
+def _bus_bandwidth(group: dist.ProcessGroup | None, numbers: int, device: torch.device) -> float:
+    """Return the bytes a second of all-reduces, counted as `Links` does, over about a second.
 
-
-def now(device: torch.device) -> float:
-    """Return the clock in seconds, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def bus_bandwidth(group: dist.ProcessGroup | None, numbers: int, device: torch.device) -> float:
-    """Bytes a second of all-reduces of so many numbers, as `links.Links` counts; the mean of a second.
-
-    The mean, for some links let the first bytes pass faster than they can go on. Every rank of the group must call it.
+    The mean and not the best, because some links pass the first bytes faster than they can go on. Collective.
     """
     data = torch.ones(numbers, device=device)
     ranks = dist.get_world_size(group)

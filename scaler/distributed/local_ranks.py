@@ -1,4 +1,4 @@
-"""Start ranks as processes of this machine, and wait for them."""
+"""Start ranks as processes of this machine, and wait for them or for what they return."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from multiprocessing.connection import wait
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from scaler.distributed.world import free_port
+from scaler.core.errors import ScalerError, one_line
+from scaler.distributed.world import World, free_port
 
-GRACE_SECONDS = 10.0  # that the other ranks have to end by themselves after one has failed
+GRACE_SECONDS = 10.0  # the time in which the other ranks may end by themselves after one has failed
+# variables of a rank; the last one makes torchrun's ranks wait for a store that torchrun keeps
+OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE")
+Result = TypeVar("Result")
 
 
 def _as_rank(facts: dict[str, object], main: Callable[[], None], arguments: list[str], log: Path) -> None:
@@ -44,18 +48,21 @@ def start(ranks: int, main: Callable[[], None], arguments: list[str], log: Path,
     """Start a command on several ranks of this machine and wait for them; when one fails, all end.
 
     Args:
+        ranks: how many processes to start.
         main: the command, a function at the top of its module.
-        preload: modules that are imported once, in the process that the ranks are forked from.
+        arguments: its command line.
+        log: the file to which the ranks' output is appended.
+        preload: modules that are imported once, in the process from which the ranks are forked.
 
-    Returns: 0, or the status of the first one that failed.
+    Returns: 0, or the exit status of the first rank that failed.
     """
     import torch  # here, so that data preparation can import `end_with_parent` without it
 
     processes = []
-    # CUDA does not live through a fork; elsewhere the imports, which take longer than many a command, are made once
+    # CUDA does not survive a fork; elsewhere the imports, which take seconds, are made once
     context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
     context.set_forkserver_preload(preload)
-    # torchrun sets the same, but would outlive a study that is killed
+    # torchrun sets the same, but its ranks would outlive a study that is killed
     shared = {
         "WORLD_SIZE": ranks,
         "LOCAL_WORLD_SIZE": ranks,
@@ -68,7 +75,7 @@ def start(ranks: int, main: Callable[[], None], arguments: list[str], log: Path,
         for rank in range(ranks):
             facts = {**shared, "RANK": rank, "LOCAL_RANK": rank}
             process = context.Process(target=_as_rank, args=(facts, main, arguments, log), daemon=True)
-            process.start()  # one that Ctrl-C interrupts in here cannot be killed, but ends with this process
+            process.start()  # if Ctrl-C interrupts this call, the process cannot be killed, but ends with this one
             processes.append(process)
         running, end = list(processes), None
         while running and (end is None or time.monotonic() < end):
@@ -84,12 +91,60 @@ def start(ranks: int, main: Callable[[], None], arguments: list[str], log: Path,
     return status
 
 
-def reason_of(log: Path, status: int) -> str:
-    """Why ranks failed: the first error that they said, or their last words.
+def call(worlds: Sequence[World], function: Callable[..., Result], *arguments: Any) -> list[Result]:
+    """Call `function(world, *arguments)` in a new process for each world, and return the results in their order.
 
-    The first, because the ranks that lose another say so after it.
+    The processes can meet each other, and do not know the launcher of this one.
+
+    Raises: ScalerError where a process raised one or a RuntimeError, or ended without a result.
+    """
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    processes: list[tuple[Any, Connection]] = []
+    try:
+        for world in worlds:
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_send_result, args=(theirs, world, port, function, arguments), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append((process, mine))
+        return [_result_of(*each) for each in processes]
+    finally:
+        for process, _ in processes:
+            process.kill()
+            process.join()
+
+
+def _result_of(process: Any, pipe: Connection) -> Any:
+    try:
+        result, problem = pipe.recv()
+    except EOFError:
+        process.join()
+        problem = f"a process of this machine ended with status {process.exitcode}; is there enough memory?"
+    if problem is not None:
+        raise ScalerError(problem)
+    process.join()
+    return result
+
+
+def _send_result(
+    pipe: Connection, world: World, port: int, function: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
+    end_with_parent()
+    for name in OF_A_LAUNCHER:
+        os.environ.pop(name, None)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        pipe.send((function(world, *arguments), None))
+    except (ScalerError, RuntimeError) as error:
+        pipe.send((None, one_line(error)))
+
+
+def reason_of(log: Path, status: int) -> str:
+    """Return why ranks failed: the first error in their log, or its last line.
+
+    The first one is the cause, because ranks report the loss of another rank after it.
     """
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    said = [line for line in lines if line.strip()] or [""]
-    line = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), said[-1])
+    written = [line for line in lines if line.strip()] or [""]
+    line = next((line.removeprefix("error: ") for line in written if line.startswith("error: ")), written[-1])
     return line[:400] if line else f"killed by signal {-status}" if status < 0 else f"status {status}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 
@@ -12,7 +10,7 @@ import deepspeed
 import torch
 
 from scaler.core import switches
-from scaler.core.errors import ScalerError, TryAgain
+from scaler.core.errors import ScalerError
 from scaler.distributed import collectives
 from scaler.distributed.devices import device
 from scaler.distributed.world import World, publish
@@ -59,38 +57,6 @@ def join(world: World, seconds: float | None = None) -> None:
             world,
         )
     patches.apply("direct_collectives", partial(direct_collectives.install, deepspeed.comm.comm.cdb), place)
-
-
-@contextlib.contextmanager
-def explaining_errors(world: World, full_memory: str, lost_rank: str = "") -> Iterator[None]:
-    """Turn a GPU's full memory and the loss of another rank into errors of one line.
-
-    Args:
-        world: this process among the ranks.
-        full_memory: what the user can do about full memory.
-        lost_rank: what the user can do after a rank was lost.
-
-    Raises: ScalerError for full memory, TryAgain for a lost rank.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        found = str(error).splitlines()[0][:160]
-        raise ScalerError(f"rank {world.rank}: the GPU's memory is full ({found}); {full_memory}") from error
-    except RuntimeError as error:
-        if not is_lost_connection(error):
-            raise
-        found = f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]})"
-        raise TryAgain("; ".join(filter(None, (found, lost_rank)))) from error
-
-
-def is_lost_connection(error: RuntimeError) -> bool:
-    """Return True where a collective failed because another rank has gone."""
-    text = str(error).lower()
-    if "invalid usage" in text or "invalid argument" in text:  # NCCL's words for what no other start mends
-        return False
-    words = ("connection", "gloo", "nccl", "peer", "socket")
-    return isinstance(error, torch.distributed.DistError) or any(word in text for word in words)
 
 
 def leave() -> None:

@@ -6,31 +6,28 @@ import argparse
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 import yaml
 
 from scaler.config import batch as ds_config
 from scaler.config import deepspeed as config_deepspeed
 from scaler.config import typed
 from scaler.config.recipe import Recipe, load
-from scaler.core.errors import ScalerError, explain_disk_errors, one_line
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_whole
 from scaler.data.batches import Batch
-from scaler.distributed import collectives, devices
-from scaler.distributed.links import MOST_NUMBERS, bus_bandwidth, now
-from scaler.distributed.world import World, free_port
+from scaler.distributed import collectives, devices, links, local_ranks
+from scaler.distributed.links import MOST_NUMBERS, now
+from scaler.distributed.world import World
 from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm
 from scaler.planning import communication, hardware, step_time, workload
@@ -39,7 +36,6 @@ from scaler.training.faults import NORMAL_DEVIATION
 
 ACCUMULATION = 2  # micro-batches of a step here: enough for what the second one does differently
 WARMUP = 2  # steps of each size
-SMALL_CALLS = 50  # all-reduces of one number, whose median is the latency
 PATIENCE = 60.0  # seconds that two processes of a node wait for each other
 UNLIMITED = 1e12  # bytes a second of a network that is not known, or adds nothing to what the cores take
 
@@ -76,8 +72,16 @@ def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
     )
 
 
-def alone(recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float, world: World) -> Alone:
-    """Time steps of the engine on this rank's device, in a process that is a world of its own."""
+def alone(world: World, recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float) -> Alone:
+    """Time steps of the engine on this rank's device.
+
+    Args:
+        world: of one rank. DeepSpeed uses all ranks that its process knows, so this is called in a process of its own.
+        recipe: gives the model.
+        path: DeepSpeed's configuration.
+        sizes: rows of the micro-batches.
+        seconds: for which steps are timed.
+    """
     process_group.join(world)
     device = devices.device(world)
     solved = ds_config.SolvedBatch(sizes[0] * ACCUMULATION, sizes[0], ACCUMULATION, 1)
@@ -151,107 +155,41 @@ def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
     return {key: statistics.median(rank[key] for rank in by_rank) for key in by_rank[0]}
 
 
-def latency(world: World, device: torch.device) -> float:
-    """Seconds of a hop, of all-reduces of one number; every rank must call it."""
-    number, times = torch.ones(1, device=device), []
-    for _ in range(SMALL_CALLS):
-        start = now(device)
-        dist.all_reduce(number)
-        times.append(now(device) - start)
-    return statistics.median(times) / communication.hops("all_reduce", world.size, device.type == "cpu")
-
-
-def in_a_world_of_its_own(arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], world: World) -> Alone:
-    """Call `alone` in a new process, for DeepSpeed takes all ranks that its process knows. Raises its ScalerError."""
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, arguments, recipe, sizes, world))
-    process.start()
-    theirs.close()
-    try:
-        found = mine.recv()
-    except EOFError:
-        process.join()
-        raise ScalerError(
-            f"the measurement of rank {world.rank} ended with status {process.exitcode}; is there memory for --rows?"
-        ) from None
-    process.join()
-    if isinstance(found, str):
-        raise ScalerError(found)
-    assert isinstance(found, Alone)
-    return found
-
-
-def _child(pipe: Connection, arguments: argparse.Namespace, recipe: Recipe, sizes: Sequence[int], world: World) -> None:
-    # the last one lets torchrun's ranks wait for a store that it keeps for all of them
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
-        os.environ.pop(name, None)
-    by_itself = dataclasses.replace(world, rank=0, size=1)
-    try:
-        pipe.send(alone(recipe, arguments.deepspeed_config, sizes, arguments.seconds, by_itself))
-    except (ScalerError, RuntimeError) as error:
-        pipe.send(one_line(error))
-
-
 def _sizes(asked: tuple[int, int] | None, recipe: Recipe) -> tuple[int, int]:
     most = max(2, min(recipe.training.max_micro_rows, recipe.training.rows))
     return asked or (max(1, most // 4), most)
 
 
 def links_of(world: World, numbers: int) -> dict[str, float]:
-    """What the ranks' links are found to be, for gradients of so many numbers; every rank must call it."""
+    """Return latency and bandwidths as the hardware's keys, for gradients of so many numbers. Collective."""
     device = devices.device(world)
-    hosts = collectives.all_gather(os.uname().nodename, world)
-    found = {"latency": latency(world, device)}
-    by_host = [[rank for rank, name in enumerate(hosts) if name == host] for host in dict.fromkeys(hosts)]
-    mine, _ = dist.new_subgroups_by_enumeration(by_host)
-    if hosts.count(hosts[world.rank]) > 1:
-        found["inside"] = bus_bandwidth(mine, numbers, device)
-    dist.barrier()
-    if len(by_host) > 1:
-        found["between"] = bus_bandwidth(None, numbers, device)
-    return found
+    found = links.measure_sustained(collectives.all_gather(os.uname().nodename, world), world.rank, numbers, device)
+    hops = communication.hops("all_reduce", world.size, device.type == "cpu")
+    measured = {"latency": found.seconds / hops, "inside": found.intra_node, "between": found.all_ranks}
+    return {key: value for key, value in measured.items() if value is not None}
 
 
-def without_cores(links: dict[str, float]) -> dict[str, float]:
+def without_cores(found: dict[str, float]) -> dict[str, float]:
     """The same of ranks on CPUs with the network alone in `between`, which was measured with the cores' share."""
-    if "between" not in links:
-        return links
-    share = 1 / links["between"] - 1 / links["inside"]
-    return {**links, "between": 1 / share if share > 1 / UNLIMITED else UNLIMITED}
+    if "between" not in found:
+        return found
+    share = 1 / found["between"] - 1 / found["inside"]
+    return {**found, "between": 1 / share if share > 1 / UNLIMITED else UNLIMITED}
 
 
-def _links_of_two_processes(numbers: int) -> dict[str, float]:
-    """The links that one rank of a CPU node can have: two processes talk, and share the cores that it has alone."""
-    port, processes, pipe = free_port(), [], None
-    context = multiprocessing.get_context("spawn")
-    for rank in range(2):
-        mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_one_of_two, args=(theirs, rank, port, numbers))
-        process.start()
-        theirs.close()
-        processes.append(process)
-        pipe = pipe or mine
-    assert pipe is not None
-    try:
-        found: dict[str, float] = pipe.recv()
-    except EOFError:
-        raise ScalerError("two processes of this node could not measure a connection; see above") from None
-    finally:
-        for process in processes:
-            process.join()
-    return {"latency": found["latency"], "inside": 2 * found["inside"]}
-
-
-def _one_of_two(pipe: Connection, rank: int, port: int, numbers: int) -> None:
-    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _links_of_two(world: World, numbers: int) -> dict[str, float]:
+    """Measure the links as one of two processes."""
     torch.set_num_threads(1)
-    world = World(rank, 2, rank, 2)
     process_group.join(world, PATIENCE)
     found = links_of(world, numbers)
     process_group.leave()
-    pipe.send(found)
+    return found
+
+
+def _links_of_two_processes(numbers: int) -> dict[str, float]:
+    """Return the links of the only rank of a CPU node: two processes exchange data and share its cores."""
+    found, _ = local_ranks.call([World(rank, 2, rank, 2) for rank in range(2)], _links_of_two, numbers)
+    return {"latency": found["latency"], "inside": 2 * found["inside"]}
 
 
 def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
@@ -266,7 +204,9 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     if world.size > 1:
         process_group.join(world)
     sizes = _sizes(arguments.rows, recipe)
-    found = collectives.all_or_none(lambda: in_a_world_of_its_own(arguments, recipe, sizes, world), world)
+    by_itself = dataclasses.replace(world, rank=0, size=1)
+    asked = (recipe, arguments.deepspeed_config, sizes, arguments.seconds)
+    (found,) = collectives.all_or_none(lambda: local_ranks.call([by_itself], alone, *asked), world)
     everybody = collectives.all_gather(found, world)
     precision = config_deepspeed.precision_of(content, devices.bf16_is_native(device))
     width = config_deepspeed.WEIGHT_BYTES[precision]

@@ -21,7 +21,7 @@ from scaler.config import deepspeed as ds_config
 from scaler.config import recipe
 from scaler.core import folders, provenance, slurm
 from scaler.core.cli import Parser, command
-from scaler.core.errors import EXIT_BAD_INPUT, ScalerError, TryAgain
+from scaler.core.errors import EXIT_BAD_INPUT, ScalerError
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World, detect_world
 from scaler.model.masked_lm import MaskedLM
@@ -173,15 +173,11 @@ def main() -> None:
     from scaler.engine import process_group  # seconds for DeepSpeed
 
     try:
-        run(arguments, point, world)
+        with collectives.explaining_errors(world, "take fewer micro_rows, or another stage"):
+            run(arguments, point, world)
     except ScalerError:
         raise
-    except torch.OutOfMemoryError as error:
-        said = str(error).splitlines()[0][:160]
-        raise ScalerError(f"rank {world.rank}: out of memory ({said}); fewer micro_rows, or another stage") from error
-    except Exception as error:  # the reason of a failed point is a line; who started the ranks looks for it
-        if isinstance(error, RuntimeError) and process_group.is_lost_connection(error):
-            raise TryAgain(f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]})") from error
+    except Exception as error:  # the reason of a failed point is a line, for which the study looks in its log
         traceback.print_exc()
         raise ScalerError(f"rank {world.rank}: {type(error).__name__}: {error}") from error
     finally:

@@ -11,7 +11,7 @@ from limits import limit
 
 from scaler.core import slurm
 from scaler.core.errors import ScalerError
-from scaler.distributed import devices
+from scaler.distributed import collectives, devices
 from scaler.distributed.world import World, detect_world, publish
 from scaler.engine import process_group
 
@@ -128,7 +128,7 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(monkeypatch):
     ],
 )
 def test_a_rank_that_has_gone_is_told_from_a_mistake(said, lost):
-    assert process_group.is_lost_connection(RuntimeError(said)) is lost
+    assert collectives.is_lost_connection(RuntimeError(said)) is lost
 
 
 RANK_PROGRAM = """

@@ -19,7 +19,6 @@ from scaler.core.cli import Parser, command
 from scaler.core.errors import EXIT_INTERRUPTED, ScalerError
 from scaler.distributed.world import detect_world
 
-
 FULL_MEMORY = "lower training.max_micro_rows, or take a ds_config of a higher ZeRO stage"
 LOST_RANK = "the same command with --run_dir goes on from the last checkpoint"
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from scaler.core import provenance
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
-from scaler.distributed.collectives import all_gather, all_or_none
+from scaler.distributed.collectives import all_gather, all_or_none, explaining_errors
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, features, pictures, scores
 from scaler.finetuning import folder as finetune_folder
@@ -45,8 +45,9 @@ def start(arguments: argparse.Namespace, world: World) -> None:
     elif torch.cuda.device_count() > 1:
         raise ScalerError("this machine has several GPUs: start a rank for each, or set CUDA_VISIBLE_DEVICES to one")
     try:
-        settings = all_or_none(lambda: settings_of(arguments, world), world)
-        run(arguments, settings, all_or_none(lambda: splits_of(arguments), world), world)
+        with explaining_errors(world, f"lower --batch_size {arguments.batch_size}", "the same command goes on"):
+            settings = all_or_none(lambda: settings_of(arguments, world), world)
+            run(arguments, settings, all_or_none(lambda: splits_of(arguments), world), world)
     finally:
         if ranks:
             process_group.leave()

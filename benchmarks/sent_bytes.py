@@ -50,7 +50,7 @@ def one(own: bool, stage: int, recipe: str, overrides: list[str], steps: int, ou
         argparse.Namespace(**asked, run_dir=None, ranks=None, allow_changes=False, allow_untested_ds_keys=False), world
     )
     network = job.starting_point(this, this.data.manifest.unigram_counts())
-    running = engine.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved)
+    running = engine.Engine(MaskedLM(network), this.recipe.optimizer, this.ds_config)
     running.train(True)
     weights = sum(weight.numel() * weight.element_size() for weight in running.module.parameters())
     progress, counts, losses = Progress(), [], []

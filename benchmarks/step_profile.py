@@ -108,7 +108,7 @@ def page_faults() -> int:
 def measure(this: Job, world: World, steps: int, warmup: int) -> dict[str, Any]:
     """Alternate steps with measurements of the ceiling, then profile as many steps."""
     network = job.starting_point(this, this.data.manifest.unigram_counts())
-    running = engine.Engine(masked_lm.MaskedLM(network), this.recipe.optimizer, this.resolved)
+    running = engine.Engine(masked_lm.MaskedLM(network), this.recipe.optimizer, this.ds_config)
     running.train(True)
     recipe, batch, progress = this.recipe, this.batch, Progress()
     masked = recipe.masked_per_row(0.0)

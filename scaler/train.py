@@ -7,6 +7,7 @@ Every launcher starts it: `deepspeed scaler/train.py --deepspeed_config ds_confi
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,12 +16,15 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scaler.config.command_line import run_parser
+from scaler.core import log
 from scaler.core.cli import Parser, command
 from scaler.core.errors import EXIT_INTERRUPTED, ScalerError
 from scaler.distributed.world import detect_world
 
 FULL_MEMORY = "lower training.max_micro_rows, or take a ds_config of a higher ZeRO stage"
 LOST_RANK = "the same command with --run_dir goes on from the last checkpoint"
+
+logger = logging.getLogger("scaler.train")  # also where this file is __main__
 
 
 def parser() -> Parser:
@@ -50,6 +54,8 @@ def main() -> None:
 
         dry_run.show(arguments, world)
         return
+    log.set_up(arguments.verbosity, world.rank)
+    logger.info("starting; loading PyTorch and DeepSpeed")
     from scaler.distributed.collectives import explaining_errors
     from scaler.engine import process_group
     from scaler.training.run import run

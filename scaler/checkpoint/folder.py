@@ -6,9 +6,10 @@ A checkpoint is a folder `step_N`; checkpoint_format.py says what is in it.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from scaler.core import files
 from scaler.core.errors import ScalerError, one_line
 from scaler.core.files import MANIFEST, checksum, write_json
 
+logger = logging.getLogger(__name__)
 PARTIAL, DAMAGED = ".partial", ".damaged"
 
 
@@ -29,11 +31,10 @@ class CheckpointFolder:
         folder: on a disk that all ranks see.
         keep_last: so many of the newest stay.
         keep_every: those whose step is a multiple of it stay, too.
-        say: tells the user what is no error of the run.
     """
 
-    def __init__(self, folder: Path, keep_last: int, keep_every: int | None, say: Callable[[str], None]) -> None:
-        self.root, self.keep_last, self.keep_every, self.say = folder, keep_last, keep_every, say
+    def __init__(self, folder: Path, keep_last: int, keep_every: int | None) -> None:
+        self.root, self.keep_last, self.keep_every = folder, keep_last, keep_every
         self._remover = ThreadPoolExecutor(1, thread_name_prefix="checkpoint removal")
 
     def path(self, step: int) -> Path:
@@ -73,7 +74,7 @@ class CheckpointFolder:
                 if not is_nth and step_of(path) not in best:
                     self._remove(path)
         except OSError as error:
-            self.say(f"the checkpoint of step {step} is saved; its pointers or older ones: {one_line(error)}")
+            logger.warning(f"the checkpoint of step {step} is saved; its pointers or older ones: {one_line(error)}")
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints after a step that the run has gone back to."""

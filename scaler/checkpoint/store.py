@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_no
 from scaler.distributed.world import World
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -31,17 +33,14 @@ class Checkpoints:
         folder: on a disk that all ranks see.
         keep_last: so many of the newest stay.
         keep_every: those whose step is a multiple of it stay, too.
-        say: tells the user what is no error of the run.
 
     Attributes:
         watch: is told that it goes on while reading or writing takes long.
     """
 
-    def __init__(
-        self, folder: Path, world: World, keep_last: int, keep_every: int | None, say: Callable[[str], None] = print
-    ) -> None:
-        self.world, self.say = world, say
-        self.folder = CheckpointFolder(folder, keep_last, keep_every, say)
+    def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
+        self.world = world
+        self.folder = CheckpointFolder(folder, keep_last, keep_every)
         self.watch: Callable[[str], None] = lambda doing: None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._staged: dict[str, torch.Tensor] = {}
@@ -196,7 +195,8 @@ class Checkpoints:
         for path in paths:
             problem = self.damage(path)
             if problem is not None:
-                self.say(f"{problem}; this checkpoint is left out, and the one before is used")
+                if self.world.is_first:
+                    logger.warning(f"{problem}; this checkpoint is left out, and the one before is used")
                 continue
             whole = path
             skip -= 1

@@ -46,7 +46,7 @@ class Parity:
 def check(job: Job, world: World) -> Parity:
     """Take the steps, and compare. Every rank must call it."""
     device = devices.device(world)
-    precision = config_deepspeed.precision_of(job.resolved)
+    precision = config_deepspeed.precision_of(job.ds_config)
     bf16 = precision == "bf16"
 
     same = _network(job, bf16).to(device)
@@ -61,7 +61,7 @@ def check(job: Job, world: World) -> Parity:
     for gradient in gradients:
         dist.all_reduce(gradient)
         gradient.div_(world.size)
-    clipping = float(job.resolved.get("gradient_clipping", 0.0))
+    clipping = float(job.ds_config.get("gradient_clipping", 0.0))
     torch.nn.utils.clip_grads_with_norm_(
         plain.parameters(), clipping or torch.inf, torch.nn.utils.get_total_norm(gradients)
     )
@@ -114,7 +114,7 @@ def _engine_after_a_step(job: Job, bf16: bool, world: World) -> dict[tuple[str, 
     """The stretches of weights that this rank holds, by name and where they start in the flattened parameter."""
     batch = ds_config.SolvedBatch(ROWS * world.size, MICRO_ROWS, ROWS // MICRO_ROWS, world.size)
     small = replace(job.recipe, training=replace(job.recipe.training, rows=batch.rows, max_micro_rows=MICRO_ROWS))
-    asked = {name: value for name, value in job.asked.items() if name not in BATCH_KEYS}
+    asked = {name: value for name, value in job.ds_config_given.items() if name not in BATCH_KEYS}
     resolved = config_deepspeed.resolve(asked, job.ds_config_file, small, batch, bf16)
     running = engine.Engine(_network(job, bf16), PLAIN_SGD, resolved)
     first = world.rank * ROWS

@@ -98,6 +98,10 @@ class RowReader:
         labels = masking.mask_rows(input_ids, positions, row_keys, self.vocabulary.mask_id, self._ordinary_ids)
         return Batch(*map(torch.from_numpy, (input_ids, position_ids, segment_ids, positions, labels)))
 
+    def fixed(self, rows: np.ndarray) -> Batch:
+        """Return the given rows masked as in epoch 0, so that figures can be compared: int64 (rows,)."""
+        return self.read(np.zeros_like(rows), rows)
+
     def assemble(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The given rows, unmasked: input ids, position ids, segment ids, each int64 (rows, seq_len).
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scaler.data.batches import Batch, RowReader
+from scaler.data.batches import RowReader
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
 from scaler.model.head import Scores
@@ -67,11 +67,6 @@ def _batches(reader: RowReader, micro_rows: int) -> list[np.ndarray]:
     return [rows[start : start + micro_rows] for start in range(0, len(rows), micro_rows)]
 
 
-def read_fixed(reader: RowReader, rows: np.ndarray) -> Batch:
-    """Held-out rows as they always are: masked as in epoch 0."""
-    return reader.read(np.zeros_like(rows), rows)
-
-
 def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, world: World) -> HeldOut:
     """Evaluate all held-out rows, shared among the ranks batch by batch; every rank gets the same answer.
 
@@ -91,7 +86,7 @@ def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, wor
         for turn in range(-(-len(batches) // world.size)):
             number = turn * world.size + world.rank
             rows = batches[number % len(batches)]
-            batch = read_fixed(reader, rows).to(device)
+            batch = reader.fixed(rows).to(device)
             _, scores = engine(batch)
             if number < len(batches):
                 source = torch.from_numpy(reader.rows.source_of(rows)).to(device)
@@ -128,14 +123,14 @@ def unigram_entropy(reader: RowReader, unigram_counts: np.ndarray) -> float:
     The best that a model without any context can do; frequencies are smoothed by one occurrence.
     """
     probability = (unigram_counts + 1.0) / (unigram_counts.sum() + len(unigram_counts))
-    labels = np.concatenate([read_fixed(reader, rows).labels.numpy().ravel() for rows in _batches(reader, 256)])
+    labels = np.concatenate([reader.fixed(rows).labels.numpy().ravel() for rows in _batches(reader, 256)])
     return float(-np.log(probability[labels]).mean())
 
 
 def filled_masks(engine: Callable[..., Any], reader: RowReader, tokenizer: Any, world: World, count: int = 6) -> str:
     """Guess a few held-out masks and show them in their context, as Markdown. Every rank must call it."""
     rows = np.arange(min(count, len(reader.rows)))
-    batch = read_fixed(reader, rows)
+    batch = reader.fixed(rows)
     with torch.no_grad():
         _, scores = engine(batch.to(devices.device(world)))
     lines = []
@@ -147,8 +142,8 @@ def filled_masks(engine: Callable[..., Any], reader: RowReader, tokenizer: Any, 
         right = batch.input_ids[row, position + 1 : position + 1 + CONTEXT_TOKENS]
         number = row * reader.masked + chosen
         shown = ", ".join(
-            f"{tokenizer.decode([int(token)]).strip()!r} {float(share):.0%}"
-            for share, token in zip(scores.shares[number], scores.guesses[number], strict=True)
+            f"{tokenizer.decode([int(token)]).strip()!r} {float(probability):.0%}"
+            for probability, token in zip(scores.probabilities[number], scores.guesses[number], strict=True)
         )
         truth = tokenizer.decode([int(batch.labels[row, chosen])]).strip()
         text = f"{tokenizer.decode(left)} **[{truth}]** {tokenizer.decode(right)}"

@@ -27,7 +27,7 @@ SHARES = (1, 25, 50, 75, 99)  # percentiles
 
 def norms(matrix: np.ndarray) -> dict[str, float]:
     """Percentiles of the lengths of the vectors (entries, width)."""
-    lengths = np.concatenate([np.linalg.norm(some, axis=1) for some in initialisation.stretches(matrix)])
+    lengths = np.concatenate([np.linalg.norm(some, axis=1) for some in initialisation.in_parts(matrix)])
     return {f"p{share}": float(value) for share, value in zip(SHARES, np.percentile(lengths, SHARES), strict=True)}
 
 
@@ -35,7 +35,7 @@ def neighbours(matrix: np.ndarray, entry: int, among: np.ndarray) -> list[tuple[
     """The entries nearest to one by cosine, best first, out of those in `among`: (entry, cosine)."""
     wanted = matrix[entry] / np.linalg.norm(matrix[entry])
     cosines = np.concatenate(
-        [some @ wanted / np.maximum(np.linalg.norm(some, axis=1), 1e-12) for some in initialisation.stretches(matrix)]
+        [some @ wanted / np.maximum(np.linalg.norm(some, axis=1), 1e-12) for some in initialisation.in_parts(matrix)]
     )
     allowed = np.full(len(matrix), -np.inf)
     allowed[among] = cosines[among]

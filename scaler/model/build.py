@@ -30,9 +30,9 @@ def configuration(settings: Mapping[str, Any], vocabulary: Vocabulary, vocab_siz
 
     Args:
         settings: `model_type` and any keys of its configuration class.
-        vocabulary: gives the special ids.
+        vocabulary: vocabulary with the special ids.
         vocab_size: embedding rows; at least the tokenizer's entries.
-        seq_len: tokens in a row; the model's positions must hold it.
+        seq_len: tokens of a row; the model must have as many positions.
 
     Raises: ScalerError for an unknown model type or key, one that cannot keep documents apart, or too few positions.
     """
@@ -76,10 +76,13 @@ def configuration_of(recipe: Recipe, vocabulary: Vocabulary) -> Any:
 
 
 def check_rows_fit(config: PreTrainedConfig, seq_len: int, where: str) -> None:
-    """Raises ScalerError, which begins with `where`, for a model that cannot take packed rows of so many tokens."""
+    """Check that a model can take packed rows of `seq_len` tokens.
+
+    Raises: ScalerError, which begins with `where`, when it cannot.
+    """
     # an encoder-decoder's mask is another; MobileBERT's trigrams join a token's neighbours, whatever the mask
     cannot = config.is_encoder_decoder or getattr(config, "trigram_input", False)
-    if cannot or (_has_sliding_layers(config) and config.model_type not in MASK_BY_LAYER_TYPE):
+    if cannot or (has_sliding_layers(config) and config.model_type not in MASK_BY_LAYER_TYPE):
         raise ScalerError(f"{where}model_type={config.model_type!r} cannot keep the documents of a row apart")
     needed = seq_len + first_position(config)
     if getattr(config, "max_position_embeddings", needed) < needed:
@@ -90,7 +93,7 @@ def check_rows_fit(config: PreTrainedConfig, seq_len: int, where: str) -> None:
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """Position id of a document's first token."""
+    """Return the position id of a document's first token."""
     return int(config.pad_token_id) + 1 if config.model_type in POSITIONS_AFTER_PAD else 0
 
 
@@ -121,5 +124,6 @@ def _refused(error: Exception) -> ScalerError:
     return ScalerError(f"recipe: Transformers refuses this model section: {' '.join(str(error).split())}")
 
 
-def _has_sliding_layers(config: PreTrainedConfig) -> bool:
+def has_sliding_layers(config: PreTrainedConfig) -> bool:
+    """Return whether some layers attend to a window of positions alone."""
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())

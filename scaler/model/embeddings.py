@@ -1,4 +1,4 @@
-"""The token embeddings: frozen or trained, and the proof that they are what the recipe says.
+"""Freeze the token embeddings, and prove by checksums that they stayed as they were.
 
 They are one matrix with the head's last layer where a model ties the two, as most do.
 """
@@ -15,24 +15,24 @@ from transformers import PreTrainedModel
 
 from scaler.core.errors import ScalerError
 
-ROWS_AT_ONCE = 8192  # that are hashed
+ROWS_AT_ONCE = 8192  # rows that are hashed together
 
 
 def width(config: Any) -> int:
-    """Numbers in an entry's vector; of ALBERT and ELECTRA, for example, fewer than the hidden size."""
+    """Return the width of an entry's vector, which in ALBERT and ELECTRA is less than the hidden size."""
     return int(getattr(config, "embedding_size", config.hidden_size))
 
 
 def freeze(model: PreTrainedModel) -> None:
-    """Keep the token embeddings as they are.
+    """Freeze the token embeddings.
 
-    Assigning `requires_grad` to a module freezes nothing; it has to be the parameter's.
+    Assigning `requires_grad` to a module freezes nothing; it has to be assigned to the parameter.
     """
     model.get_input_embeddings().weight.requires_grad_(False)
 
 
 def digest(weight: torch.Tensor, dtype: torch.dtype) -> str:
-    """A checksum of a matrix in the precision that a run holds it in."""
+    """Return a checksum of a matrix in the precision that a run holds it in."""
     state = xxhash.xxh3_128()
     for some in weight.detach().split(ROWS_AT_ONCE):
         state.update(some.to(dtype).float().cpu().contiguous().numpy().data)
@@ -41,13 +41,13 @@ def digest(weight: torch.Tensor, dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
-    """What the matrix was when a start of training began, of a fresh model or out of a checkpoint.
+    """The matrix at the beginning of a start, from a new model or a checkpoint.
 
     Attributes:
-        name: of the parameter.
+        name: name of the parameter.
         shape: entries and width.
-        frozen: it must not change.
-        dtype: in which the run holds it.
+        frozen: whether it must not change.
+        dtype: precision in which the run holds it.
         xxh3: its checksum in that precision.
     """
 
@@ -57,8 +57,8 @@ class TokenEmbeddings:
     dtype: torch.dtype
     xxh3: str
 
-    def said_of(self, state: Mapping[str, torch.Tensor]) -> str:
-        """What became of the matrix. Raises ScalerError when it was frozen and is not the same."""
+    def describe_change(self, state: Mapping[str, torch.Tensor]) -> str:
+        """Say with checksums how the matrix changed. Raises ScalerError when it was frozen and is not the same."""
         found = digest(state[self.name], self.dtype)
         matrix = f"{self.name} ({self.shape[0]:,} x {self.shape[1]:,})"
         if self.frozen and found != self.xxh3:
@@ -69,7 +69,7 @@ class TokenEmbeddings:
 
 
 def note(model: PreTrainedModel, bf16: bool) -> TokenEmbeddings:
-    """Remember the matrix as it is now."""
+    """Remember the matrix as it is now, to compare it later."""
     weight = model.get_input_embeddings().weight
     dtype = torch.bfloat16 if bf16 else torch.float32
     name = next(name for name, parameter in model.named_parameters() if parameter is weight)

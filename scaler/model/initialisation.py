@@ -1,7 +1,7 @@
-"""Starting points that save a masked LM the first, flat part of its loss curve. The architecture stays as it is.
+"""Initialise a masked LM so that it skips the first, flat part of its loss curve. The architecture does not change.
 
-Without them a small model spends most of a short run at the unigram entropy, learning word frequencies and, much later,
-to look at neighbours. Figures of both are in docs/log/2026-11.md.
+Otherwise a small model spends most of a short run at the unigram entropy. It learns word frequencies first and, much
+later, to attend to neighbours. docs/log/2026-11.md has the figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scaler.core.errors import ScalerError
 # Found by measurement on the quickstart recipe (docs/log/2026-11.md), together with initializer_range 0.05.
 POSITION_AMPLITUDE = 0.07  # root mean square of the position embeddings
 HEAD_STRENGTH = 1.3  # of the written part of query and key
-RANDOM_SHARE = 0.2  # of their random part, which is kept
+RANDOM_FRACTION = 0.2  # of their random part, which is kept
 ROWS_AT_ONCE = 8192
 
 
@@ -38,44 +38,44 @@ def start_from_unigram(model: PreTrainedModel, unigram_counts: np.ndarray) -> No
 
 
 def length_of_vectors(width: int, initializer_range: float) -> float:
-    """How long the model's own random embeddings of this width are, as a root mean square."""
+    """Return the root mean square length of the model's own random embeddings of this width."""
     return initializer_range * math.sqrt(width)
 
 
 def at_length(vectors: np.ndarray, length: float) -> np.ndarray:
-    """Vectors (entries, width), each made so long; one of zeros stays."""
+    """Scale vectors (entries, width) to a length; a vector of zeros stays as it is."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors * (np.float32(length) / np.where(lengths > 0, lengths, 1))
 
 
 def start_from_vectors(model: PreTrainedModel, vectors: np.ndarray) -> None:
-    """Take the directions of word vectors (entries, width) for the token embeddings; padding keeps its own, zero.
+    """Set the token embeddings to the directions of word vectors (entries, width); padding stays zero.
 
-    Their lengths grow thirtyfold from rare to frequent words. So long, frequent ones drown the positions and saturate
-    the head, and the model learns worse than from random embeddings (docs/log/2026-11.md).
+    The lengths are not taken over, because they grow thirtyfold from rare to frequent words. Long vectors outweigh the
+    position embeddings and saturate the head, and the model learns worse than from random ones (docs/log/2026-11.md).
     """
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     length, start = length_of_vectors(vectors.shape[1], model.config.initializer_range), 0
     with torch.no_grad():
-        for some in stretches(vectors):
+        for some in in_parts(vectors):
             embedding.weight[start : start + len(some)] = torch.from_numpy(at_length(some, length))
             start += len(some)
         if embedding.padding_idx is not None:
             embedding.weight[embedding.padding_idx] = 0
 
 
-def stretches(vectors: np.ndarray) -> Iterator[np.ndarray]:
-    """Some thousand rows at a time, for all of them are as large as the rest of the model."""
+def in_parts(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """Split vectors into parts of some thousand rows, because all are as large as the rest of the model."""
     return (vectors[start : start + ROWS_AT_ONCE] for start in range(0, len(vectors), ROWS_AT_ONCE))
 
 
 def look_at_neighbours(model: PreTrainedModel, offsets: Sequence[int]) -> None:
-    """Let the first layer's heads start by looking at neighbours: head h at the token `offsets[h]` places on.
+    """Let the first layer's head h start by attending to the token `offsets[h]` places on.
 
-    Position p is embedded as sin(w p), cos(w p) over frequencies w spread evenly over (0, pi), as in Vaswani et al.
-    2017 but for the spacing, which makes the inner product of two positions peak at distance 0 alone. A head's key
-    copies those features and its query turns them by `w * offset`, so that their product peaks at the offset. All of
-    it is trained like any other weight.
+    Position p is embedded as sin(w p), cos(w p) over frequencies w spread evenly over (0, pi). That is the encoding of
+    Vaswani et al. 2017 with another spacing, so that the inner product of two positions peaks at distance 0 alone. A
+    head's key copies those features, and its query turns them by `w * offset`, so that their product peaks at the
+    offset. These weights are trained like all others.
 
     Raises: ScalerError for an architecture without learned positions or with fewer heads than offsets.
     """
@@ -86,7 +86,8 @@ def look_at_neighbours(model: PreTrainedModel, offsets: Sequence[int]) -> None:
         heads, head_size = attention.num_attention_heads, attention.attention_head_size
     except AttributeError as error:
         raise ScalerError(
-            f"recipe: initialisation.neighbour_heads knows BERT's and RoBERTa's layout, not {model.config.model_type}'s"
+            "recipe: initialisation.neighbour_heads works with the layout of BERT and RoBERTa, not with that of "
+            f"{model.config.model_type}"
         ) from error
     if len(offsets) > heads:
         raise ScalerError(f"recipe: initialisation.neighbour_heads names {len(offsets)} heads, the model has {heads}")
@@ -114,4 +115,4 @@ def look_at_neighbours(model: PreTrainedModel, offsets: Sequence[int]) -> None:
 
 
 def _blend(linear: nn.Linear, rows: slice, written: torch.Tensor) -> None:
-    linear.weight[rows] = RANDOM_SHARE * linear.weight[rows] + HEAD_STRENGTH * written.to(linear.weight.device)
+    linear.weight[rows] = RANDOM_FRACTION * linear.weight[rows] + HEAD_STRENGTH * written.to(linear.weight.device)

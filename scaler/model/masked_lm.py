@@ -14,16 +14,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from scaler.core import switches
 from scaler.data.batches import Batch
 from scaler.model import head
-from scaler.model.build import _has_sliding_layers, first_position
+from scaler.model.build import first_position, has_sliding_layers
 from scaler.model.kernels import attention, cross_entropy, dropout, sparse_lookup
 
 
 class MaskedLM(nn.Module):
     """A Transformers masked LM whose head sees the masked positions alone, and scores some of them at a time.
 
-    The encoder's output is narrowed from (rows, seq_len, hidden) to (rows, masked, hidden) on its way to the model's
-    own head, whatever that is, so every architecture keeps its exact mathematics. The head's last layer, where it is
-    linear and its scores are the model's logits, gives the loss instead of them.
+    A hook narrows the encoder's output from (rows, seq_len, hidden) to (rows, masked, hidden) before the model's own
+    head, so every architecture keeps its exact mathematics. Where the head's last layer is linear and its scores are
+    the model's logits, that layer returns the loss instead of logits.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -72,8 +72,8 @@ class MaskedLM(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, head.Scores | None]:
         """Score the masked positions.
 
-        Returns: the mean cross-entropy over them in nats (a scalar); and, but for training, what is to know of each
-        position, row by row.
+        Returns: the mean cross-entropy over them in nats (a scalar); and in evaluation the scores of each position, row
+        by row.
         """
         if self.whole_scores:
             return self._loss_and_scores(batch)
@@ -87,7 +87,7 @@ class MaskedLM(nn.Module):
         return self._logits(batch, loss_of), scores[0]
 
     def _logits(self, batch: Batch, last_layer: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-        """What the model gives as its logits, (rows, masked, vocab_size), or what another last layer makes of them."""
+        """Return the model's logits (rows, masked, vocab_size), or what another last layer returns instead."""
         own = self.model.get_output_embeddings()
         self._positions = batch.masked_positions
         try:
@@ -105,7 +105,7 @@ class MaskedLM(nn.Module):
         return cast(torch.Tensor, output.logits)
 
     def _head(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, head.Scores | None]:
-        """Loss and scores of the last layer's inputs (rows, masked, width)."""
+        """Return loss and scores from the last layer's inputs (rows, masked, width)."""
         own, flat, truth = self.model.get_output_embeddings(), hidden.flatten(0, 1), labels.flatten()
         if not self.training:
             step = head.positions_at_once(own.out_features)
@@ -118,7 +118,7 @@ class MaskedLM(nn.Module):
         return nn.functional.cross_entropy(logits.float(), truth), None
 
     def _loss_and_scores(self, batch: Batch) -> tuple[torch.Tensor, head.Scores | None]:
-        """The same from all logits at once."""
+        """Return loss and scores from all logits at once."""
         logits, truth = self._logits(batch).flatten(0, 1), batch.labels.flatten()
         if self.training:
             return nn.functional.cross_entropy(logits.float(), truth), None
@@ -127,20 +127,22 @@ class MaskedLM(nn.Module):
 
 
 def document_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Attention mask that keeps documents apart: bool (rows, 1, seq_len, seq_len), True where a query may look.
+    """Return the attention mask that keeps documents apart.
 
-    Transformers' own masks ignore restarting positions in bidirectional models, so it must be explicit.
+    It must be explicit, because Transformers' own masks ignore restarting positions in bidirectional models.
+
+    Returns: bool (rows, 1, seq_len, seq_len), True where a query may attend.
     """
     return (segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)).unsqueeze(1)
 
 
 def attention_mask(config: PreTrainedConfig, segment_ids: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What the model takes as its attention mask: the document mask, or one for each of its types of layer.
+    """Return a model's attention mask: the document mask, or one for each of its types of layer.
 
-    Of an explicit mask Transformers leaves out a model's own sliding window (ModernBERT's local attention).
+    With an explicit mask Transformers drops a model's sliding window (ModernBERT's local attention); it is added here.
     """
     everywhere = document_mask(segment_ids)
-    if not _has_sliding_layers(config):
+    if not has_sliding_layers(config):
         return everywhere
     positions = torch.arange(segment_ids.shape[1], device=segment_ids.device)
     near = (positions.unsqueeze(1) - positions).abs() <= config.sliding_window  # (seq_len, seq_len)

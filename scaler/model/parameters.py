@@ -9,27 +9,27 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-TOGETHER = 256  # numbers whose squares are summed in fp32
-AT_ONCE = 1 << 20
+FP32_SUM = 256  # numbers whose squares are summed in fp32
+AT_ONCE = 1 << 20  # numbers whose squares are computed at once
 
 
 def square(numbers: torch.Tensor) -> torch.Tensor:
-    """The sum of squares, an fp64 scalar: fp32 sums of a few squares, added in fp64, are right to 1e-7.
+    """Return the sum of squares as an fp64 scalar; fp32 sums of a few squares, added in fp64, are right to 1e-7.
 
-    It is infinite where numbers are beyond 1e19, whose squares fp32 does not hold.
+    It is infinite where a number is beyond 1e19, because fp32 cannot hold its square.
     """
     sums = torch.zeros((), dtype=torch.float64, device=numbers.device)
     for some in numbers.flatten().split(AT_ONCE):
-        whole = len(some) // TOGETHER * TOGETHER
-        norms = torch.linalg.vector_norm(some[:whole].float().view(-1, TOGETHER), dim=1)
+        whole = len(some) // FP32_SUM * FP32_SUM
+        norms = torch.linalg.vector_norm(some[:whole].float().view(-1, FP32_SUM), dim=1)
         sums += norms.double().square().sum() + some[whole:].double().square().sum()
     return sums
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in three groups: embeddings and other matrices, which decay; biases and norms, which do not.
+    """Group trainable parameters: embeddings, other matrices, and biases and norms, which have no weight decay.
 
-    Each group's "name" says which it is. A tied decoder counts as the embedding that it is.
+    Each group has a "name". A tied decoder counts as the embedding that it is.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -47,7 +47,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def what_trains(model: nn.Module, weight_decay: float) -> list[tuple[str, int, str]]:
-    """Each group of parameters: its name, how many they are, and how they are trained."""
+    """Return each group of parameters: its name, their number, and how they are trained."""
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     rows = [("token embeddings", frozen, "frozen")] if frozen else []
     for group in parameter_groups(model, weight_decay):
@@ -59,23 +59,23 @@ def what_trains(model: nn.Module, weight_decay: float) -> list[tuple[str, int, s
 
 
 def render_table(rows: Iterable[Sequence[Any]]) -> str:
-    """What trains, as lines for people."""
+    """Format the rows of `what_trains` as aligned lines."""
     return "\n".join(f"{name:<20} {count:>13,}  {how}" for name, count, how in rows)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(all, trainable) parameters, tied ones counted once."""
+    """Return the numbers of all and of trainable parameters; tied ones count once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def flops_per_row(model: PreTrainedModel, seq_len: int, masked: int) -> float:
-    """Floating-point operations of one row's forward and backward pass.
+    """Return the floating-point operations of one row's forward and backward pass.
 
-    6 per weight and token for matrix multiplications (2 forward, 4 backward: Kaplan et al. 2020, section 2.1), 4 for a
-    frozen one, for the head on the masked tokens alone, and 12 * layers * hidden * seq_len per token for the attention
-    scores and sums, counted over the whole row although documents are kept apart. Lookups, norms and activations count
-    as nothing.
+    A weight of a matrix multiplication counts 6 per token (2 forward, 4 backward: Kaplan et al. 2020, section 2.1), a
+    frozen one 4; weights of the head count for masked tokens alone. Attention scores and sums count
+    12 * layers * hidden * seq_len per token, over the whole row although documents are kept apart. Lookups, norms and
+    activations are left out.
     """
     encoder = {id(m) for m in model.base_model.modules()}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]

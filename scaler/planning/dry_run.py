@@ -36,8 +36,8 @@ def empty_model(recipe: Recipe, config: Any) -> PreTrainedModel:
 
 def memory_per_rank(job: Request, empty: PreTrainedModel) -> dict[str, int]:
     """Return the bytes that one rank's device needs, by purpose, without activations but the largest one."""
-    precision = ds_config.precision_of(job.resolved)
-    asked = replace(workload.settings_of(job.resolved, precision), on_cpu=not torch.cuda.is_available())
+    precision = ds_config.precision_of(job.ds_config)
+    asked = replace(workload.settings_of(job.ds_config, precision), on_cpu=not torch.cuda.is_available())
     how = asked.sharding(job.batch, len(ds_config.optimizer_state(job.recipe.optimizer)))
     found = footprint.of_step(workload.layout(empty, job.recipe), footprint.Activations(0, 0, 0), how)
     memory = {**found.kept, "gradients and what travels": max(found.backward, found.step)}
@@ -61,7 +61,7 @@ def describe(job: Request) -> dict[str, Any]:
 
     Without data the model has the recipe's vocabulary size, and "rows" and "epochs" are None.
     """
-    recipe, resolved, batch = job.recipe, job.resolved, job.batch
+    recipe, resolved, batch = job.recipe, job.ds_config, job.batch
     opened = job if isinstance(job, Job) else None
     empty = empty_model(recipe, opened.config if opened else workload.configuration(recipe))
     # on the meta device this computes nothing, but it refuses what it cannot do

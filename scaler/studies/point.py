@@ -84,12 +84,12 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
     from scaler.engine.collective_times import timed_collectives
 
     started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), devices.device(world)
-    collectives.all_or_none(lambda: engine.check(this.resolved, this.ds_config_file), world)
+    collectives.all_or_none(lambda: engine.check(this.ds_config, this.ds_config_file), world)
     unigram_counts = collectives.all_or_none(this.data.manifest.unigram_counts, world)
     base = 0 if device.type == "cuda" else devices.memory_bytes(device)
     network = collectives.all_or_none(lambda: job.starting_point(this, unigram_counts), world)
     running = collectives.all_or_none(
-        lambda: engine.Engine(MaskedLM(network), this.recipe.optimizer, this.resolved), world
+        lambda: engine.Engine(MaskedLM(network), this.recipe.optimizer, this.ds_config), world
     )
     running.train(True)
     progress, objective = Progress(), this.recipe.objective
@@ -133,7 +133,7 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
         communication_seconds=communication,
         peak_bytes=peaks,
         tokens_per_row=manifest.count("train", "tokens") / manifest.count("train", "rows"),
-        precision=ds_config.precision_of(this.resolved),
+        precision=ds_config.precision_of(this.ds_config),
         versions={name: version for name, version in provenance.versions().items() if version is not None},
         commit=provenance.commit(),
         started=started,

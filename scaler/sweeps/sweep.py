@@ -56,7 +56,7 @@ def begin(arguments: argparse.Namespace, base: job.Job, space: tuple[sweep_space
     content = {
         "kind": "sweep",
         "recipe": base.recipe.to_plain(),
-        "ds_config": base.asked,
+        "ds_config": base.ds_config_given,
         "rows_xxh3": base.data.manifest.xxh3("train"),
         "space": [asdict(one) for one in space],
     }
@@ -70,7 +70,7 @@ def begin(arguments: argparse.Namespace, base: job.Job, space: tuple[sweep_space
                 raise ScalerError(f"{folder}: was begun with {name}={old!r}, and not {now!r}; name another folder")
             # copies, because a sweep is long and the user's files may change meanwhile
             write_whole(folder / BASE, base.recipe.to_yaml())
-            write_json(folder / run_folder.DS_CONFIG, base.asked)
+            write_json(folder / run_folder.DS_CONFIG, base.ds_config_given)
 
 
 def take(arguments: argparse.Namespace, base: recipe.Recipe, space: Any, slot: int) -> Trial | None:

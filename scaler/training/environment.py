@@ -18,7 +18,7 @@ from scaler.distributed.world import World
 
 
 def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
-    """What a result may hang on and no recipe says: versions, commit, and the hosts of all ranks."""
+    """Return what a result may depend on and no recipe says: versions, commit, and the hosts of all ranks."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,

@@ -1,4 +1,4 @@
-"""From a trained engine to a Transformers folder: weights, tokenizer, model card; read back and compared."""
+"""Export a trained model as a Transformers folder with weights, tokenizer and model card; read it back and compare."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ disable_progress_bar()  # of saving and loading weights
 def export(
     state: Mapping[str, torch.Tensor], model: PreTrainedModel, tokenizer: Any, card: str, folder: Path
 ) -> PreTrainedModel:
-    """Write an export folder, which appears once it has been read back and gives the same logits.
+    """Write an export folder. It appears once it was read back and gave the same logits.
 
     Args:
-        state: parameters by the name they have in `model`, whole, in fp32.
-        model: a model of the same configuration, which takes the state.
-        tokenizer: goes along.
-        card: README.md of the folder.
-        folder: one that is there already is replaced.
+        state: whole parameters in fp32, by their names in `model`.
+        model: a model of the same configuration, which receives the state.
+        tokenizer: saved beside the model.
+        card: content of the folder's README.md.
+        folder: where to write; an older export there is replaced.
 
     Returns: the model that was read back.
 
@@ -67,7 +67,7 @@ def export(
 
 
 def model_card(recipe: Recipe, measured: Mapping[str, str], data: str, command: str, mask_token: str) -> str:
-    """The export's README: what it is, from which data and recipe, and what was measured."""
+    """Return the export's README: what it is, from which data and recipe, and what was measured."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in measured.items())
     return f"""---
 library_name: transformers

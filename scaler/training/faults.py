@@ -1,4 +1,4 @@
-"""What a step's loss and gradient norm call for: nothing, a skip, a look, a step back, or the end."""
+"""Decide what a step's loss and gradient norm require: nothing, a skip, a warning, going back, or the end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from enum import Enum
 
 from scaler.config.training_sections import Faults
 
-WINDOW = 100  # losses that a spike is measured against
-LEAST = 20  # of them, before there is a look-out; as many spikes in a row are the new normal
+WINDOW = 100  # losses that a spike is compared with
+LEAST = 20  # losses that are needed to see a spike; as many spikes in a row are the new normal
 NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
 
 
 class Verdict(Enum):
-    """Of one step."""
+    """What is done about one step."""
 
     FINE = "fine"
     SKIPPED = "batch skipped"
@@ -24,18 +24,21 @@ class Verdict(Enum):
 
 
 class Judge:
-    """Judges each step by its loss and gradient norm; the same on every rank, for both are sums over ranks.
+    """A judge of each step's loss and gradient norm; the same on every rank, because both are sums over ranks.
 
     Args:
-        settings: of the recipe.
-        recent: losses of the last steps, in place; a checkpoint keeps them.
+        settings: the recipe's section `faults`.
+        recent: losses of the last steps, changed in place; a checkpoint keeps them.
+
+    Attributes:
+        skipped: batches skipped in a row.
+        spikes: spikes in a row.
+        rollbacks: returns to a checkpoint since the last one was saved.
     """
 
     def __init__(self, settings: Faults, recent: list[float]) -> None:
         self.settings, self.recent = settings, recent
-        self.skipped = 0  # batches in a row
-        self.spikes = 0  # in a row
-        self.rollbacks = 0  # since the last checkpoint
+        self.skipped = self.spikes = self.rollbacks = 0
 
     def judge(self, loss: float, norm: float) -> Verdict:
         """Judge a step by the mean loss over its rows and the gradient norm."""
@@ -53,7 +56,7 @@ class Judge:
         return Verdict.FINE
 
     def went_back(self, recent: list[float], rollbacks: int) -> None:
-        """Forget what is no more, the losses since the checkpoint; and not how often the run has gone back."""
+        """Forget the losses since the checkpoint, but not how often the run has gone back."""
         self.recent, self.skipped, self.spikes, self.rollbacks = recent, 0, 0, rollbacks
 
     def _is_spike(self, loss: float) -> bool:

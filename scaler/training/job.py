@@ -1,4 +1,4 @@
-"""From a command line to a job: recipe, engine's settings, data and run folder, and that they agree."""
+"""Turn a command line into a job: read recipe, DeepSpeed configuration, data and run folder, and make them agree."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from scaler.config import batch as ds_config
 from scaler.config import deepspeed as config_deepspeed
-from scaler.config import recipe
+from scaler.config import recipe, schedule
+from scaler.config.batch import SolvedBatch, solve_batch
 from scaler.config.command_line import chosen_recipe, prepare_command, run_recipe
 from scaler.config.deepspeed import DEFAULT_DS_CONFIG
 from scaler.config.recipe import Recipe
@@ -26,10 +26,10 @@ from scaler.distributed.world import World
 from scaler.model import build, embeddings, initialisation
 from scaler.training import run_folder
 
-# Settings that decide nothing of what is learned may change from one start of a run to the next ...
+# Settings that do not change what is learned may differ between two starts of a run ...
 FREE = (
     *("name", "checkpoint", "faults", "training.log_every", "training.evaluate_every", "training.max_micro_rows"),
-    *("training.patience", "data.folder", "data.text_folder"),  # whose content is compared by its checksums
+    *("training.patience", "data.folder", "data.text_folder"),  # their content is compared by its checksums
 )
 # ... and others cannot change at all.
 FIXED = ("model", "data.seq_len", "tokenizer", "optimizer.name", "optimizer.frozen_embeddings")
@@ -37,22 +37,23 @@ FIXED = ("model", "data.seq_len", "tokenizer", "optimizer.name", "optimizer.froz
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for, checked, without the data.
+    """A checked request for a training, without the data.
 
     Attributes:
         recipe: the experiment.
-        ds_config_file, asked: the DeepSpeed configuration as given; `resolved` has its "auto" filled in.
-        batch: as solved for the number of ranks.
-        run_dir: the folder; a run may have begun there.
-        changes: of the recipe since then, "key: old -> new".
+        ds_config_file, ds_config_given: the DeepSpeed configuration as given.
+        ds_config: the same with every "auto" filled in.
+        batch: a step's rows, split into ranks, micro-batches and accumulation.
+        run_dir: folder of the run, which may have begun there before.
+        changes: what differs from the recipe that the run began with, as "key: old -> new".
         prepare: the command that prepares the data.
     """
 
     recipe: Recipe
     ds_config_file: Path
-    asked: dict[str, Any]
-    resolved: dict[str, Any]
-    batch: ds_config.SolvedBatch
+    ds_config_given: dict[str, Any]
+    ds_config: dict[str, Any]
+    batch: SolvedBatch
     run_dir: Path
     changes: tuple[str, ...]
     prepare: str
@@ -60,42 +61,57 @@ class Request:
 
 @dataclass(frozen=True)
 class Job(Request):
-    """All that is known before the first step.
+    """A training with all that is known before its first step.
 
     Attributes:
-        data, rows: opened; the rows of "train" and "heldout".
-        config: of the model.
+        data, rows: the opened data, and its rows of "train" and "heldout".
+        config: configuration of the model.
     """
 
     data: prepared.Prepared
     config: Any
     rows: dict[str, RowReader]
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of an optimizer step, counted from 0."""
+        return schedule.learning_rate(
+            step,
+            peak=self.recipe.optimizer.learning_rate,
+            warmup_steps=round(self.recipe.schedule.warmup_share * self.recipe.training.steps),
+            total_steps=self.recipe.training.steps,
+            shape=self.recipe.schedule.shape,
+            floor=self.recipe.schedule.floor,
+        )
+
+    def masked_per_row(self, step: int) -> int:
+        """Return the number of masked positions of each row in an optimizer step, counted from 0."""
+        return self.recipe.masked_per_row(step / self.recipe.training.steps)
+
 
 def read_request(arguments: argparse.Namespace, world: World) -> Request:
-    """Read recipe and DeepSpeed configuration, and make them agree. Raises ScalerError where they cannot.
+    """Read recipe and DeepSpeed configuration, and check that they agree. Raises ScalerError where they do not.
 
     In the folder of a run its own recipe and configuration are the defaults; so is the configuration beside a recipe.
     """
     if arguments.ranks not in (None, world.size):
         raise ScalerError(
             f"--ranks {arguments.ranks}, but this is one of {world.size} ranks started by {world.launcher}; start them "
-            "by srun, deepspeed, torchrun or mpiexec, or say the right number"
+            "by srun, deepspeed, torchrun or mpiexec, or give the right number"
         )
     began_with = run_recipe(arguments.run_dir)
     name, settings = chosen_recipe(arguments)
     path = arguments.deepspeed_config or _configuration_beside(began_with or recipe.find(name))
-    batch = ds_config.solve_batch(settings.training.rows, world.size, settings.training.max_micro_rows)
-    asked = config_deepspeed.read(path)
+    batch = solve_batch(settings.training.rows, world.size, settings.training.max_micro_rows)
+    given = config_deepspeed.read(path)
     native_bf16 = devices.bf16_is_native(devices.device(world))
-    resolved = config_deepspeed.resolve(asked, path, settings, batch, native_bf16, arguments.allow_untested_ds_keys)
+    resolved = config_deepspeed.resolve(given, path, settings, batch, native_bf16, arguments.allow_untested_ds_keys)
     changes: tuple[str, ...] = ()
     if began_with is not None:
         before = {**recipe.load(str(began_with)).to_plain(), **_of_learning(_configuration_beside(began_with))}
         now = {**settings.to_plain(), **_of_learning(path)}
-        changes = compare(began_with, before, now, arguments.allow_changes)
+        changes = check_changes(began_with, before, now, arguments.allow_changes)
     run_dir = run_folder.choose(arguments.run_dir, settings.name)
-    return Request(settings, path, asked, resolved, batch, run_dir, changes, prepare_command(arguments))
+    return Request(settings, path, given, resolved, batch, run_dir, changes, prepare_command(arguments))
 
 
 def resolve(arguments: argparse.Namespace, world: World) -> Job:
@@ -114,18 +130,18 @@ def _configuration_beside(recipe_file: Path) -> Path:
 
 
 def _of_learning(path: Path) -> dict[str, Any]:
-    """What a DeepSpeed configuration says of learning itself."""
+    """Return the settings of a DeepSpeed configuration that change what is learned."""
     return {"gradient_clipping": config_deepspeed.read(path).get("gradient_clipping", 0.0)}
 
 
-def compare(origin: Path, before: dict[str, Any], now: dict[str, Any], allowed: bool) -> tuple[str, ...]:
-    """Where a run's recipe is another than it began with, as "key: old -> new".
+def check_changes(origin: Path, before: dict[str, Any], now: dict[str, Any], allowed: bool) -> tuple[str, ...]:
+    """Return how a run's recipe differs from the one that it began with, as "key: old -> new".
 
     Args:
-        origin: the file that says what it began with, for errors.
-        allowed: changes of what is learned were asked for.
+        origin: the file with the recipe that it began with, which errors name.
+        allowed: whether the user allows changes of what is learned.
 
-    Raises: ScalerError when there are changes that were not asked for, or that no run can take.
+    Raises: ScalerError for changes that are not allowed, and for those that no run can make.
     """
     found = differences(before, now)
     changes = {key: pair for key, pair in found.items() if not _within(key, FREE)}
@@ -135,7 +151,7 @@ def compare(origin: Path, before: dict[str, Any], now: dict[str, Any], allowed: 
         if not allowed:
             raise ScalerError(
                 f"{origin}: the run began with {key}={old!r}, and now it is {new!r}; go on with the old value, name "
-                "another --run_dir, or say --allow_changes"
+                "another --run_dir, or add --allow_changes"
             )
     return tuple(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items())
 
@@ -145,8 +161,9 @@ def _within(key: str, sections: Iterable[str]) -> bool:
 
 
 def vectors(job: Job) -> word_vectors.WordVectors:
-    """The word vectors that the token embeddings start from, opened and verified. Raises ScalerError where they do not
-    belong to data and model.
+    """Open and verify the word vectors that the token embeddings start from.
+
+    Raises: ScalerError when they do not belong to data and model.
     """
     folder = job.recipe.word2vec_folder
     found = word_vectors.read(folder, job.data.manifest.tokenizer_xxh3, embeddings.width(job.config))
@@ -158,7 +175,7 @@ def vectors(job: Job) -> word_vectors.WordVectors:
 
 
 def starting_point(job: Job, unigram_counts: np.ndarray) -> PreTrainedModel:
-    """The model that training begins with, the same on every rank."""
+    """Build the model that training begins with, the same on every rank."""
     settings = job.recipe
     network = build.from_recipe(settings, job.config)
     if settings.initialisation.word2vec:

@@ -1,4 +1,4 @@
-"""What a run shows: metrics.jsonl, TensorBoard, a progress line, a picture of the loss."""
+"""Measure speed, and record a run's metrics in metrics.jsonl, TensorBoard and a picture of the loss."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from scaler.core.text import duration
 
 
 class Meter:
-    """Loss and speed between two log lines, and the time that is left.
+    """Loss and speed since the last report, and the time that is left.
 
     Args:
-        rows: of a step.
-        seq_len: tokens in a row.
-        share_per_row: of the machine's matrix-multiply ceiling, that one row a second takes.
+        rows: rows of a step.
+        seq_len: tokens of a row.
+        flops_per_row: floating-point operations to train on a row.
+
+    Attributes:
+        ceiling: matrix-multiply operations per second of all ranks together.
     """
 
-    def __init__(self, rows: int, seq_len: int, share_per_row: float) -> None:
-        self.rows, self.seq_len, self.share_per_row = rows, seq_len, share_per_row
+    def __init__(self, rows: int, seq_len: int, flops_per_row: float) -> None:
+        self.rows, self.seq_len, self.flops_per_row = rows, seq_len, flops_per_row
+        self.ceiling = math.nan
         self.evaluations: list[float] = []  # seconds
         self._losses: list[float] = []
         self._seconds: list[float] = []
@@ -37,38 +41,41 @@ class Meter:
         self._seconds.append(seconds)
 
     def read(self, steps_left: int, evaluate_every: int) -> dict[str, float]:
-        """Means since the last reading; losses that are not finite belong to skipped steps, and do not count."""
+        """Return means since `clear`; losses that are not finite belong to skipped steps, and do not count."""
         losses = [loss for loss in self._losses if math.isfinite(loss)]
         rows_per_second = len(self._seconds) * self.rows / sum(self._seconds)
         evaluation = sum(self.evaluations) / max(1, len(self.evaluations))
-        self._losses, self._seconds = [], []
         return {
             "train_loss": sum(losses) / len(losses) if losses else math.nan,
             "speed_tokens_per_second": rows_per_second * self.seq_len,
-            "speed_share_of_matmul_ceiling": rows_per_second * self.share_per_row,
+            "speed_share_of_matmul_ceiling": rows_per_second * self.flops_per_row / self.ceiling,
             "speed_seconds_left": steps_left * self.rows / rows_per_second + steps_left // evaluate_every * evaluation,
         }
 
-    @staticmethod
-    def said(values: Mapping[str, float]) -> str:
-        """The speed as a part of a line."""
-        return (
-            f"{values['speed_tokens_per_second']:,.0f} tokens/s | "
-            f"{values['speed_share_of_matmul_ceiling']:.0%} of ceiling | "
-            f"{duration(values['speed_seconds_left'])} left"
-        )
+    def clear(self) -> None:
+        """Begin anew."""
+        self._losses, self._seconds = [], []
+
+
+def format_speed(values: Mapping[str, float]) -> str:
+    """Format what `Meter.read` returned as a part of a progress line."""
+    return (
+        f"{values['speed_tokens_per_second']:,.0f} tokens/s | "
+        f"{values['speed_share_of_matmul_ceiling']:.0%} of ceiling | "
+        f"{duration(values['speed_seconds_left'])} left"
+    )
 
 
 class RunLog:
-    """Writes the metrics of one run; only the first rank has one.
+    """A writer of the metrics of one run; only rank 0 has one.
 
     Args:
-        run_dir: of the run.
-        step: that it goes on from; what an earlier start logged of later steps goes, for they are done again. None:
-            it begins, and all goes.
+        run_dir: folder of the run.
+        step: step that the run goes on from. What an earlier start recorded of later steps is removed, because those
+            are done again; None removes all, because the run begins.
 
     Attributes:
-        problem: why something could not be written, once that has happened: for all ranks to agree on.
+        problem: why something could not be written, once that has happened; all ranks have to agree on it.
     """
 
     def __init__(self, run_dir: Path, step: int | None) -> None:
@@ -86,7 +93,7 @@ class RunLog:
             self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=last + 1)
 
     def go_back(self, step: int) -> None:
-        """Forget what was logged of steps after this one, for the run has gone back to it."""
+        """Remove what was recorded of steps after this one, because the run has gone back to it."""
         self.close()
         self._open(step)
 
@@ -101,7 +108,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def noting_problem(self) -> Iterator[None]:
-        """Do some writing; a full disk or the like becomes the log's `problem`."""
+        """Turn a full disk, or another error while writing, into the log's `problem`."""
         try:
             with explain_disk_errors(self.run_dir):
                 yield
@@ -119,7 +126,7 @@ class RunLog:
             self._board.add_text(tag, markdown, step)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric."""
+        """Return steps and values of one metric."""
         found = [(record["step"], record[name]) for record in self.records if name in record]
         return [step for step, _ in found], [value for _, value in found]
 

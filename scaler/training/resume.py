@@ -1,10 +1,10 @@
-"""From a running engine to a checkpoint and back, and the proof that what came back is what was saved."""
+"""Save the engine's state in a checkpoint and restore it, with proof that what was read is what was saved."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,21 +18,21 @@ from scaler.checkpoint.store import Checkpoints
 from scaler.config import deepspeed as ds_config
 from scaler.config.deepspeed import precision_of
 from scaler.core.errors import ScalerError
+from scaler.core.text import counted
 from scaler.data.batches import Batch
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
-from scaler.training import job
-from scaler.training.job import Job
+from scaler.training.job import Job, check_changes
 from scaler.training.progress import Progress
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 PROBE_ROWS = 8
-# by which the probe loss may differ, relative to itself: other kernels sum in another order, bf16 keeps 8 bits
+# relative difference that the probe loss may have: other kernels sum in another order, bf16 keeps 8 bits
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
 
 
 def probe_loss(engine: Any, batch: Batch, world: World) -> float:
-    """The loss on a batch without dropout; every rank must call it, with the same batch."""
+    """Return the loss on a batch without dropout. Every rank must call it, with the same batch."""
     engine.train(False)
     with torch.no_grad():
         loss, _ = engine(batch.to(devices.device(world)))
@@ -43,17 +43,16 @@ def probe_loss(engine: Any, batch: Batch, world: World) -> float:
 def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, world: World, asynchronous: bool) -> None:
     """Begin a checkpoint of the engine's state; `Checkpoints.commit` ends it."""
     reader = job.rows["heldout"]
-    rows = np.arange(min(PROBE_ROWS, len(reader.rows)))
-    probe = reader.read(np.zeros_like(rows), rows)
+    probe = reader.fixed(np.arange(min(PROBE_ROWS, len(reader.rows))))
     about = {
         "step": progress.step,
-        "progress": asdict(progress),
+        "progress": progress.to_plain(),
         "recipe": job.recipe.to_plain(),
         "tokenizer_xxh3": job.data.manifest.tokenizer_xxh3,
         "rows_xxh3": job.data.manifest.xxh3("train"),
         "ranks": world.size,
-        "zero_stage": ds_config.zero_stage(job.resolved),
-        "precision": precision_of(job.resolved),
+        "zero_stage": ds_config.zero_stage(job.ds_config),
+        "precision": precision_of(job.ds_config),
         "probe_loss": probe_loss(engine, probe, world),
     }
     checkpoints.begin(engine.state.shards(progress.updates), about, vars(probe), asynchronous)
@@ -64,7 +63,6 @@ def restore(
     job: Job,
     path: Path,
     world: World,
-    say: Say,
     allow_changes: bool,
 ) -> Progress:
     """Read a checkpoint into the engine, whatever world size, ZeRO stage and precision wrote it.
@@ -75,15 +73,15 @@ def restore(
     Raises: ScalerError when it is another run's checkpoint, or what was read is not what was saved.
     """
     manifest = collectives.all_or_none(lambda: checkpoint_folder.read_manifest(path), world)
-    for change in collectives.all_or_none(lambda: belongs(path, manifest, job, allow_changes), world):
-        say(f"changed, as asked for: {change}")
-    progress = Progress(**manifest["progress"])
+    for change in collectives.all_or_none(lambda: check_same_run(path, manifest, job, allow_changes), world):
+        logger.info(f"changed, as asked for: {change}")
+    progress = Progress.from_plain(manifest["progress"])
     progress.digest *= world.is_first  # each rank adds its own part to it, and saving sums them up
     collectives.all_or_none(
         lambda: checkpoint_format.fill(engine.state.shards(progress.updates), path, manifest), world
     )
     engine.state.apply_loaded(progress.updates)
-    saved, now = manifest["precision"], precision_of(job.resolved)
+    saved, now = manifest["precision"], precision_of(job.ds_config)
     fingerprint = checkpoint_format.total_fingerprint(engine.state.shards(progress.updates), world)
     probe = collectives.all_or_none(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), world)
     loss = probe_loss(engine, probe, world)
@@ -105,37 +103,43 @@ def restore(
             )
 
     collectives.all_or_none(prove, world)
-    stage = ds_config.zero_stage(job.resolved)
-    say(
-        f"resumed from {path}, saved by {manifest['ranks']} ranks at ZeRO-{manifest['zero_stage']} in {saved}, on "
-        f"{world.size} ranks at ZeRO-{stage} in {now}: parameters and optimizer state equal (fingerprint "
-        f"{fingerprint[checkpoint_format.WEIGHT]}), probe loss {manifest['probe_loss']:.5f} then and {loss:.5f} now"
+    stage = ds_config.zero_stage(job.ds_config)
+    logger.info(
+        f"resumed from {path}, saved by {counted(manifest['ranks'], 'rank')} at ZeRO-{manifest['zero_stage']} in "
+        f"{saved}, on {counted(world.size, 'rank')} at ZeRO-{stage} in {now}: parameters and optimizer state are "
+        f"those that were saved, probe loss {manifest['probe_loss']:.5f} then and {loss:.5f} now"
     )
+    logger.debug(f"fingerprint of the parameters: {fingerprint[checkpoint_format.WEIGHT]}")
     return progress
 
 
 class CheckpointPolicy:
-    """When a run saves, and what it does when it cannot. All methods are collectives.
+    """What a run does to save, what when it cannot, and how it returns. All methods are collectives.
 
     Args:
         saved_at: step of the checkpoint that the run went on from, if any.
 
     Attributes:
-        on_saved: is told the step of each new checkpoint, and the seconds that training waited for it.
+        saved_at: step of the newest checkpoint that has all of the run's progress, or None.
+        failed: failures to save in a row.
+        on_saved: called with the step of each new checkpoint and the seconds that training waited for it.
     """
 
-    def __init__(
-        self, engine: Any, job: Job, checkpoints: Checkpoints, world: World, say: Say, saved_at: int | None
-    ) -> None:
-        self.engine, self.job, self.checkpoints, self.world, self.say = engine, job, checkpoints, world, say
+    def __init__(self, engine: Any, job: Job, checkpoints: Checkpoints, world: World, saved_at: int | None) -> None:
+        self.engine, self.job, self.checkpoints, self.world = engine, job, checkpoints, world
         self.saved_at = saved_at
-        self.failed = 0  # in a row
+        self.failed = 0
         self._has_one = saved_at is not None
         self.on_saved: Callable[[int, float], None] = lambda step, stall_seconds: None
         self._stall_seconds = 0.0
 
+    @property
+    def written(self) -> bool:
+        """Return whether this rank is writing nothing."""
+        return self.checkpoints.done
+
     def begin(self, progress: Progress, asynchronous: bool) -> None:
-        """Save the run where it stands; unless asynchronous, all is over when this returns."""
+        """Save the run where it stands; unless asynchronous, the checkpoint is whole when this returns."""
         self.commit()
         clock = time.perf_counter()
         progress.digest = sum(collectives.all_gather(progress.digest, self.world)) % (1 << 64)
@@ -161,41 +165,48 @@ class CheckpointPolicy:
             self.on_saved(step, self._stall_seconds)
             return
         self.failed, self.saved_at = self.failed + 1, None
-        said = f"the checkpoint of step {step} could not be saved: {problem}"
+        failure = f"the checkpoint of step {step} could not be saved: {problem}"
         if not self._has_one or self.failed >= self.job.recipe.faults.failed_saves:
-            collectives.agree_or_raise(f"{said}; {self.failed} in a row; training stopped", self.world)
-        self.say(f"{said}; the one before stays, and the next try is after {self.job.recipe.checkpoint.every} steps")
+            collectives.agree_or_raise(f"{failure}; {self.failed} in a row; training stopped", self.world)
+        if self.world.is_first:
+            every = self.job.recipe.checkpoint.every
+            logger.warning(f"{failure}; the one before stays, and the next try is after {counted(every, 'step')}")
 
-    def go_back(self, progress: Progress, skip: int) -> Progress:
-        """Return to the newest whole checkpoint but `skip`, and step over the rows since then."""
+    def go_back(self, progress: Progress, skip: int) -> None:
+        """Return to the newest whole checkpoint but `skip`, and step over the rows read since."""
         self.commit()
         path = self.checkpoints.newest(skip)
         if path is None:
             problem = f"{self.checkpoints.folder.root}: there is no checkpoint to go back to; training stopped"
             collectives.agree_or_raise(problem, self.world)
             raise AssertionError(problem)
-        before = restore(self.engine, self.job, path, self.world, self.say, allow_changes=True)
+        before = restore(self.engine, self.job, path, self.world, allow_changes=True)
         before.consumed_rows = progress.consumed_rows
-        self.checkpoints.on_first_rank(self.checkpoints.folder.forget_after, before.step)
-        self.saved_at = None  # that checkpoint does not know of the rows that were stepped over
-        return before
+        progress.go_to(before)
+        self.checkpoints.on_first_rank(self.checkpoints.folder.forget_after, progress.step)
+        self.saved_at = None  # that checkpoint lacks the rows that were stepped over
 
-    def best(self, progress: Progress) -> Progress:
+    def go_to_best(self, progress: Progress) -> None:
         """Return to the checkpoint of the lowest held-out loss, if it is there."""
         if progress.best_step is None:
-            return progress
+            return
         path = self.checkpoints.folder.path(progress.best_step)
         problem = self.checkpoints.damage(path)
         if problem is not None:
-            self.say(f"{problem}; the last weights are taken and not the best")
-            return progress
-        return restore(self.engine, self.job, path, self.world, self.say, allow_changes=True)
+            if self.world.is_first:
+                logger.warning(f"{problem}; the last weights are taken and not the best")
+            return
+        progress.go_to(restore(self.engine, self.job, path, self.world, allow_changes=True))
+
+    def close(self) -> None:
+        """End the threads that write and remove."""
+        self.checkpoints.close()
 
 
-def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> list[str]:
-    """What is no more as it was saved, where that was asked for and the job's recipe does not say it.
+def check_same_run(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> list[str]:
+    """Check that a checkpoint is one of the job's run; return allowed changes of the data, which no recipe names.
 
-    Raises: ScalerError when a checkpoint is of another recipe, model, tokenizer or data than the job.
+    Raises: ScalerError when it is of another recipe, model, tokenizer or data than the job.
     """
     origin = path / "manifest.json"
     if manifest["tokenizer_xxh3"] != now.data.manifest.tokenizer_xxh3:
@@ -203,13 +214,13 @@ def belongs(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool)
             f"{origin}: made with the tokenizer {manifest['tokenizer_xxh3'][:8]}, but {now.recipe.tokenizer_folder} is "
             f"{now.data.manifest.tokenizer_xxh3[:8]}; bring that one back, or name another --run_dir"
         )
-    job.compare(origin, manifest["recipe"], now.recipe.to_plain(), allow_changes)
+    check_changes(origin, manifest["recipe"], now.recipe.to_plain(), allow_changes)
     rows = now.data.manifest.xxh3("train")
     if manifest["rows_xxh3"] == rows:
         return []
     if not allow_changes:
         raise ScalerError(
             f"{origin}: trained on other rows than {now.recipe.rows_folder} holds; bring those back, name another "
-            "--run_dir, or say --allow_changes"
+            "--run_dir, or add --allow_changes"
         )
     return [f"rows of {now.recipe.rows_folder}: {manifest['rows_xxh3'][:8]} -> {rows[:8]}"]

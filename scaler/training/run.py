@@ -1,209 +1,318 @@
-"""Run a training on this rank: start, train, evaluate, export."""
+"""Run a training on this rank: open the inputs, build the engine, restore, train, export."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+import contextlib
+import logging
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from scaler.checkpoint import store
-from scaler.config import deepspeed as ds_config
-from scaler.core import folders, slurm, text
+from scaler.checkpoint.store import Checkpoints
+from scaler.config.deepspeed import precision_of, untested_keys
+from scaler.core import folders, slurm
 from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json, write_whole
+from scaler.core.log import RESULT, Heartbeat
+from scaler.core.text import counted, duration
 from scaler.data import token_rows
-from scaler.distributed import collectives, devices
+from scaler.distributed import devices
+from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_none, total
 from scaler.distributed.world import World
-from scaler.engine import engine, process_group
+from scaler.engine import process_group
+from scaler.engine.engine import Engine
+from scaler.engine.engine import check as check_ds_config
 from scaler.evaluation import heldout
-from scaler.model import build, masked_lm
-from scaler.model import parameters as model
-from scaler.training import environment, job, loop, metrics, resume, run_folder, stop, watchdog
+from scaler.evaluation.heldout import HeldOut
+from scaler.model import build, parameters
+from scaler.model.masked_lm import MaskedLM
+from scaler.training import environment, loop, resume, run_folder
 from scaler.training.export import export, model_card
-from scaler.training.job import Job
+from scaler.training.job import Job, resolve, starting_point
+from scaler.training.metrics import Meter, RunLog
+from scaler.training.monitor import Monitor
 from scaler.training.progress import Progress
+from scaler.training.resume import CheckpointPolicy
+from scaler.training.stop import StopRequests
+from scaler.training.watchdog import Watchdog
 
-
-def write_settings(this: Job, world: World, hosts: list[str], step: int) -> None:
-    """Write the settings of the run and this start of it into its folder; the recipe last, which makes it a run's."""
-    settings = {"seed": this.recipe.seed, "rows_xxh3": this.data.manifest.xxh3("train"), "ds_config": this.resolved}
-    settings["untested_ds_keys"] = ds_config.untested_keys(this.asked)
-    with explain_disk_errors(this.run_dir):
-        run_folder.set_state(this.run_dir, "running", step=step, steps=this.recipe.training.steps)
-        run_folder.add_attempt(this.run_dir, environment.facts(world, hosts) | settings | {"changes": this.changes})
-        write_json(this.run_dir / run_folder.DS_CONFIG, this.asked)
-        write_whole(this.run_dir / run_folder.RECIPE, this.recipe.to_yaml())
-
-
-def say(line: str) -> None:
-    """Tell the user. Nobody listening, or a full disk there, is no reason to end a training."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError:
-        pass
-
-
-def be_silent(line: str) -> None:
-    """What the other ranks do instead."""
-
-
-def start(arguments: argparse.Namespace, world: World) -> loop.Running | None:
-    """All that comes before the first step; None where the run is finished."""
-    # ---- the ranks meet; inputs are opened and verified, each rank its share
-    started = time.perf_counter()
-    process_group.join(world)
-    this = collectives.all_or_none(lambda: job.resolve(arguments, world), world)
-    this = replace(this, run_dir=collectives.all_gather(this.run_dir, world)[0])
-    recipe, training, run_dir = this.recipe, this.recipe.training, this.run_dir
-    tell = say if world.is_first else be_silent
-    if (
-        collectives.all_or_none(lambda: run_folder.state(run_dir), world).get("state") == "finished"
-        and not this.changes
-    ):
-        tell(f"{run_dir}: this run is finished; its model is in {run_dir / 'export'}; name another --run_dir")
-        return None
-    collectives.all_or_none(lambda: engine.check(this.resolved, this.ds_config_file), world)
-    collectives.all_or_none(lambda: token_rows.verify(this.data.manifest, world.rank, world.size), world)
-
-    # ---- model and engine; the run folder, and where the run stands
-    device = devices.device(world)
-    unigram_counts = collectives.all_or_none(this.data.manifest.unigram_counts, world)
-    network = collectives.all_or_none(lambda: job.starting_point(this, unigram_counts), world)
-    parameters, trainable = model.count_parameters(network)
-    table = model.render_table(model.what_trains(network, recipe.optimizer.weight_decay))
-    flops_per_row = model.flops_per_row(network, recipe.data.seq_len, recipe.masked_per_row(0.5))
-    ds_engine = collectives.all_or_none(
-        lambda: engine.Engine(masked_lm.MaskedLM(network), recipe.optimizer, this.resolved), world
-    )
-    lock = collectives.all_or_none(lambda: folders.lock(run_dir) if world.is_first else None, world)
-    keep = recipe.checkpoint
-    checkpoints = store.Checkpoints(run_dir / "checkpoints", world, keep.keep_last, keep.keep_every, tell)
-    checkpoints.on_first_rank(checkpoints.folder.clear_partial)
-    newest = checkpoints.newest()
-    progress = Progress()
-    if newest is not None:
-        progress = resume.restore(ds_engine, this, newest, world, tell, arguments.allow_changes)
-        short = f"training.steps={training.steps}, but {run_dir} has done {progress.step}; name another --run_dir"
-        collectives.agree_or_raise(short if progress.step > training.steps else None, world)
-        if this.changes:
-            progress.worse = 0  # the patience begins anew
-    token_embeddings = ds_engine.token_embeddings()
-    # only now, so that a start that is refused changes nothing
-    hosts = collectives.all_gather(slurm.node_name(), world)
-    collectives.all_or_none(
-        lambda: write_settings(this, world, hosts, progress.step) if world.is_first else None, world
-    )
-    if newest is not None:
-        checkpoints.on_first_rank(checkpoints.folder.set_aside_after, progress.step)
-    for change in this.changes:
-        tell(f"changed, as asked for: {change}")
-    begun_at = None if newest is None else progress.step
-    log = collectives.all_or_none(lambda: metrics.RunLog(run_dir, begun_at) if world.is_first else None, world)
-    saves = resume.CheckpointPolicy(ds_engine, this, checkpoints, world, tell, begun_at)
-
-    # ---- the machine's ceiling, and the loss that needs no model
-    ceiling = devices.measure_matmul_flops(device, torch.bfloat16 if ds_engine.bf16 else torch.float32)
-    ceiling = float(collectives.total(torch.tensor(ceiling, device=device, dtype=torch.float64)))
-    unigram = heldout.unigram_entropy(this.rows["heldout"], unigram_counts)
-    meter = metrics.Meter(training.rows, recipe.data.seq_len, flops_per_row / ceiling)
-    tell(
-        f"{table}\n"
-        f"{run_dir}: {parameters:,} parameters, {trainable:,} of them trained, {world.size} ranks, "
-        f"ZeRO-{ds_engine.stage}, {ds_config.precision_of(this.resolved)}, "
-        f"{training.steps:,} steps of {training.rows} x {recipe.data.seq_len} "
-        f"tokens ({this.batch.micro_rows} rows x {this.batch.accumulation} accumulation a rank); "
-        f"matrix-multiply ceiling {ceiling / 1e9:,.0f} GFLOP/s; started in {time.perf_counter() - started:.0f} s"
-    )
-    requests = stop.StopRequests(run_dir if world.is_first else None)
-    dog = watchdog.Watchdog(run_dir, world, recipe.faults.hang_seconds)
-    ds_engine.watch = checkpoints.watch = dog.beat
-    return loop.Running(
-        this, world, ds_engine, token_embeddings, progress, saves, log, tell, meter, unigram, requests, dog, lock
-    )
+logger = logging.getLogger(__name__)
 
 
 def run(arguments: argparse.Namespace, world: World) -> None:
-    """Run the whole training on this rank: train, evaluate, export."""
+    """Run a whole training on this rank. Every rank calls it.
+
+    Nothing is written before inputs, engine and checkpoint have shown that the run can start.
+    """
     started = time.perf_counter()
-    running = start(arguments, world)
-    if running is None:
-        return
-    with run_folder.telling_failure(running.run_dir if world.is_first else None), running.requests, running.dog:
-        end(running, loop.train(running), started)
-    running.saves.checkpoints.close()
-    running.engine.close()
+    with Heartbeat("waiting for the other ranks") as heartbeat:
+        process_group.join(world)
+        heartbeat.doing = "opening the data"
+        job = open_inputs(arguments, world)
+        if is_finished(job, world):
+            return
+        heartbeat.doing = "checking the data"
+        check_inputs(job, world)
+
+        heartbeat.doing = "building the model and the engine"
+        network = build_network(job, world)
+        meter = build_meter(job, network)
+        describe_model(job, network)
+        engine = build_engine(job, network, world)
+
+        heartbeat.doing = "restoring the run"
+        with claim_folder(job, world):
+            checkpoints = open_checkpoints(job, world)
+            progress, resumed_at = restore_progress(job, engine, checkpoints, world, arguments.allow_changes)
+            embeddings_before = engine.token_embeddings()
+            record_start(job, checkpoints, world, resumed_at)
+            policy = CheckpointPolicy(engine, job, checkpoints, world, resumed_at)
+            heartbeat.doing = "measuring the machine"
+            monitor = open_monitor(job, engine, meter, world, resumed_at)
+            describe_start(job, engine, world, time.perf_counter() - started)
+
+            requests = StopRequests(job.run_dir if world.is_first else None)
+            watchdog = Watchdog(job.run_dir, world, job.recipe.faults.hang_seconds)
+
+            def watch(doing: str) -> None:
+                watchdog.beat(doing)
+                heartbeat.doing = f"step {progress.step + 1:,}: {doing}"
+
+            engine.watch = checkpoints.watch = watch
+            with run_folder.recording_failure(job.run_dir if world.is_first else None), requests, watchdog:
+                stopped_by = loop.train(job, world, engine, progress, policy, monitor, requests)
+                if stopped_by:
+                    finish_stopped(job, progress, policy, monitor, stopped_by)
+                else:
+                    if progress.step < job.recipe.training.steps:
+                        return_to_best(progress, policy)
+                    heartbeat.doing = "evaluating and exporting the model"
+                    finish_trained(job, world, engine, embeddings_before, progress, monitor, started)
+            policy.close()
+            engine.close()
 
 
-def end(running: loop.Running, stopped_by: str | None, started: float) -> None:
-    """After the last step: export the model, or say how the run goes on."""
-    run_dir, steps = running.run_dir, running.job.recipe.training.steps
-    progress = running.progress
-    if stopped_by:
-        if running.log:
-            run_folder.set_state(run_dir, "stopped", step=running.saves.saved_at, steps=steps, by=stopped_by)
-            running.log.close()
-        running.say(
-            f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, saved at step "
-            f"{running.saves.saved_at:,}; the same command with --run_dir {run_dir} goes on"
+# ---- before anything is written
+
+
+def open_inputs(arguments: argparse.Namespace, world: World) -> Job:
+    """Open recipe, DeepSpeed configuration, data and run folder, the same folder on all ranks."""
+    job = all_or_none(lambda: resolve(arguments, world), world)
+    return replace(job, run_dir=all_gather(job.run_dir, world)[0])
+
+
+def is_finished(job: Job, world: World) -> bool:
+    """Return whether the run has ended before, and log where its model is."""
+    state = all_or_none(lambda: run_folder.state(job.run_dir), world).get("state")
+    finished = state == "finished" and not job.changes
+    if finished:
+        export_folder = job.run_dir / "export"
+        logger.log(
+            RESULT, f"{job.run_dir}: this run is finished; its model is in {export_folder}; name another --run_dir"
         )
-    else:
-        if progress.step < steps:
-            running.say(f"stopped early: {progress.worse} evaluations, and none under {progress.best_loss}")
-            running.progress = running.saves.best(progress)
-        measured = loop.evaluated(running)
-        state = running.engine.full_state()
-        became = collectives.all_or_none(lambda: running.embeddings.said_of(state), running.world)
-        if running.log:
-            with explain_disk_errors(run_dir):
-                finish(running, running.log, state, measured, became, time.perf_counter() - started)
-                run_folder.set_state(run_dir, "finished", step=progress.step, steps=steps)
+    return finished
 
 
-def finish(
-    running: loop.Running,
-    log: metrics.RunLog,
-    state: dict[str, torch.Tensor],
-    measured: heldout.HeldOut,
-    became: str,
-    seconds: float,
+def check_inputs(job: Job, world: World) -> None:
+    """Let DeepSpeed check its section, and verify the checksums of the data, each rank a part of the files."""
+    all_or_none(lambda: check_ds_config(job.ds_config, job.ds_config_file), world)
+    all_or_none(lambda: token_rows.verify(job.data.manifest, world.rank, world.size), world)
+
+
+def build_network(job: Job, world: World) -> PreTrainedModel:
+    """Build the model with the weights that training begins with."""
+    unigram_counts = all_or_none(job.data.manifest.unigram_counts, world)
+    return all_or_none(lambda: starting_point(job, unigram_counts), world)
+
+
+def build_meter(job: Job, network: PreTrainedModel) -> Meter:
+    """Build the meter of speed, which needs the model's operations; ZeRO-3 takes the model apart later."""
+    recipe = job.recipe
+    flops_per_row = parameters.flops_per_row(network, recipe.data.seq_len, recipe.masked_per_row(0.5))
+    return Meter(recipe.training.rows, recipe.data.seq_len, flops_per_row)
+
+
+def describe_model(job: Job, network: PreTrainedModel) -> None:
+    """Log what trains and what does not."""
+    count, trainable = parameters.count_parameters(network)
+    table = parameters.render_table(parameters.what_trains(network, job.recipe.optimizer.weight_decay))
+    logger.info(f"{job.run_dir}: {count:,} parameters, {trainable:,} of them trained\n{table}")
+
+
+def build_engine(job: Job, network: PreTrainedModel, world: World) -> Engine:
+    """Build the DeepSpeed engine around the model."""
+    return all_or_none(lambda: Engine(MaskedLM(network), job.recipe.optimizer, job.ds_config), world)
+
+
+def claim_folder(job: Job, world: World) -> contextlib.AbstractContextManager[Any]:
+    """Make the run's folder and keep other runs out of it while the returned context is open."""
+    return all_or_none(lambda: folders.lock(job.run_dir) if world.is_first else contextlib.nullcontext(), world)
+
+
+def open_checkpoints(job: Job, world: World) -> Checkpoints:
+    """Open the folder of checkpoints, without what a killed run left half-written."""
+    keep = job.recipe.checkpoint
+    checkpoints = Checkpoints(job.run_dir / "checkpoints", world, keep.keep_last, keep.keep_every)
+    checkpoints.on_first_rank(checkpoints.folder.clear_partial)
+    return checkpoints
+
+
+def restore_progress(
+    job: Job, engine: Engine, checkpoints: Checkpoints, world: World, allow_changes: bool
+) -> tuple[Progress, int | None]:
+    """Restore the newest whole checkpoint, if there is one; return where the run stands, and the checkpoint's step."""
+    newest = checkpoints.newest()
+    if newest is None:
+        return Progress(), None
+    progress = resume.restore(engine, job, newest, world, allow_changes)
+    steps = job.recipe.training.steps
+    too_few = f"training.steps={steps}, but {job.run_dir} has done {progress.step}; name another --run_dir"
+    agree_or_raise(too_few if progress.step > steps else None, world)
+    if job.changes:
+        progress.evaluations_since_best = 0  # the patience begins anew
+    return progress, progress.step
+
+
+# ---- the start is accepted
+
+
+def record_start(job: Job, checkpoints: Checkpoints, world: World, resumed_at: int | None) -> None:
+    """Write the settings of the run and this start into its folder, and set damaged newer checkpoints aside."""
+    hosts = all_gather(slurm.node_name(), world)
+    all_or_none(lambda: write_settings(job, world, hosts, resumed_at or 0) if world.is_first else None, world)
+    if resumed_at is not None:
+        checkpoints.on_first_rank(checkpoints.folder.set_aside_after, resumed_at)
+    for change in job.changes:
+        logger.info(f"changed, as asked for: {change}")
+
+
+def write_settings(job: Job, world: World, hosts: list[str], step: int) -> None:
+    """Write the files of a run folder; the recipe comes last, because it makes the folder a run's."""
+    settings = {"seed": job.recipe.seed, "rows_xxh3": job.data.manifest.xxh3("train"), "ds_config": job.ds_config}
+    settings["untested_ds_keys"] = untested_keys(job.ds_config_given)
+    with explain_disk_errors(job.run_dir):
+        run_folder.set_state(job.run_dir, "running", step=step, steps=job.recipe.training.steps)
+        run_folder.add_attempt(job.run_dir, environment.facts(world, hosts) | settings | {"changes": job.changes})
+        write_json(job.run_dir / run_folder.DS_CONFIG, job.ds_config_given)
+        write_whole(job.run_dir / run_folder.RECIPE, job.recipe.to_yaml())
+
+
+def open_monitor(job: Job, engine: Engine, meter: Meter, world: World, resumed_at: int | None) -> Monitor:
+    """Open the log, and measure what speed and loss are compared with: the machine's ceiling, the unigram entropy."""
+    log = all_or_none(lambda: RunLog(job.run_dir, resumed_at) if world.is_first else None, world)
+    device = devices.device(world)
+    flops = devices.measure_matmul_flops(device, torch.bfloat16 if engine.bf16 else torch.float32)
+    meter.ceiling = float(total(torch.tensor(flops, device=device, dtype=torch.float64)))
+    logger.info(f"matrix-multiply ceiling {meter.ceiling / 1e9:,.0f} GFLOP/s on {counted(world.size, 'rank')}")
+    unigram_entropy = heldout.unigram_entropy(job.rows["heldout"], job.data.manifest.unigram_counts())
+    return Monitor(job, world, log, meter, unigram_entropy)
+
+
+def describe_start(job: Job, engine: Engine, world: World, seconds: float) -> None:
+    """Log what is about to be trained, and how it is shared."""
+    training, batch = job.recipe.training, job.batch
+    logger.info(
+        f"{counted(world.size, 'rank')}, ZeRO-{engine.stage}, {precision_of(job.ds_config)}, "
+        f"{counted(training.steps, 'step')} of {training.rows} x {job.recipe.data.seq_len} tokens "
+        f"({counted(batch.micro_rows, 'row')} x {batch.accumulation} accumulation per rank); "
+        f"started in {duration(seconds)}"
+    )
+
+
+# ---- after the last step
+
+
+def finish_stopped(job: Job, progress: Progress, policy: CheckpointPolicy, monitor: Monitor, stopped_by: str) -> None:
+    """Record that the run was stopped, and log how it goes on."""
+    run_dir, steps = job.run_dir, job.recipe.training.steps
+    if monitor.log:
+        run_folder.set_state(run_dir, "stopped", step=policy.saved_at, steps=steps, by=stopped_by)
+        monitor.log.close()
+    logger.log(
+        RESULT,
+        f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, saved at step {policy.saved_at:,}; "
+        f"the same command with --run_dir {run_dir} goes on",
+    )
+
+
+def return_to_best(progress: Progress, policy: CheckpointPolicy) -> None:
+    """Return to the checkpoint of the lowest held-out loss, because the last evaluations did not improve on it."""
+    evaluations = counted(progress.evaluations_since_best, "evaluation")
+    logger.info(f"stopped early: {evaluations}, and none under {progress.best_loss}")
+    policy.go_to_best(progress)
+
+
+def finish_trained(
+    job: Job,
+    world: World,
+    engine: Engine,
+    embeddings_before: Any,
+    progress: Progress,
+    monitor: Monitor,
+    started: float,
 ) -> None:
-    """Write the picture, the export and its card; the first rank's last act."""
-    this, world, unigram, progress = running.job, running.world, running.unigram, running.progress
-    recipe, manifest = this.recipe, this.data.manifest
-    if not log.series("heldout_loss")[0]:  # somebody has removed the log
-        log.write(progress.step, **measured.records("heldout"))
-    picture = log.draw(unigram)
-    log.close()
+    """Evaluate and export the model. Collective; rank 0 writes.
+
+    Args:
+        embeddings_before: the token embeddings at this start, which must be the same now if they are frozen.
+        started: when this start began, by `time.perf_counter`.
+    """
+    measured = loop.heldout_loss(job, world, engine)
+    state = engine.full_state()
+    embeddings_change = all_or_none(lambda: embeddings_before.describe_change(state), world)
+    logger.debug(embeddings_change)
+    if monitor.log is None:
+        return
+    log, run_dir, seconds = monitor.log, job.run_dir, time.perf_counter() - started
+    with explain_disk_errors(run_dir):
+        if not log.series("heldout_loss")[0]:  # somebody has removed the log
+            log.write(progress.step, **measured.records("heldout"))
+        picture = log.draw(monitor.unigram_entropy)
+        log.close()
+        card = write_card(job, world, progress, monitor, measured, embeddings_change, seconds)
+        folder = run_dir / "export"
+        export(state, build.build(job.config, job.recipe.seed), job.data.tokenizer, card, folder)
+        logger.log(
+            RESULT,
+            f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, "
+            f"{monitor.unigram_entropy - measured.loss:.2f} nats under the unigram entropy\n"
+            f"  {picture}\n  {folder}\n  tensorboard --logdir {run_dir.parent}\n  python -m scaler.fill_mask {run_dir}",
+        )
+        run_folder.set_state(run_dir, "finished", step=progress.step, steps=job.recipe.training.steps)
+
+
+def write_card(
+    job: Job,
+    world: World,
+    progress: Progress,
+    monitor: Monitor,
+    measured: HeldOut,
+    embeddings_change: str,
+    seconds: float,
+) -> str:
+    """Return the model card of the export."""
+    assert monitor.log is not None
+    manifest = job.data.manifest
     sources = ", ".join(str(source["source"]) for source in manifest.sources)
-    _, losses = log.series("train_loss")
-    card = model_card(
-        recipe,
+    _, losses = monitor.log.series("train_loss")
+    return model_card(
+        job.recipe,
         {
             "held-out loss": f"{measured.loss:.3f} nats over {measured.tokens:,} masked tokens",
-            "unigram entropy of the same tokens": f"{unigram:.3f} nats",
+            "unigram entropy of the same tokens": f"{monitor.unigram_entropy:.3f} nats",
             "held-out masked accuracy": f"{measured.masked_accuracy:.2%}",
             "training loss, last logged": f"{losses[-1]:.3f} nats" if losses else "not logged",
             "optimizer steps": f"{progress.step:,}",
-            "token embeddings": became,
-            "tokens seen or stepped over": f"{progress.consumed_rows * recipe.data.seq_len:,}",
-            "time": f"{text.duration(seconds)} on {world.size} ranks, since the last start",
+            "token embeddings": embeddings_change,
+            "tokens seen or stepped over": f"{progress.consumed_rows * job.recipe.data.seq_len:,}",
+            "time": f"{duration(seconds)} on {counted(world.size, 'rank')}, since the last start",
         },
         f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
         f"tokens for training, {manifest.count('heldout', 'documents'):,} documents held out.",
         "deepspeed scaler/train.py --recipe recipe.yaml --deepspeed_config ds_config.json",
-        str(this.data.tokenizer.mask_token),
-    )
-    folder = log.run_dir / "export"
-    export(state, build.build(this.config, recipe.seed), this.data.tokenizer, card, folder)
-    running.say(
-        f"{became}\ndone in {text.duration(seconds)}: held-out loss {measured.loss:.3f}, "
-        f"{unigram - measured.loss:.2f} nats under the unigram entropy\n"
-        f"  {picture}\n  {folder}\n"
-        f"  tensorboard --logdir {log.run_dir.parent}\n  python -m scaler.fill_mask {log.run_dir}"
+        str(job.data.tokenizer.mask_token),
     )

@@ -1,4 +1,4 @@
-"""The folder of a run: who may work in it, what it began with, what ran when, and how it stands."""
+"""Keep the folder of a run: choose it, and record each start and how the run stands. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RECIPE = command_line.RECIPE_FILE
 DS_CONFIG, ENVIRONMENT, STATE = "ds_config.json", "environment.json", "state.json"
 FIRST_WRITTEN = (STATE, ENVIRONMENT, DS_CONFIG, RECIPE)  # in this order
 HUNG = "hung"  # reports of ranks that made no progress
-LOGS, PREFLIGHT = "logs", "preflight"  # of starts that a job scheduler makes
+LOGS, PREFLIGHT = "logs", "preflight"  # of starts by a job scheduler
 
 
 def choose(asked: Path | None, name: str) -> Path:
-    """The folder to work in: the one asked for, new or a run's, or the first free of runs/NAME, runs/NAME-2 ...
+    """Choose the folder to work in: the one asked for, new or a run's, or the first free of runs/NAME, runs/NAME-2 ...
 
     Raises: ScalerError where it can be no run folder.
     """
@@ -39,30 +39,30 @@ def choose(asked: Path | None, name: str) -> Path:
 
 
 def is_run(folder: Path | None) -> bool:
-    """A run has begun here."""
+    """Return whether a run has begun in this folder."""
     return command_line.run_recipe(folder) is not None
 
 
 def add_attempt(folder: Path, attempt: dict[str, Any]) -> None:
-    """Write a start of the run into environment.json, behind the earlier ones."""
+    """Write a start of the run into environment.json, after the earlier ones."""
     write_json(folder / ENVIRONMENT, {"attempts": [*attempts(folder), attempt]})
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
-    """All starts of the run."""
+    """Return all starts of the run, the oldest first."""
     path = folder / ENVIRONMENT
     return list(read_json(path).get("attempts", [])) if path.is_file() else []
 
 
 def set_state(folder: Path, state: str, **more: Any) -> None:
-    """Say how the run stands: "running", "stopped" (goes on when started again), "finished" or "failed"."""
+    """Record how the run stands: "running", "stopped" (goes on when started again), "finished" or "failed"."""
     with explain_disk_errors(folder):
         write_json(folder / STATE, {"state": state, **more, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
 @contextlib.contextmanager
-def telling_failure(folder: Path | None) -> Iterator[None]:
-    """Write down that the run failed, and why, when it does. None: another rank writes."""
+def recording_failure(folder: Path | None) -> Iterator[None]:
+    """Record that the run failed, and why, when it does; None where another rank records it."""
     try:
         yield
     except ScalerError as error:
@@ -73,6 +73,6 @@ def telling_failure(folder: Path | None) -> Iterator[None]:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """How the run stands; empty before its first word."""
+    """Return how the run stands; empty before it was first recorded."""
     path = folder / STATE
     return read_json(path) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM, SIGUSR1, Ctrl-C or a file STOP; it then saves, and ends with status 0."""
+"""Notice a request to stop: SIGTERM, SIGUSR1, Ctrl-C or a file STOP. The run then saves, and ends with status 0."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 STOP_FILE = "STOP"
 SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGINT: "Ctrl-C"}
 REASONS = (*SIGNALS.values(), f"a file {STOP_FILE}")
-_FILE_SECONDS = 1.0  # between looks for the file, which on a shared disk cost more than a step
+_FILE_SECONDS = 1.0  # between two looks for the file, because one on a shared disk costs more than a step
 
 
 class StopRequests:
-    """Notes, while it is entered, that somebody asked this rank to stop. A second Ctrl-C interrupts at once.
+    """A context in which requests to stop this rank are noted. A second Ctrl-C interrupts at once.
 
     Args:
-        folder: where the file STOP is looked for, on the first rank; None on the others.
+        folder: where rank 0 looks for the file STOP; None on the others.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -47,11 +47,11 @@ class StopRequests:
         self._asked = self._asked or reason
 
     def flags(self) -> list[float]:
-        """1.0 for each of REASONS that this rank knows of, else 0.0; summed over ranks, they are an agreement."""
+        """Return 1.0 for the one of REASONS that this rank has noted, 0.0 for the others; ranks agree by their sums."""
         now = time.monotonic()
         if self._asked is None and self._file is not None and now - self._looked > _FILE_SECONDS:
             self._looked = now
-            if os.path.exists(self._file):  # which takes a disk that does not answer for no
+            if os.path.exists(self._file):  # a disk that does not answer counts as no
                 self._asked = REASONS[-1]
         return [float(reason == self._asked) for reason in REASONS]
 
@@ -63,5 +63,5 @@ class StopRequests:
 
 
 def reason(flags: list[float]) -> str | None:
-    """What the ranks' summed flags say: the first reason that any of them has."""
+    """Return the first reason that any rank has, from the sums of their flags; None if there is none."""
     return next((name for name, flag in zip(REASONS, flags, strict=True) if flag), None)

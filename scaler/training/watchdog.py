@@ -1,4 +1,4 @@
-"""A rank that makes no progress ends the job within a set time, and leaves the stack of every rank behind."""
+"""End a job in which a rank makes no progress for a set time, and write the stack of every rank."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from scaler.distributed.collectives import all_or_none
 from scaler.distributed.world import World
 from scaler.training.run_folder import HUNG
 
-GRACE_SECONDS = 5.0  # that ranks wait for each other's reports
+GRACE_SECONDS = 5.0  # for which ranks wait for each other's reports
 
 
 class Watchdog:
-    """Watches one rank from a thread of its own, while it is entered. Call `beat` whenever something was done.
+    """A context that watches this rank from a thread of its own. Call `beat` whenever something was done.
 
-    One rank that hangs makes all others wait for it, so every rank's watchdog barks, and each writes what it was doing.
-    Where even threads do not run, because native code holds Python's lock, a timer in C writes the stack and ends it.
+    One rank that hangs makes all others wait for it, so every rank's watchdog ends its rank, and each writes what the
+    rank was doing. Where even threads do not run, because native code holds Python's lock, a timer in C does it.
 
     Args:
-        folder: of the run; reports go to its folder `hung`.
-        seconds: without a beat, after which the rank is taken to hang.
+        folder: folder of the run; reports go to its folder `hung`.
+        seconds: time without a beat after which the rank counts as hanging.
     """
 
     def __init__(self, folder: Path, world: World, seconds: float) -> None:
@@ -50,7 +50,7 @@ class Watchdog:
         return self._report(".native").open("w", encoding="utf-8")
 
     def beat(self, doing: str) -> None:
-        """Say that the rank goes on, and what it is about to do."""
+        """Note that the rank makes progress, and what it is about to do."""
         now = time.monotonic()
         self._longest = max(self._longest, now - self._last)
         self._beats, self._doing, self._last = self._beats + 1, doing, now
@@ -86,8 +86,10 @@ class Watchdog:
             except (OSError, ValueError) as error:
                 stacks = f"no stacks could be written to {self.folder} ({error})"
             if reports[0]["rank"] == self.world.rank:
-                said = f"{blame(reports, self.world.size, self.seconds)}; {stacks}"
-                print(f"error: {said}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                problem = f"{blame(reports, self.world.size, self.seconds)}; {stacks}"
+                print(
+                    f"error: {problem}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True
+                )
         finally:
             os._exit(EXIT_TRY_AGAIN)
 
@@ -102,7 +104,7 @@ class Watchdog:
 
 
 def blame(reports: list[dict[str, object]], size: int, seconds: float) -> str:
-    """Say which rank hangs: one that gives no report, or else the one that came least far."""
+    """Name the rank that hangs: one without a report, or else the one that came least far."""
     silent = sorted(set(range(size)) - {int(str(report["rank"])) for report in reports})
     if silent:
         return f"rank {', '.join(map(str, silent))} hangs and does not answer; the others waited {seconds:g} s"

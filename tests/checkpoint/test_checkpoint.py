@@ -123,13 +123,12 @@ def test_pointers_and_retention(tmp_path):
     assert (tmp_path / "best").resolve().name == "step_00000003"
 
 
-def test_what_is_damaged_takes_no_place_of_those_that_are_kept(tmp_path):
+def test_what_is_damaged_takes_no_place_of_those_that_are_kept(tmp_path, caplog):
     for step in (5, 6, 9):
         saved(tmp_path, parameters(), step)
     (tmp_path / "step_00000009" / "rank_00000.safetensors").unlink()
-    said = []
-    kept = Checkpoints(tmp_path, ALONE, 1, None, said.append)
-    assert kept.newest() == tmp_path / "step_00000006" and "rank_00000.safetensors: missing" in said[0]
+    kept = Checkpoints(tmp_path, ALONE, 1, None)
+    assert kept.newest() == tmp_path / "step_00000006" and "rank_00000.safetensors: missing" in caplog.messages[0]
     kept.on_first_rank(kept.folder.set_aside_after, 6)
     kept.on_first_rank(kept.folder.set_aside_after, 6)
     kept.begin(list(shards(parameters())), {"step": 7}, PROBE, asynchronous=False)
@@ -148,17 +147,16 @@ def test_going_back_points_to_where_it_went(tmp_path):
     assert [(tmp_path / name).resolve().name for name in ("latest", "best")] == ["step_00000001"] * 2
 
 
-def test_a_disk_without_symbolic_links_has_checkpoints_without_pointers(tmp_path, monkeypatch):
+def test_a_disk_without_symbolic_links_has_checkpoints_without_pointers(tmp_path, monkeypatch, caplog):
     def refuse(self, target):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
 
     monkeypatch.setattr(type(tmp_path), "symlink_to", refuse)
-    said = []
-    kept = Checkpoints(tmp_path, ALONE, 9, None, said.append)
+    kept = Checkpoints(tmp_path, ALONE, 9, None)
     kept.begin(list(shards(parameters())), {"step": 1}, PROBE, asynchronous=False)
     assert kept.commit() is None and kept.newest() == tmp_path / "step_00000001"
     kept.close()
-    assert len(said) == 1 and "the checkpoint of step 1 is saved" in said[0]
+    assert len(caplog.messages) == 1 and "the checkpoint of step 1 is saved" in caplog.messages[0]
 
 
 def test_a_checkpoint_that_lacks_elements_is_none(tmp_path):
@@ -224,5 +222,5 @@ def test_progress_notes_the_best_evaluation_and_how_long_ago_it_was():
     for step, loss in enumerate((float("nan"), 2.0, 2.5, 2.0)):
         progress.step = step
         progress.judge_evaluation(loss)
-    assert (progress.best_step, progress.best_loss, progress.worse) == (1, 2.0, 2)
-    assert progress.waited(2) and not progress.waited(3) and not progress.waited(None)
+    assert (progress.best_step, progress.best_loss, progress.evaluations_since_best) == (1, 2.0, 2)
+    assert progress.out_of_patience(2) and not progress.out_of_patience(3) and not progress.out_of_patience(None)

@@ -69,7 +69,7 @@ def series(outcome, name, key="metrics.jsonl"):
 
 
 def lines(outcome, start="error: "):
-    return [line for line in outcome["said"].splitlines() if line.startswith(start)]
+    return [line for line in outcome["said"].splitlines() if re.match(rf"([\d :-]+ rank 0 \| )?{start}", line)]
 
 
 def came_to_its_end(outcome):

@@ -176,7 +176,7 @@ def test_unigram_entropy_is_the_cross_entropy_under_the_training_frequencies(tin
     reader = data.rows("heldout", tiny_recipe, 2)
     counts = data.manifest.unigram_counts()
     rows = np.arange(len(reader.rows))
-    labels = heldout.read_fixed(reader, rows).labels.flatten()
+    labels = reader.fixed(rows).labels.flatten()
     expected = torch.nn.functional.cross_entropy(
         torch.log(torch.from_numpy(counts + 1.0)).expand(len(labels), -1), labels
     )

@@ -22,7 +22,7 @@ def naive(engine, reader, rows):
     losses, right = [], []
     with torch.no_grad():
         for row in rows:
-            batch = heldout.read_fixed(reader, np.array([row]))
+            batch = reader.fixed(np.array([row]))
             loss, scores = engine(batch)
             losses.append(float(loss))
             right.append(float((scores.guesses[:, 0] == batch.labels.flatten()).float().mean()))
@@ -84,7 +84,7 @@ def test_the_figures_are_the_same_at_every_world_size(two_sources, monkeypatch, 
 
 def test_the_scores_of_a_row_are_summed(two_sources):
     engine, reader = opened(two_sources)
-    batch = heldout.read_fixed(reader, np.arange(5))
+    batch = reader.fixed(np.arange(5))
     with torch.no_grad():
         _, scores = engine(batch)
     found = heldout.score_rows(scores, batch.labels)

@@ -90,7 +90,7 @@ def test_scores_in_pieces_are_those_of_all(problem):
         found = head.score(logits_of, hidden, labels, step)
         assert torch.allclose(found.losses, nn.functional.cross_entropy(logits, labels, reduction="none"), rtol=1e-5)
         assert torch.equal(found.guesses, logits.topk(head.TOP).indices)
-        assert torch.allclose(found.shares, logits.softmax(-1).topk(head.TOP).values, rtol=1e-4)
+        assert torch.allclose(found.probabilities, logits.softmax(-1).topk(head.TOP).values, rtol=1e-4)
 
 
 def test_wide_vocabularies_are_scored_a_few_positions_at_a_time():

@@ -77,7 +77,7 @@ def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, at_once,
     assert float(loss) == pytest.approx(float(naive.mean()), rel=1e-6)
     assert torch.allclose(scores.losses.double(), naive, rtol=1e-5)
     assert torch.equal(scores.guesses[:, 0], there.argmax(-1).flatten())
-    assert torch.allclose(scores.shares, there.softmax(-1).flatten(0, 1).gather(1, scores.guesses), rtol=1e-4)
+    assert torch.allclose(scores.probabilities, there.softmax(-1).flatten(0, 1).gather(1, scores.guesses), rtol=1e-4)
     assert masked_lm.whole_scores == (later is not None)
     masked_lm.training = True  # of the head alone: no dropout
     assert float(masked_lm(batch)[0].detach()) == pytest.approx(float(naive.mean()), rel=1e-5)

@@ -95,6 +95,6 @@ def test_a_disk_without_locks_is_worked_on_and_it_is_said(tmp_path, monkeypatch,
 
 
 def test_the_reason_of_a_failure_is_written_down(tmp_path):
-    with pytest.raises(ScalerError), run_folder.telling_failure(tmp_path):
+    with pytest.raises(ScalerError), run_folder.recording_failure(tmp_path):
         raise ScalerError("the loss is not finite")
     assert json.loads((tmp_path / "state.json").read_text())["why"] == "the loss is not finite"

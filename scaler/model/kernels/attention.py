@@ -28,44 +28,53 @@ from transformers.masking_utils import sdpa_mask
 from scaler.model.kernels import dropout as drops
 
 NAME = "documents"
-LENGTHS = 32  # documents are filled up to a multiple of it: oneDNN compiles its products for each shape
+LENGTHS = 32  # documents are padded to a multiple of it, because oneDNN compiles its products for each shape
 SCORES_AT_ONCE = 1 << 22
-CHANGES = ("position_bias", "softcap", "s_aux", "cache")  # what Transformers' models may ask of their scores beside
-Told = tuple[torch.Tensor, None]  # as Transformers wants it: without the shares
+SCORE_CHANGES = (
+    "position_bias",
+    "softcap",
+    "s_aux",
+    "cache",
+)  # other changes of scores that Transformers' models may ask for
+Output = tuple[torch.Tensor, None]  # as Transformers wants it: without the probabilities
 
 
 @dataclass(frozen=True)
 class Group:
-    """Documents of like length.
+    """Some documents of similar length, padded to the same.
 
     Attributes:
-        vectors: int64 (documents * heads * length,), where the vectors of each head are, in a batch laid out
-            (rows * seq_len * heads, size); those that fill a document up are its first.
-        kept: int64 (tokens * heads,), those of them that are none of these; None where all are.
-        filled: bool (documents, 1, 1, length), those that are; None where none is.
-        length: of a document.
+        vectors: int64 (documents * heads * length,), places of each head's vectors in a batch laid out
+            (rows * seq_len * heads, size); padding repeats a document's first vector.
+        kept: int64 (tokens * heads,), the indices in `vectors` that are not padding; None where none is.
+        padding: bool (documents, 1, 1, length), True where a vector is padding; None where none is.
+        length: padded length of a document.
     """
 
     vectors: torch.Tensor
     kept: torch.Tensor | None
-    filled: torch.Tensor | None
+    padding: torch.Tensor | None
     length: int
 
     def take(self, states: torch.Tensor) -> torch.Tensor:
-        """Of states (rows, heads, seq_len, size) these documents': (documents * heads, length, size)."""
+        """Select these documents' part (documents * heads, length, size) of states (rows, heads, seq_len, size)."""
         size = states.shape[-1]
         return states.transpose(1, 2).reshape(-1, size).index_select(0, self.vectors).view(-1, self.length, size)
 
-    def put(self, states: torch.Tensor, found: torch.Tensor) -> None:
-        """Write what was found for these documents to their places in states."""
-        flat, places = found.reshape(-1, found.shape[-1]), self.vectors
+    def put(self, states: torch.Tensor, part: torch.Tensor) -> None:
+        """Write these documents' part to its places in states."""
+        flat, places = part.reshape(-1, part.shape[-1]), self.vectors
         if self.kept is not None:
             flat, places = flat.index_select(0, self.kept), places.index_select(0, self.kept)
         states.transpose(1, 2).view(-1, flat.shape[-1]).index_copy_(0, places, flat)
 
 
 class Documents:
-    """What a batch's mask (rows, 1, seq_len, seq_len) says of its documents, for each number of heads."""
+    """The documents of a batch, found in its mask (rows, 1, seq_len, seq_len).
+
+    Attributes:
+        apart: whether the mask does nothing but keep documents apart.
+    """
 
     def __init__(self, mask: torch.Tensor) -> None:
         rows, _, seq_len, _ = mask.shape
@@ -78,12 +87,12 @@ class Documents:
         self._groups: dict[int, list[Group]] = {}
 
     def groups(self, heads: int) -> list[Group]:
-        """Documents of like length, as many together as have so many scores as one may."""
+        """Return the documents in groups of similar length, each of at most SCORES_AT_ONCE scores."""
         if heads not in self._groups:
             self._groups[heads] = []
-            filled_up = self._lengths.add(LENGTHS - 1).div(LENGTHS, rounding_mode="floor") * LENGTHS
-            for length in filled_up.unique().tolist():
-                these = filled_up == length
+            padded = self._lengths.add(LENGTHS - 1).div(LENGTHS, rounding_mode="floor") * LENGTHS
+            for length in padded.unique().tolist():
+                these = padded == length
                 some = max(1, SCORES_AT_ONCE // (heads * length**2))
                 parts = zip(self._first[these].split(some), self._lengths[these].split(some), strict=True)
                 self._groups[heads] += [_group(first, lengths, length, heads) for first, lengths in parts]
@@ -92,20 +101,20 @@ class Documents:
 
 def _group(first: torch.Tensor, lengths: torch.Tensor, length: int, heads: int) -> Group:
     steps, every_head = torch.arange(length), torch.arange(heads).unsqueeze(1)
-    filled = steps >= lengths.unsqueeze(1)  # (documents, length)
-    tokens = torch.where(filled, 0, steps) + first.unsqueeze(1)
+    padding = steps >= lengths.unsqueeze(1)  # (documents, length)
+    tokens = torch.where(padding, 0, steps) + first.unsqueeze(1)
     vectors = (tokens.unsqueeze(1) * heads + every_head).flatten()  # documents, heads, length
-    if not filled.any():
+    if not padding.any():
         return Group(vectors, None, None, length)
-    kept = (~filled).unsqueeze(1).expand(-1, heads, -1).flatten().nonzero()[:, 0]
-    return Group(vectors, kept, filled[:, None, None], length)
+    kept = (~padding).unsqueeze(1).expand(-1, heads, -1).flatten().nonzero()[:, 0]
+    return Group(vectors, kept, padding[:, None, None], length)
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax(query key^T scale) value in each document, the shares thinned out by dropout.
+    """Softmax(query key^T scale) value in each document, with dropout of the probabilities.
 
-    Inputs: query, key and value (rows, heads, seq_len, size), the mask and what it says, scale, and the share that is
-    dropped with the seed of the draws.
+    Inputs: query, key and value (rows, heads, seq_len, size), the mask and its documents, the scale, and the fraction
+    to drop with the seed of the draws.
     """
 
     @staticmethod
@@ -120,60 +129,62 @@ class _Attention(torch.autograd.Function):
         dropped: float,
         seed: int,
     ) -> torch.Tensor:
-        """What the documents' tokens are told, (rows, heads, seq_len, size)."""
+        """Return the attention output (rows, heads, seq_len, size)."""
         ctx.save_for_backward(query, key, value)
         ctx.given = documents.groups(query.shape[1]), scale, dropped, seed
         if not dropped:
             return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-        told, draws = _room_for(query), drops.draws(seed)
+        output, draws = _empty_like(query), drops.draws(seed)
         for group in ctx.given[0]:
-            shares = _shares(group, group.take(query) * scale, group.take(key))
-            shares *= drops.kept(shares.shape, dropped, draws).to(shares.dtype)
-            group.put(told, torch.bmm(shares, group.take(value)).mul_(1 / (1 - dropped)))
-        return told
+            probabilities = _probabilities(group, group.take(query) * scale, group.take(key))
+            probabilities *= drops.kept(probabilities.shape, dropped, draws).to(probabilities.dtype)
+            group.put(output, torch.bmm(probabilities, group.take(value)).mul_(1 / (1 - dropped)))
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients of query, key and value (Dao et al. 2022, "FlashAttention", appendix B.2)."""
+        """Return the gradients of query, key and value (Dao et al. 2022, "FlashAttention", appendix B.2)."""
         groups, scale, dropped, seed = ctx.given
-        of_query, of_key, of_value = found = [_room_for(states) for states in ctx.saved_tensors]
+        of_query, of_key, of_value = found = [_empty_like(states) for states in ctx.saved_tensors]
         draws = drops.draws(seed)
         for group in groups:
             query, key, value = (group.take(states) for states in ctx.saved_tensors)
-            of_told = group.take(gradients[0])
-            if group.filled is not None:
-                of_told.view(len(group.filled), -1, *of_told.shape[1:]).masked_fill_(group.filled.transpose(2, 3), 0)
-            of_told *= 1 / (1 - dropped)
+            of_output = group.take(gradients[0])
+            if group.padding is not None:
+                of_output.view(len(group.padding), -1, *of_output.shape[1:]).masked_fill_(
+                    group.padding.transpose(2, 3), 0
+                )
+            of_output *= 1 / (1 - dropped)
             query *= scale
-            shares = _shares(group, query, key)
-            of_shares = torch.bmm(of_told, value.transpose(1, 2))
-            thinned = shares
+            probabilities = _probabilities(group, query, key)
+            of_probabilities = torch.bmm(of_output, value.transpose(1, 2))
+            thinned = probabilities
             if dropped:
-                kept = drops.kept(shares.shape, dropped, draws).to(shares.dtype)
-                of_shares *= kept
-                thinned = shares * kept
-            group.put(of_value, torch.bmm(thinned.transpose(1, 2), of_told))
-            of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+                kept = drops.kept(probabilities.shape, dropped, draws).to(probabilities.dtype)
+                of_probabilities *= kept
+                thinned = probabilities * kept
+            group.put(of_value, torch.bmm(thinned.transpose(1, 2), of_output))
+            of_scores = torch._softmax_backward_data(of_probabilities, probabilities, -1, probabilities.dtype)
             group.put(of_query, torch.bmm(of_scores, key.mul_(scale)))
             group.put(of_key, torch.bmm(of_scores.transpose(1, 2), query))
         return (*found, None, None, None, None, None)
 
 
-def _room_for(states: torch.Tensor) -> torch.Tensor:
-    """As large, (rows, heads, seq_len, size), but laid out (rows, seq_len, heads, size), as `Group.put` has it."""
+def _empty_like(states: torch.Tensor) -> torch.Tensor:
+    """Allocate (rows, heads, seq_len, size), laid out (rows, seq_len, heads, size) as `Group.put` needs it."""
     rows, heads, seq_len, size = states.shape
     return states.new_empty(rows, seq_len, heads, size).transpose(1, 2)
 
 
-def _shares(group: Group, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Of each token, how much it looks at each of its document: (documents * heads, length, length)."""
+def _probabilities(group: Group, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return each token's attention probabilities in its document: (documents * heads, length, length)."""
     scores = torch.bmm(query, key.transpose(1, 2))
-    if group.filled is not None:
-        scores.view(len(group.filled), -1, *scores.shape[1:]).masked_fill_(group.filled, -torch.inf)
+    if group.padding is not None:
+        scores.view(len(group.padding), -1, *scores.shape[1:]).masked_fill_(group.padding, -torch.inf)
     return scores.softmax(-1)
 
 
-_of_masks: Any = WeakIdKeyDictionary()  # all layers of a model have the same mask
+_documents: Any = WeakIdKeyDictionary()  # by mask, which all layers of a model share
 
 
 def forward(
@@ -185,33 +196,33 @@ def forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     **options: Any,
-) -> Told:
-    """Attention as Transformers calls it: (rows, heads, seq_len, size) to (rows, seq_len, heads, size).
+) -> Output:
+    """Compute attention as Transformers calls it: (rows, heads, seq_len, size) to (rows, seq_len, heads, size).
 
-    torch's own wherever this one has nothing to give: on a GPU, without gradients, with any mask but one that keeps
-    documents apart, or with what else may change scores.
+    torch's own kernel is used on a GPU, without gradients, with any mask that does not just keep documents apart, and
+    where a model changes its scores.
     """
-    if isinstance(query, FakeTensor):  # whose memory is asked for: what fused attention keeps
-        return cast(Told, sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **options))
+    if isinstance(query, FakeTensor):  # for planning memory, which counts what fused attention keeps
+        return cast(Output, sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **options))
     if (
         attention_mask is not None
         and attention_mask.dtype == torch.bool
         and attention_mask.shape == (len(query), 1, query.shape[2], query.shape[2])
         and query.shape == key.shape == value.shape
-        and all(options.get(name) is None for name in CHANGES)
+        and all(options.get(name) is None for name in SCORE_CHANGES)
         and dropout < 1
         and query.device.type == "cpu"
         and torch.is_grad_enabled()
     ):
-        if attention_mask not in _of_masks:
-            _of_masks[attention_mask] = Documents(attention_mask)
-        documents = _of_masks[attention_mask]
+        if attention_mask not in _documents:
+            _documents[attention_mask] = Documents(attention_mask)
+        documents = _documents[attention_mask]
         if documents.apart:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             seed = drops.seed() if dropout else 0
-            told = _Attention.apply(query, key, value, attention_mask, documents, scale, dropout, seed)
-            return told.transpose(1, 2), None
-    return cast(Told, sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options))
+            output = _Attention.apply(query, key, value, attention_mask, documents, scale, dropout, seed)
+            return output.transpose(1, 2), None
+    return cast(Output, sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options))
 
 
 AttentionInterface.register(NAME, forward)

@@ -16,40 +16,41 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-SCORES_AT_ONCE = 1 << 22  # while training: in fp32 17 MB, and in bf16 half as much for products
-ALIGNED = 64  # entries that a block is a multiple of, where it has so many; products of 3,392 are faster than of 3,404
+SCORES_AT_ONCE = 1 << 22  # while training: 17 MB in fp32, and in bf16 half as much again for products
+ALIGNED = 64  # a block is a multiple of so many entries: products of 3,392 are faster than of 3,404
 
 
 def entries_at_once(positions: int) -> int:
-    """Entries that so many positions are scored over at once, while training."""
+    """Return over how many entries so many positions are scored at once while training."""
     some = SCORES_AT_ONCE // positions
     return max(1, some // ALIGNED * ALIGNED or some)
 
 
 class WideCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of a linear layer's outputs, in nats; a gradient that nobody asks for is not computed.
+    """Mean cross-entropy of a linear layer's outputs in nats; only gradients that are needed are computed.
 
     Inputs: hidden (positions, width), weight (entries, width), bias (entries,) or None, labels int64 (positions,), and
-    how many entries are scored at once. The forward pass has the sums of exponentials, relative to the highest score so
-    far, and with them what the hidden states get (as Milakov and Gimelshein 2018, "Online normalizer calculation for
-    softmax"). The backward pass, where the weight trains, scores again, for a score's probability is known by then, and
-    a block of the weight has its whole gradient in one product. Scores stand (positions, entries) in the first and
-    (entries, positions) in the second, so that the product with them needs no transpose: CPUs take up to twice as long
-    for one that does.
+    the number of entries scored at once.
+
+    The forward pass sums exponentials relative to the highest score so far, and the gradient of the hidden states with
+    them (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). Where the weight trains, the
+    backward pass scores again: each score's probability is then known, so one product gives the whole gradient of a
+    block of the weight. Scores are laid out (positions, entries) in the forward pass and (entries, positions) in the
+    backward pass, so that products need no transpose, with which CPUs take up to twice as long.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, step: int
     ) -> torch.Tensor:
-        """The loss, an fp32 scalar."""
+        """Return the loss, an fp32 scalar."""
         positions = len(hidden)
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         highest = hidden.new_full((positions,), -torch.inf, dtype=torch.float32)
         sums, at_labels = torch.zeros_like(highest), torch.zeros_like(highest)
         blocks = _Blocks(hidden, weight, bias, labels, step)
         for start in range(0, len(weight), step):
-            here, found, products = blocks.scored(start, entries_first=False)
+            weights, found, products = blocks.scored(start, entries_first=False)
             place, inside = blocks.labelled(start)
             at_labels += found.gather(1, place[:, None])[:, 0] * inside
             before, highest = highest, torch.maximum(highest, found.amax(1))
@@ -57,7 +58,7 @@ class WideCrossEntropy(torch.autograd.Function):
             sums.mul_(shrunk).add_(found.sub_(highest[:, None]).exp_().sum(1))
             if grad_hidden is not None:
                 products.copy_(found)
-                grad_hidden.mul_(shrunk[:, None]).add_(products @ here)
+                grad_hidden.mul_(shrunk[:, None]).add_(products @ weights)
         if grad_hidden is not None:
             grad_hidden.div_(sums[:, None]).sub_(weight[labels]).div_(positions)
         totals = highest + sums.log()
@@ -67,7 +68,7 @@ class WideCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients of hidden, weight and bias."""
+        """Return the gradients of hidden, weight and bias."""
         (of_loss,) = gradients
         hidden, weight, bias, labels, totals, made = ctx.saved_tensors
         grad_hidden = None if made is None else (made * of_loss).to(hidden.dtype)
@@ -76,29 +77,29 @@ class WideCrossEntropy(torch.autograd.Function):
             return grad_hidden, None, None, None, None
         grad_weight = torch.empty_like(weight) if of_weight else None
         grad_bias = torch.empty_like(bias) if of_bias else None
-        # d loss / d score = (probability - 1 at the label) * share
-        share = of_loss / len(hidden)
-        # as a factor of the product where it is known: to look would stop a GPU, and fake tensors have nothing to see
+        # d loss / d score = (probability - 1 at the label) * scale
+        scale = of_loss / len(hidden)
+        # a factor of the product where its value is at hand: reading it would stop a GPU, and fake tensors have none
         known = of_loss.device.type == "cpu" and not isinstance(of_loss, FakeTensor)
-        factor = share.item() if known else 1.0
+        factor = scale.item() if known else 1.0
         blocks = _Blocks(hidden, weight, bias, labels, ctx.step)
         for start in range(0, len(weight), ctx.step):
             _, found, products = blocks.scored(start, entries_first=True)
             place, inside = blocks.labelled(start)
             found.sub_(totals).exp_().scatter_add_(0, place[None], -inside[None])
             if grad_bias is not None:
-                grad_bias[start : start + ctx.step] = found.sum(1).mul_(share)
+                grad_bias[start : start + ctx.step] = found.sum(1).mul_(scale)
             if grad_weight is not None:
                 products.copy_(found)
                 some = grad_weight[start : start + ctx.step]
                 torch.addmm(some, products, hidden, beta=0, alpha=factor, out=some)
                 if not known:
-                    some.mul_(share)
+                    some.mul_(scale)
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
 class _Blocks:
-    """Scores of some entries at a time, each block in the memory of the one before."""
+    """Scores in blocks of some entries, each block in the memory of the one before."""
 
     def __init__(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, step: int
@@ -110,9 +111,9 @@ class _Blocks:
         self._narrow = torch.empty_like(self._scores, dtype=hidden.dtype) if narrow else self._scores
 
     def scored(self, start: int, entries_first: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The weights of some entries, and their scores: in fp32, and room for them as products take them."""
-        here = self.weight[start : start + self.step]
-        left, right = (here, self.hidden) if entries_first else (self.hidden, here)
+        """Return some entries' weights, their scores in fp32, and memory for scores in the precision of products."""
+        weights = self.weight[start : start + self.step]
+        left, right = (weights, self.hidden) if entries_first else (self.hidden, weights)
         size = len(left) * len(right)
         products, found = self._narrow[:size].view(len(left), -1), self._scores[:size].view(len(left), -1)
         torch.mm(left, right.T, out=products)
@@ -121,9 +122,9 @@ class _Blocks:
         if self.bias is not None:
             some = self.bias[start : start + self.step]
             found.add_(some[:, None] if entries_first else some)
-        return here, found, products
+        return weights, found, products
 
     def labelled(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each position's place among these entries, and whether it is there (1) or elsewhere (0)."""
+        """Return each label's place in this block of entries, and 1 where it is in the block, else 0."""
         place, count = self.labels - start, min(self.step, len(self.weight) - start)
         return place.clamp(0, count - 1), ((place >= 0) & (place < count)).to(torch.float32)

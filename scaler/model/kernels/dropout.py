@@ -20,21 +20,21 @@ LEVELS = 1 << 16
 
 
 def seed() -> int:
-    """A seed for draws that are made twice, out of torch's own."""
+    """Draw a seed from torch's generator, for draws that are made twice."""
     return int(torch.randint(1 << 62, ()))
 
 
 def draws(seed: int) -> torch.Generator:
-    """Draws of their own."""
+    """Return a generator with a seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def kept(shape: torch.Size, dropped: float, draws: torch.Generator | None = None) -> torch.Tensor:
-    """Which of so many numbers stay: int16, 1 for those that do and 0 for the others.
+    """Draw which numbers stay: int16 of a shape, 1 for those that stay and 0 for the others.
 
     Args:
-        dropped: the share of the others, to the nearest of 65,536 levels; below 1.
-        draws: torch's own when None.
+        dropped: fraction of the others, to the nearest of 65,536 levels; below 1.
+        draws: generator; torch's own when None.
     """
     count = shape.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=draws)
@@ -43,11 +43,11 @@ def kept(shape: torch.Size, dropped: float, draws: torch.Generator | None = None
 
 
 class _Dropped(torch.autograd.Function):
-    """Numbers of which a share is 0, and the others grow to keep their mean; a byte is kept of each."""
+    """Dropout that keeps one byte per number for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, numbers: torch.Tensor, dropped: float) -> torch.Tensor:
-        """Of any shape."""
+        """Set a fraction of the numbers to 0, and scale the others to keep the mean."""
         stay = kept(numbers.shape, dropped)
         ctx.save_for_backward(stay.to(torch.int8))
         ctx.growth = 1 / (1 - dropped)
@@ -55,16 +55,16 @@ class _Dropped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """The gradient of the numbers."""
+        """Return the gradient of the numbers."""
         (stay,), (of_dropped,) = ctx.saved_tensors, gradients
         return of_dropped.mul(stay.to(of_dropped.dtype)).mul_(ctx.growth), None
 
 
 class Dropout(nn.Dropout):
-    """torch's, drawn as above on a CPU."""
+    """torch's dropout, drawn from 16 bits per number on a CPU."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Numbers of any shape; as they are when not training."""
+        """Drop some numbers while training; return them unchanged otherwise."""
         if not self.training or self.p in (0, 1) or input.device.type != "cpu":
             return super().forward(input)
         return cast(torch.Tensor, _Dropped.apply(input, self.p))

@@ -1,0 +1,119 @@
+"""Show a run: progress lines, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from typing import Any
+
+from scaler.core import files
+from scaler.core.log import SILENT_SECONDS
+from scaler.distributed import collectives, devices
+from scaler.distributed.world import World
+from scaler.evaluation.heldout import HeldOut
+from scaler.training import run_folder
+from scaler.training.faults import Verdict
+from scaler.training.job import Job
+from scaler.training.metrics import Meter, RunLog, format_speed
+from scaler.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """What shows a run to its user. Every rank has one; rank 0's has the log and writes.
+
+    Args:
+        log: of rank 0; None on the others.
+        unigram_entropy: of the held-out masked tokens in nats, which held-out losses are compared with.
+    """
+
+    def __init__(self, job: Job, world: World, log: RunLog | None, meter: Meter, unigram_entropy: float) -> None:
+        self.job, self.world, self.log, self.meter = job, world, log, meter
+        self.training = job.recipe.training
+        self.unigram_entropy = unigram_entropy
+        self._shown = time.monotonic()
+
+    def add_step(self, progress: Progress, loss: float, norm: float, seconds: float) -> None:
+        """Count a step; show it where the next one may end later than ten seconds after the last progress line."""
+        self.meter.add(loss, seconds)
+        if time.monotonic() + seconds - self._shown > SILENT_SECONDS and progress.step % self.training.log_every:
+            self._show(progress.step, norm, self._rates(progress.step))
+
+    def report(self, engine: Any, progress: Progress, norm: float) -> None:
+        """Show and record the steps since the last report. Collective."""
+        step = progress.step
+        values = self._rates(step)
+        self.meter.clear()
+        seconds = collectives.all_gather(engine.compute_clock.read(), self.world)
+        values["speed_slowest_rank"] = seconds.index(max(seconds))
+        values["speed_slowest_rank_to_median"] = max(seconds) / statistics.median(seconds)
+        if self.log:
+            values["speed_memory_bytes"] = devices.memory_bytes(devices.device(self.world))
+            learning_rate = self.job.learning_rate(step - 1)
+            self.log.write(step, train_learning_rate=learning_rate, train_gradient_norm=norm, **values)
+        self._show(step, norm, values)
+
+    def _rates(self, step: int) -> dict[str, float]:
+        return self.meter.read(self.training.steps - step, self.training.evaluate_every)
+
+    def _show(self, step: int, norm: float, values: dict[str, float]) -> None:
+        self._shown = time.monotonic()
+        logger.info(
+            f"step {step:>6,}/{self.training.steps:,} | loss {values['train_loss']:.3f} | "
+            f"lr {self.job.learning_rate(step - 1):.1e} | norm {norm:.2f} | {format_speed(values)}"
+        )
+
+    def add_evaluation(self, step: int, measured: HeldOut, filled_masks: str, seconds: float) -> None:
+        """Show and record an evaluation of the held-out rows.
+
+        Args:
+            filled_masks: some guesses in their context, as Markdown.
+            seconds: that the evaluation took.
+        """
+        self.meter.evaluations.append(seconds)
+        if self.log:
+            self.log.write(step, **measured.records("heldout"), heldout_unigram_entropy=self.unigram_entropy)
+            self.log.text(step, "heldout/filled_masks", filled_masks)
+        logger.info(
+            f"step {step:>6,}/{self.training.steps:,} | held-out loss {measured.loss:.3f} "
+            f"(unigram entropy {self.unigram_entropy:.3f}) | masked accuracy {measured.masked_accuracy:.1%}"
+        )
+
+    def add_fault(self, progress: Progress, verdict: Verdict, loss_by_rank: list[float], norm: float) -> None:
+        """Show and record a loss or gradient norm that is not fine."""
+        if self.log:
+            loss, record = sum(loss_by_rank) / len(loss_by_rank), self.log.run_dir / files.FAULTS
+            logger.warning(
+                f"step {progress.step:,} | loss {loss:.3f} | norm {norm:.2f} | {verdict.value}; see {record}"
+            )
+            self.log.fault(
+                step=progress.step,
+                verdict=verdict.value,
+                loss_by_rank=loss_by_rank,
+                gradient_norm=norm,
+                rows=[progress.consumed_rows - self.training.rows, progress.consumed_rows],
+            )
+
+    def add_checkpoint(self, step: int, stall_seconds: float) -> None:
+        """Record a checkpoint that is now whole, and the seconds that training waited for it."""
+        if self.log:
+            self.log.write(step, checkpoint_stall_seconds=stall_seconds)
+            with self.log.noting_problem():
+                run_folder.set_state(self.log.run_dir, "running", step=step, steps=self.training.steps)
+
+    def go_back(self, step: int) -> None:
+        """Forget what was recorded after a step that the run has gone back to. Collective."""
+        log = self.log
+        collectives.all_or_none(lambda: log.go_back(step) if log else None, self.world)
+
+    @property
+    def problem(self) -> str | None:
+        """Return why the log could not be written, once that has happened."""
+        return self.log.problem if self.log else None
+
+    def close(self) -> None:
+        """Close the log's files."""
+        if self.log:
+            self.log.close()

@@ -31,9 +31,31 @@ class Batch:
     masked_positions: torch.Tensor
     labels: torch.Tensor
 
+    @classmethod
+    def of_documents(
+        cls,
+        input_ids: torch.Tensor,
+        segment_ids: torch.Tensor,
+        masked_positions: torch.Tensor,
+        labels: torch.Tensor,
+        first_position: int,
+    ) -> Batch:
+        """Build a batch whose position ids restart at `first_position` in each document."""
+        index = torch.arange(segment_ids.shape[1])
+        begins = torch.ones_like(segment_ids, dtype=torch.bool)
+        begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+        starts = torch.where(begins, index, 0).cummax(1).values
+        positions = torch.where(segment_ids > 0, index - starts + first_position, padding_position(first_position))
+        return cls(input_ids, positions, segment_ids, masked_positions, labels)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+
+
+def padding_position(first_position: int) -> int:
+    """Return the position id of padding, where documents begin at `first_position`."""
+    return max(0, first_position - 1)
 
 
 def digest(batch: Batch, consumed_rows: int) -> int:
@@ -118,5 +140,5 @@ class RowReader:
         position_ids += np.arange(len(flat))
         padding = np.flatnonzero(flat == self.vocabulary.pad_id)
         segment_ids[padding] = 0
-        position_ids[padding] = max(0, self.first_position - 1)
+        position_ids[padding] = padding_position(self.first_position)
         return narrow.astype(np.int64), position_ids.reshape(narrow.shape), segment_ids.reshape(narrow.shape)

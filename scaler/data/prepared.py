@@ -27,11 +27,11 @@ class Prepared:
 
     def rows(self, split: str, recipe: Recipe, first_position: int) -> RowReader:
         """The packed rows of a split, masked as the recipe says. Raises ScalerError if there is none."""
-        training, objective = split == "train", recipe.objective
-        of_training = ("mask_probability", "final_mask_probability")
-        shares = {key: getattr(objective, key) for key in (of_training if training else ("heldout_mask_probability",))}
-        key, probability = max(shares.items(), key=lambda item: item[1] or 0.0)
-        masked = recipe.most_masked_per_row if training else masking.masked_per_row(recipe.data.seq_len, probability)
+        training = split == "train"
+        keys = ("mask_probability", "final_mask_probability") if training else ("heldout_mask_probability",)
+        probabilities = {key: getattr(recipe.objective, key) or 0.0 for key in keys}
+        key, probability = max(probabilities.items(), key=lambda item: item[1])
+        masked = masking.masked_per_row(recipe.data.seq_len, probability)
         least = self.manifest.least_maskable(split)
         if masked > least:
             raise ScalerError(

@@ -23,9 +23,9 @@ from scaler.model import exported, parameters
 
 
 def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
-    """The first documents of JSON lines with a field "text", plain or zstd, as data preparation leaves them.
+    """Read the first documents of JSON lines with a field "text", plain or zstd, as data preparation writes them.
 
-    Raises: ScalerError for a file that is none.
+    Raises: ScalerError for a file without them.
     """
     left = most
     for path in files:
@@ -43,7 +43,7 @@ def read_texts(files: Sequence[Path], most: int) -> Iterator[str]:
 
 
 def load_masked_lm(folder: Path) -> tuple[PreTrainedModel, Any]:
-    """A masked LM and its tokenizer. Raises ScalerError when they cannot be loaded."""
+    """Load a masked LM and its tokenizer. Raises ScalerError when they cannot be loaded."""
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise ScalerError(f"{folder}: its tokenizer has no mask or no pad token; name a masked LM")
@@ -51,7 +51,7 @@ def load_masked_lm(folder: Path) -> tuple[PreTrainedModel, Any]:
 
 
 def render(content: Sequence[dict[str, Any]]) -> str:
-    """The table, in Markdown: a line a model."""
+    """Format the figures as a Markdown table with a row for each model."""
     tasks = list(dict.fromkeys(task for row in content for task in row["finetuned"]))
     head = ["model", "parameters", "entries", "tokens a word", "unknown words", "nats a character"]
     lines = [[*head, "hidden words right", *tasks]]
@@ -60,7 +60,7 @@ def render(content: Sequence[dict[str, Any]]) -> str:
             [
                 *(row["model"], f"{row['parameters']:,}", f"{row['entries']:,}", f"{row['tokens_per_word']:.3f}"),
                 *(f"{row['unknown']:.2%}", f"{row['loss_per_character']:.4f}", f"{row['right']:.2%}"),
-                *(_said(row["finetuned"].get(task)) for task in tasks),
+                *(_format_score(row["finetuned"].get(task)) for task in tasks),
             ]
         )
     lines.insert(1, ["---"] * len(lines[0]))
@@ -68,14 +68,14 @@ def render(content: Sequence[dict[str, Any]]) -> str:
     return "\n".join(
         [
             f"{first['words']:,} hidden words, the same for all; each token of a word is guessed by itself. "
-            f"{first['left_out']:,} stretches of text were too long for some model.",
+            f"{first['left_out']:,} passages were too long for some model.",
             "",
             *("| " + " | ".join(line) + " |" for line in lines),
         ]
     )
 
 
-def _said(score: dict[str, Any] | None) -> str:
+def _format_score(score: dict[str, Any] | None) -> str:
     if score is None:
         return "-"
     deviation = score["deviation"]
@@ -89,12 +89,12 @@ def run(arguments: argparse.Namespace, folders: Sequence[Path], scores: Mapping[
         folders: of the exported models, in the order in which they were named.
         scores: of each of them, the scores of its fine-tunings.
     """
-    stretches = list(masked_words.stretches(read_texts(arguments.texts, arguments.most)))
+    stretches = list(masked_words.passages(read_texts(arguments.texts, arguments.most)))
     models = [load_masked_lm(folder) for folder in folders]
     short = [some for some in stretches if all(masked_words.fits(some, *loaded) for loaded in models)]
     if not short:
         raise ScalerError(
-            f"--texts: no stretch of {masked_words.WORDS} words in them that all models can take; name longer ones, or "
+            f"--texts: no passage of {masked_words.WORDS} words in them that all models can take; name longer ones, or "
             "leave a model of few positions out"
         )
     world, content = World(), []

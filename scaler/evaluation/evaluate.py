@@ -27,7 +27,7 @@ disable_progress_bar()  # of loading weights
 
 
 def check_tokenizer(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
-    """Raises ScalerError when the model's tokenizer is another than that of the rows."""
+    """Check that the rows hold tokens of the model's tokenizer. Raises ScalerError when they do not."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ScalerError(f"{path}: missing, so nothing says that the rows hold this model's tokens; save it there")
@@ -40,7 +40,7 @@ def check_tokenizer(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
 
 
 def _tokens(path: Path) -> tuple[dict[str, int], Any]:
-    """The vocabulary of a tokenizer, and how it cuts words, however the file is laid out."""
+    """Return a tokenizer's vocabulary and model, which do not depend on the layout of its file."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing more narrow
@@ -49,7 +49,7 @@ def _tokens(path: Path) -> tuple[dict[str, int], Any]:
 
 
 def load_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
-    """The same, for some rows. Raises ScalerError when it cannot be loaded whole, or cannot take the rows."""
+    """Load a masked LM for rows. Raises ScalerError when it cannot be loaded whole, or cannot take the rows."""
     network = load_whole(folder)
     build.check_rows_fit(network.config, manifest.seq_len, f"{folder / 'config.json'}: ")
     entries = network.get_input_embeddings().num_embeddings
@@ -96,16 +96,16 @@ def measure(folder: Path, recipe: Recipe, split: str) -> dict[str, Any]:
 
 
 def render(content: dict[str, Any]) -> str:
-    """The figures as a table for people."""
+    """Format the figures as a table."""
     per_character = content["loss_per_character"]
-    said = "unknown" if per_character is None else f"{per_character:.4f}"
+    shown = "unknown" if per_character is None else f"{per_character:.4f}"
     lines = [
         f"{content['model']} on the {content['split']} split of {content['data']}",
         f"  masked tokens        {content['masked_tokens']:>12,} in {content['rows']:,} rows",
         f"  unigram entropy      {content['unigram_entropy']:>12.4f} nats",
         f"  loss                 {content['loss']:>12.4f} nats",
         f"  perplexity           {content['perplexity']:>12.4g}",
-        f"  loss per character   {said:>12}{' nats' * (per_character is not None)}",
+        f"  loss per character   {shown:>12}{' nats' * (per_character is not None)}",
         f"  masked accuracy      {content['masked_accuracy']:>12.2%}",
     ]
     if content["sources"]:

@@ -23,7 +23,10 @@ EXAMPLES = (
 
 
 def guesses(model: PreTrainedModel, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
-    """The `top` likeliest tokens and their probabilities for each mask of a sentence."""
+    """Return the `top` likeliest tokens and their probabilities for each mask of a sentence.
+
+    Raises: ScalerError when the sentence has no mask.
+    """
     sentence = sentence.replace("<mask>", tokenizer.mask_token)
     inputs = tokenizer(sentence, return_tensors="pt")
     masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
@@ -33,8 +36,11 @@ def guesses(model: PreTrainedModel, tokenizer: Any, sentence: str, top: int) -> 
         probabilities = model(input_ids=inputs["input_ids"]).logits[0, masks].softmax(-1)
     best = probabilities.topk(top)
     return [
-        [(tokenizer.decode([int(token)]).strip(), float(share)) for share, token in zip(shares, tokens, strict=True)]
-        for shares, tokens in zip(best.values, best.indices, strict=True)
+        [
+            (tokenizer.decode([int(token)]).strip(), float(probability))
+            for probability, token in zip(some, tokens, strict=True)
+        ]
+        for some, tokens in zip(best.values, best.indices, strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
-"""The loss on rows that training never reads: the same rows and the same masks each time.
+"""Compute the held-out loss, on rows that training never reads and with the same masks each time.
 
-So the figures of one run, and those of models with one tokenizer, can be compared; the loss per character compares
-vocabularies, too.
+So figures of one run, and of models with one tokenizer, can be compared; the loss per character compares vocabularies,
+too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTEXT_TOKENS = 12
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross-entropy in nats and share of right guesses over `tokens` masked tokens."""
+    """Mean cross-entropy in nats and fraction of right guesses over `tokens` masked tokens."""
 
     loss: float
     masked_accuracy: float
@@ -36,10 +36,10 @@ class HeldOut(Score):
     """The score of a whole split.
 
     Attributes:
-        loss_per_character: the loss times the tokens that the split's text has a character, in nats. It compares
-            vocabularies: longer tokens are harder to guess, but fewer. (Masks hide whole tokens, so it is no exact
-            measure of compression.) None where the text's characters are unknown.
-        sources: the score of each source by its name; none where there are fewer than two.
+        loss_per_character: the loss in nats times the text's tokens per character. It compares vocabularies: longer
+            tokens are harder to guess, but fewer. It is no exact measure of compression, because masks hide whole
+            tokens. None where the text's number of characters is unknown.
+        sources: score of each source by its name; empty where there are fewer than two.
     """
 
     loss_per_character: float | None = None
@@ -47,11 +47,11 @@ class HeldOut(Score):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), infinite where that is more than a float holds."""
+        """Return exp(loss), infinite where that is more than a float holds."""
         return float(torch.tensor(self.loss, dtype=torch.float64).exp())
 
     def records(self, prefix: str) -> dict[str, float]:
-        """The figures by name, as `metrics.RunLog.write` takes them: PREFIX_loss, PREFIX_loss_SOURCE and so on."""
+        """Return the figures by name, as `RunLog.write` takes them: PREFIX_loss, PREFIX_loss_SOURCE and so on."""
         per_character = {} if self.loss_per_character is None else {"loss_per_character": self.loss_per_character}
         figures = {
             **{f"loss_{name}": score.loss for name, score in self.sources.items()},
@@ -62,21 +62,21 @@ class HeldOut(Score):
 
 
 def _batches(reader: RowReader, micro_rows: int) -> list[np.ndarray]:
-    """The held-out rows in batches of at most `micro_rows`: int64 arrays."""
+    """Split the held-out rows into batches of at most `micro_rows`: int64 arrays."""
     rows = np.arange(len(reader.rows))
     return [rows[start : start + micro_rows] for start in range(0, len(rows), micro_rows)]
 
 
 def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, world: World) -> HeldOut:
-    """Evaluate all held-out rows, shared among the ranks batch by batch; every rank gets the same answer.
+    """Evaluate all held-out rows, split among the ranks batch by batch; every rank gets the same answer.
 
-    Each rank runs the same number of forward passes, for at ZeRO-3 each of them is a collective.
+    Each rank runs the same number of forward passes, because at ZeRO-3 each of them is a collective.
 
     Args:
-        engine: gives the mean loss of a batch, and the scores of its masked positions.
-        reader: of the rows.
-        micro_rows: rows of a forward pass, at most.
-        world: the ranks that share the work.
+        engine: function that returns the mean loss of a batch, and the scores of its masked positions.
+        reader: reader of the rows.
+        micro_rows: most rows of a forward pass.
+        world: the ranks that split the work.
     """
     batches = _batches(reader, micro_rows)
     device = devices.device(world)
@@ -102,7 +102,7 @@ def evaluate(engine: Callable[..., Any], reader: RowReader, micro_rows: int, wor
 
 
 def score_rows(scores: Scores, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy in nats, right guesses, and masked tokens of each row: float64 (rows, 3).
+    """Sum cross-entropy in nats, right guesses and masked tokens of each row: float64 (rows, 3).
 
     Args:
         labels: int64 (rows, masked).
@@ -118,9 +118,9 @@ def _score(sums: torch.Tensor) -> Score:
 
 
 def unigram_entropy(reader: RowReader, unigram_counts: np.ndarray) -> float:
-    """Cross-entropy in nats of the held-out masked tokens under the training split's token frequencies.
+    """Return the cross-entropy in nats of the held-out masked tokens under the training split's token frequencies.
 
-    The best that a model without any context can do; frequencies are smoothed by one occurrence.
+    No model without context does better. Frequencies are smoothed by one occurrence.
     """
     probability = (unigram_counts + 1.0) / (unigram_counts.sum() + len(unigram_counts))
     labels = np.concatenate([reader.fixed(rows).labels.numpy().ravel() for rows in _batches(reader, 256)])

@@ -1,4 +1,4 @@
-"""Describe word vectors, and what they bring to the runs that start from them."""
+"""Describe word vectors, and compare runs that start from them with others."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ from scaler.model import build, embeddings, initialisation
 PROJECTED = 10_000  # entries in the projector; all 256,000 of 768 numbers would be 4 GB of text
 NEIGHBOURS = 5
 KNOWN_WORDS = 12  # whose neighbours are shown where none are named
-LEAST_LETTERS = 5  # of these: shorter words are mostly of grammar
-SHARES = (1, 25, 50, 75, 99)  # percentiles
+LEAST_LETTERS = 5  # of these, because shorter words are mostly function words
+PERCENTILES = (1, 25, 50, 75, 99)
 
 
 def norms(matrix: np.ndarray) -> dict[str, float]:
-    """Percentiles of the lengths of the vectors (entries, width)."""
+    """Return percentiles of the lengths of vectors (entries, width)."""
     lengths = np.concatenate([np.linalg.norm(some, axis=1) for some in initialisation.in_parts(matrix)])
-    return {f"p{share}": float(value) for share, value in zip(SHARES, np.percentile(lengths, SHARES), strict=True)}
+    return {
+        f"p{percentile}": float(value)
+        for percentile, value in zip(PERCENTILES, np.percentile(lengths, PERCENTILES), strict=True)
+    }
 
 
 def neighbours(matrix: np.ndarray, entry: int, among: np.ndarray) -> list[tuple[int, float]]:
-    """The entries nearest to one by cosine, best first, out of those in `among`: (entry, cosine)."""
+    """Return the entries nearest to one by cosine, best first, out of those in `among`: (entry, cosine)."""
     wanted = matrix[entry] / np.linalg.norm(matrix[entry])
     cosines = np.concatenate(
         [some @ wanted / np.maximum(np.linalg.norm(some, axis=1), 1e-12) for some in initialisation.in_parts(matrix)]
@@ -45,14 +48,14 @@ def neighbours(matrix: np.ndarray, entry: int, among: np.ndarray) -> list[tuple[
 
 
 def known_words(tokens: list[str], counts: np.ndarray) -> list[int]:
-    """The most frequent entries that look like words."""
+    """Return the most frequent entries that look like words."""
     ranked = np.argsort(-counts)
     words = (int(entry) for entry in ranked if tokens[entry].isalpha() and len(tokens[entry]) >= LEAST_LETTERS)
     return [entry for entry, _ in zip(words, range(KNOWN_WORDS), strict=False)]
 
 
-def of_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:
-    """Figures of a recipe's vectors; the projector is written to `out`/projector.
+def describe_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:
+    """Compute figures of a recipe's vectors, and write TensorBoard's projector to `out`/projector.
 
     Raises: ScalerError for a recipe without vectors, or a word that is no entry.
     """
@@ -88,8 +91,8 @@ def of_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:
     }
 
 
-def of_runs(runs: list[Path], until: int, out: Path) -> dict[str, Any]:
-    """Held-out losses of runs at their evaluations up to a step; drawn to `out`/runs.png.
+def compare_runs(runs: list[Path], until: int, out: Path) -> dict[str, Any]:
+    """Return held-out losses of runs at their evaluations up to a step, and draw them to `out`/runs.png.
 
     Raises: ScalerError for a folder without such losses.
     """
@@ -106,13 +109,13 @@ def of_runs(runs: list[Path], until: int, out: Path) -> dict[str, Any]:
 
 
 def render(content: dict[str, Any]) -> str:
-    """The report as text for people."""
+    """Format the report as text."""
     coverage = content["coverage"]
     lines = [
         f"{content['entries']:,} vectors of {content['width']} numbers; {coverage['entries']:.2%} of the entries have "
         f"one of their own, which stand for {coverage['tokens']:.2%} of the training tokens",
-        "  percentile          " + "".join(f"{f'{share} %':>9}" for share in SHARES),
-        "  length as trained   " + "".join(f"{content['norms'][f'p{share}']:>9.4f}" for share in SHARES),
+        "  percentile          " + "".join(f"{f'{percentile} %':>9}" for percentile in PERCENTILES),
+        "  length as trained   " + "".join(f"{content['norms'][f'p{percentile}']:>9.4f}" for percentile in PERCENTILES),
         f"  length of all in the model, for initializer_range {content['initializer_range']}: "
         f"{content['norm_in_model']:.4f}",
         "nearest by cosine",
@@ -130,8 +133,8 @@ def render(content: dict[str, Any]) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report of a command line, and print it."""
-    content = of_vectors(load(arguments.recipe), arguments.words, arguments.out)
-    content["runs"] = of_runs(arguments.runs, arguments.until, arguments.out) if arguments.runs else {}
+    content = describe_vectors(load(arguments.recipe), arguments.words, arguments.out)
+    content["runs"] = compare_runs(arguments.runs, arguments.until, arguments.out) if arguments.runs else {}
     path = arguments.out / "report.json"
     write_json(path, content)
     if arguments.json:

@@ -59,16 +59,14 @@ def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
     """Random tokens in two documents a row, as packed rows have several."""
     seq_len, entries = recipe.data.seq_len, config.vocab_size
     masked = recipe.masked_per_row(0.5)
-    half = seq_len // 2
-    positions = torch.cat([torch.arange(half), torch.arange(seq_len - half)]) + build.first_position(config)
-    segments = torch.ones(seq_len, dtype=torch.int64)
-    segments[half:] = 2
-    return Batch(
-        input_ids=torch.randint(5, entries, (rows, seq_len)),
-        position_ids=positions.expand(rows, -1).contiguous(),
-        segment_ids=segments.expand(rows, -1).contiguous(),
-        masked_positions=torch.arange(masked).expand(rows, -1).contiguous(),
-        labels=torch.randint(5, entries, (rows, masked)),
+    segments = torch.ones((rows, seq_len), dtype=torch.int64)
+    segments[:, seq_len // 2 :] = 2
+    return Batch.of_documents(
+        torch.randint(5, entries, (rows, seq_len)),
+        segments,
+        torch.arange(masked).expand(rows, -1).contiguous(),
+        torch.randint(5, entries, (rows, masked)),
+        build.first_position(config),
     )
 
 

@@ -62,7 +62,7 @@ def model_folder(request, corpus, tmp_path_factory):
 
 def test_stretches_are_of_sixty_words_and_hide_the_same_nine_each_time():
     text = " ".join(f"word{number}" for number in range(150)) + "."
-    first, second = list(masked_words.stretches([text])), list(masked_words.stretches([text]))
+    first, second = list(masked_words.passages([text])), list(masked_words.passages([text]))
     assert first == second and len(first) == 2  # 30 words are left
     for stretch in first:
         assert len(re.findall(r"\w+", stretch.text)) == 60 and len(stretch.hidden) == 9
@@ -72,7 +72,7 @@ def test_stretches_are_of_sixty_words_and_hide_the_same_nine_each_time():
 
 def test_every_token_of_a_hidden_word_is_guessed_and_no_other(model_folder, corpus):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    (stretch, *_) = masked_words.stretches([" ".join(make_sentences(30))])
+    (stretch, *_) = masked_words.passages([" ".join(make_sentences(30))])
     ids, places = masked_words.encoded(stretch, tokenizer)
     kept = [token for place, token in enumerate(ids) if place not in {place for place, _ in places}]
     said = tokenizer.decode(kept, skip_special_tokens=True).lower().replace(" ", "")
@@ -89,7 +89,7 @@ def test_a_model_that_knows_nothing_pays_a_uniform_price(model_folder, corpus, t
     torch.nn.init.zeros_(network.vocab_projector.weight)
     torch.nn.init.zeros_(network.vocab_projector.bias)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    stretches = list(masked_words.stretches(evaluation_compare.read_texts([test_file], 1000)))
+    stretches = list(masked_words.passages(evaluation_compare.read_texts([test_file], 1000)))
     found = masked_words.measure(network, tokenizer, stretches)
     characters = sum(end - begin for stretch in stretches for begin, end in stretch.hidden)
     tokens = found.words * found.tokens_per_word
@@ -110,7 +110,7 @@ def test_a_model_that_has_one_word_gets_that_word_and_others_are_unknown(tmp_pat
         network.vocab_projector.bias[5] = 100.0
     chance = random.Random(0)
     text = " ".join(chance.choice(["yes", "no"]) for _ in range(600))
-    found = masked_words.measure(network, loaded, masked_words.stretches([text]))
+    found = masked_words.measure(network, loaded, masked_words.passages([text]))
     assert found.words == 90 and found.right + found.unknown == 1 and 0.3 < found.right < 0.7
 
 
@@ -139,7 +139,7 @@ def test_what_is_too_long_for_one_model_is_left_out_for_all(model_folder, test_f
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
     lengths = [
         len(masked_words.encoded(some, tokenizer)[0])
-        for some in masked_words.stretches(evaluation_compare.read_texts([test_file], 1000))
+        for some in masked_words.passages(evaluation_compare.read_texts([test_file], 1000))
     ]
     small = exported(tmp_path / "small", tokenizer, positions=sorted(lengths)[len(lengths) // 2])
     out = tmp_path / "compared.json"

@@ -1,0 +1,93 @@
+"""What reaches the console, of which rank, and how a process shows that it is alive."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from scaler.core import log
+
+LINE = re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d rank (\d+) \| (.*)")
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Give other tests their loggers back."""
+    loggers = [logging.getLogger(name) for name in log.PACKAGES]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    logging.getLogger("DeepSpeed").filters.clear()
+
+
+def messages(text):
+    return [LINE.fullmatch(line).groups() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "rank", "out", "err"),
+    [
+        (0, 0, ["info", "result"], ["warning"]),
+        (0, 3, [], ["warning"]),
+        (1, 3, ["debug", "info", "result"], ["warning"]),
+        (-1, 0, ["result"], ["warning"]),
+    ],
+)
+def test_progress_goes_to_stdout_of_the_first_rank_and_warnings_to_stderr(capsys, verbosity, rank, out, err):
+    log.set_up(verbosity, rank)
+    logger = logging.getLogger("scaler.training.anything")
+    logger.debug("debug")
+    logger.info("info")
+    logger.log(log.RESULT, "result")
+    logger.warning("warning")
+    written = capsys.readouterr()
+    assert messages(written.out) == [(str(rank), word) for word in out]
+    assert messages(written.err) == [(str(rank), word) for word in err]
+
+
+@pytest.mark.parametrize(("verbosity", "shown"), [(0, []), (1, ["a warning"])])
+def test_warnings_of_deepspeed_are_shown_with_v_alone(verbosity, shown):
+    log.set_up(verbosity, 0)
+    deepspeed, seen = logging.getLogger("DeepSpeed"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    deepspeed.addHandler(handler)
+    deepspeed.warning("a warning")
+    deepspeed.error("an error")
+    deepspeed.removeHandler(handler)
+    assert seen == [*shown, "an error"]
+
+
+def test_a_reader_that_has_gone_ends_nothing():
+    program = (
+        "import logging; from scaler.core import log; log.set_up(0, 0); logger = logging.getLogger('scaler.x')\n"
+        "for _ in range(3): logger.info('line')\n"
+        "logger.warning('still here')"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    os.close(write)
+    assert done.returncode == 0 and messages(done.stderr) == [("0", "still here")]
+
+
+def test_a_silent_process_says_what_it_is_doing(monkeypatch):
+    monkeypatch.setattr(log, "SILENT_SECONDS", 0.0)
+    log.set_up(0, 0)
+    seen = []
+    with log.Heartbeat("checking the data") as heartbeat:
+        monkeypatch.setattr(log.Console, "emit", lambda self, record: (seen.append(record.getMessage()), over.set()))
+        over = log.threading.Event()
+        assert over.wait(60)
+        heartbeat.doing = "building the engine"
+        while not any("building" in line for line in seen):
+            over.clear()
+            assert over.wait(60)
+    assert seen[0].startswith("checking the data, for ")

@@ -39,7 +39,8 @@ class Console(logging.Handler):
         self.last = time.monotonic()
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         try:
-            print(self.format(record), file=stream, flush=True)
+            stream.write(f"{self.format(record)}\n")  # in one piece, because ranks share the console
+            stream.flush()
         except BrokenPipeError:  # its reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except OSError:

@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace, folders: Sequence[Path], scores: Mapping[
         folders: of the exported models, in the order in which they were named.
         scores: of each of them, the scores of its fine-tunings.
     """
-    stretches = list(masked_words.passages(read_texts(arguments.texts, arguments.most)))
+    passages = list(masked_words.passages(read_texts(arguments.texts, arguments.most)))
     models = [load_masked_lm(folder) for folder in folders]
-    short = [some for some in stretches if all(masked_words.fits(some, *loaded) for loaded in models)]
+    short = [some for some in passages if all(masked_words.fits(some, *loaded) for loaded in models)]
     if not short:
         raise ScalerError(
             f"--texts: no passage of {masked_words.WORDS} words in them that all models can take; name longer ones, or "
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace, folders: Sequence[Path], scores: Mapping[
     for name, folder, (network, tokenizer) in zip(arguments.models, folders, models, strict=True):
         found = masked_words.measure(network.to(devices.device(world)), tokenizer, short)
         row = {"model": str(name), "parameters": parameters.count_parameters(network)[0], "entries": len(tokenizer)}
-        content.append({**row, **asdict(found), "finetuned": scores[folder], "left_out": len(stretches) - len(short)})
+        content.append({**row, **asdict(found), "finetuned": scores[folder], "left_out": len(passages) - len(short)})
     if arguments.out:
         write_json(arguments.out, content)
     print(json.dumps(content, indent=2) if arguments.json else render(content))

@@ -60,24 +60,24 @@ def model_folder(request, corpus, tmp_path_factory):
     return exported(folder / "model", PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"))
 
 
-def test_stretches_are_of_sixty_words_and_hide_the_same_nine_each_time():
+def test_passages_are_of_sixty_words_and_hide_the_same_nine_each_time():
     text = " ".join(f"word{number}" for number in range(150)) + "."
     first, second = list(masked_words.passages([text])), list(masked_words.passages([text]))
     assert first == second and len(first) == 2  # 30 words are left
-    for stretch in first:
-        assert len(re.findall(r"\w+", stretch.text)) == 60 and len(stretch.hidden) == 9
-        assert all(re.fullmatch(r"word\d+", stretch.text[begin:end]) for begin, end in stretch.hidden)
+    for passage in first:
+        assert len(re.findall(r"\w+", passage.text)) == 60 and len(passage.hidden) == 9
+        assert all(re.fullmatch(r"word\d+", passage.text[begin:end]) for begin, end in passage.hidden)
     assert first[0].hidden != tuple((begin, end) for begin, end in first[1].hidden)
 
 
 def test_every_token_of_a_hidden_word_is_guessed_and_no_other(model_folder, corpus):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    (stretch, *_) = masked_words.passages([" ".join(make_sentences(30))])
-    ids, places = masked_words.encoded(stretch, tokenizer)
+    (passage, *_) = masked_words.passages([" ".join(make_sentences(30))])
+    ids, places = masked_words.encoded(passage, tokenizer)
     kept = [token for place, token in enumerate(ids) if place not in {place for place, _ in places}]
     said = tokenizer.decode(kept, skip_special_tokens=True).lower().replace(" ", "")
-    left = list(stretch.text)
-    for begin, end in reversed(stretch.hidden):
+    left = list(passage.text)
+    for begin, end in reversed(passage.hidden):
         del left[begin:end]
     expected = "".join(left).lower().replace(" ", "")
     assert said == (expected.replace("é", "e") if "[CLS]" in tokenizer.get_vocab() else expected)
@@ -89,9 +89,9 @@ def test_a_model_that_knows_nothing_pays_a_uniform_price(model_folder, corpus, t
     torch.nn.init.zeros_(network.vocab_projector.weight)
     torch.nn.init.zeros_(network.vocab_projector.bias)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    stretches = list(masked_words.passages(evaluation_compare.read_texts([test_file], 1000)))
-    found = masked_words.measure(network, tokenizer, stretches)
-    characters = sum(end - begin for stretch in stretches for begin, end in stretch.hidden)
+    passages = list(masked_words.passages(evaluation_compare.read_texts([test_file], 1000)))
+    found = masked_words.measure(network, tokenizer, passages)
+    characters = sum(end - begin for passage in passages for begin, end in passage.hidden)
     tokens = found.words * found.tokens_per_word
     assert found.loss_per_character == pytest.approx(tokens * math.log(len(tokenizer)) / characters, rel=1e-4)
     assert found.tokens_per_word >= 1 and found.unknown == 0
@@ -151,7 +151,7 @@ def test_what_is_too_long_for_one_model_is_left_out_for_all(model_folder, test_f
         == rows[1]["words"]
         == 9 * sum(length <= sorted(lengths)[len(lengths) // 2] for length in lengths)
     )
-    assert 0 < rows[0]["left_out"] == len(lengths) - rows[0]["words"] / 9 and f"{rows[0]['left_out']} stretches" in said
+    assert 0 < rows[0]["left_out"] == len(lengths) - rows[0]["words"] / 9 and f"{rows[0]['left_out']} passages" in said
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(model_folder, test_file, call, tmp_path):
@@ -166,11 +166,11 @@ def test_what_cannot_be_compared_is_refused_in_one_line(model_folder, test_file,
         ((headless, "--texts", test_file), "headless: its weights lack vocab_"),
         (
             (model_folder, "--texts", tmp_path / "short.jsonl"),
-            "no stretch of 60 words in them that all models can take",
+            "no passage of 60 words in them that all models can take",
         ),
         ((model_folder, "--texts", tmp_path / "broken.jsonl"), 'broken.jsonl: not JSON lines with a "text"'),
         ((model_folder, "--texts", tmp_path / "absent.jsonl"), 'absent.jsonl: not JSON lines with a "text"'),
-        ((model_folder, small, "--texts", test_file), "no stretch of 60 words in them that all models can take"),
+        ((model_folder, small, "--texts", test_file), "no passage of 60 words in them that all models can take"),
         ((tmp_path / "nothing", "--texts", test_file), "no exported model here"),
         ((model_folder, "--texts", test_file, "--finetuned", tmp_path / "nothing"), "no results.json of a finished"),
     ]

@@ -33,8 +33,10 @@ def table(columns: list[str], rows: list[list[object]]) -> str:
 
 def hardware() -> str:
     """Return the page of known devices and nodes."""
-    from scaler.planning.hardware import TABLE
+    from scaler.config.schema import table_of
+    from scaler.planning.hardware import RENAMED, TABLE, Hardware
 
+    renamed = "".join(f"`{old}` is the old name of `{new}`, read for one release.\n" for old, new in RENAMED.items())
     known = yaml.safe_load(Path(TABLE).read_text())
     devices = [
         [f"`{name}`", *(one[key] for key in ("memory", "bf16", "fp16", "fp32", "memory_bandwidth", "link", "source"))]
@@ -60,8 +62,11 @@ def hardware() -> str:
     return f"""# Hardware
 
 Names for `--hardware` of `scaler plan`, `scaler calibrate` and `scaler report`. A YAML file with your own figures
-works, too: `scaler calibrate` writes one.
+works, too: `scaler calibrate` writes one. Its keys:
 
+{table_of(Hardware)}
+
+{renamed}
 ## Nodes
 
 {table(["node", "device", "devices", "network, GB/s", "price, USD/h", "source"], nodes)}

@@ -40,15 +40,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def experiment(arguments: argparse.Namespace) -> None:
     """Train as the configuration says until DeepSpeed ends the process; note a step's seconds beside its figures."""
     from scaler.distributed.world import detect_world
-    from scaler.engine import engine
-    from scaler.model import build as model
+    from scaler.engine import engine, process_group
+    from scaler.model import build
+    from scaler.model.masked_lm import MaskedLM
     from scaler.planning import calibrate
 
     content = json.loads(base64.urlsafe_b64decode(arguments.deepspeed_config))
     recipe, world = load(arguments.recipe), detect_world()
-    engine.join(world)
+    process_group.join(world)
     config = workload.configuration(recipe)
-    network = model.MaskedLM(model.build(config, recipe.seed).train())
+    network = MaskedLM(build.build(config, recipe.seed).train())
     running = engine.Engine(network, recipe.optimizer, content)
     batch = calibrate.random_batch(content["train_micro_batch_size_per_gpu"], config, recipe)
     times: list[float] = []
@@ -66,7 +67,7 @@ def experiment(arguments: argparse.Namespace) -> None:
             Path(path).with_name(WALL).write_text(json.dumps(times[FIRST_STEP:]))
         raise
     finally:
-        engine.leave()
+        process_group.leave()
 
 
 def launch(ranks: int, *words: object, log: Path) -> float:

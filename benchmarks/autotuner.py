@@ -30,6 +30,7 @@ from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Recipe, load
 from scaler.distributed import devices
 from scaler.planning import hardware, plan, step_time, workload
+from scaler.planning.memory import Sharding
 
 FIRST_STEP, LAST_STEP = 3, 8  # of an experiment, that are timed
 WALL = "wall.json"
@@ -163,8 +164,8 @@ def main() -> None:
     precision = "bf16" if NATIVE_BF16 else "fp32"
     width = ds_config.WEIGHT_BYTES[precision]
     work = workload.workload(recipe, width, on_cpu=True)
-    settings = dataclasses.replace(workload.settings_of({}, precision), on_cpu=True)  # as the autotuner has it
-    mine = step_time.best(plan.choices(work, plan.other_ways(settings), 1, on))
+    sharding = dataclasses.replace(Sharding.from_ds_config({}, precision), on_cpu=True)  # as the autotuner has it
+    mine = step_time.fastest(plan.candidates(work, plan.alternatives(sharding), work.rows, 1, on))
     assert mine is not None
     print(f"plan: {time.perf_counter() - start:.0f} s, of which all but a few are the calibration", flush=True)
 
@@ -175,7 +176,7 @@ def main() -> None:
     print("\nZeRO  micro x acc.  rows/s told  measured  predicted")
     for tried in found:
         stage, batch = batch_of(tried["config"], ranks)
-        of_plan = step_time.step_of(work, dataclasses.replace(settings, stage=stage), batch, 1, on)
+        of_plan = step_time.time_of_step(work, dataclasses.replace(sharding, stage=stage), batch, 1, on)
         wall = batch.rows / statistics.median(tried["wall"])
         print(
             f"{stage:>4} {batch.micro_rows:>6} x {batch.accumulation:<4} {tried['told']:>12.2f} {wall:>9.2f} "
@@ -184,7 +185,7 @@ def main() -> None:
         )
 
     theirs = batch_of(json.loads((folder / "results" / "ds_config_optimal.json").read_text()), ranks)
-    choices = {"autotuner": theirs, "plan": (mine.settings.stage, mine.batch)}
+    choices = {"autotuner": theirs, "plan": (mine.sharding.stage, mine.batch)}
     seconds: dict[str, list[float]] = {name: [] for name in choices}
     for number in range(arguments.runs):
         for name, (stage, batch) in choices.items():

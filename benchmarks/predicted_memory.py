@@ -28,7 +28,7 @@ from scaler.distributed import collectives
 from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm, parameters
-from scaler.planning import activations, memory, workload
+from scaler.planning import activations, memory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from ranks import ended, forked_calls
@@ -117,10 +117,11 @@ def predicted(size: tuple[int, int, int], stage: int, offload: str, ranks: int) 
         empty = build.build(config, 0)
     groups = parameters.parameter_groups(empty, 0.01)
     layout = memory.Layout(tuple(tuple(p.numel() for p in group["params"]) for group in groups))
-    settings = workload.settings_of(ds_config(stage, offload, ranks), "fp32")
+    asked = memory.Sharding.from_ds_config(ds_config(stage, offload, ranks), "fp32")
     batch = SolvedBatch(ROWS * ACCUMULATION * ranks, ROWS, ACCUMULATION, ranks)
-    how = dataclasses.replace(settings, on_cpu=True).sharding(batch, 2)
-    return memory.of_step(layout, activations.measure(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True), how)
+    sharding = dataclasses.replace(asked, on_cpu=True).of_batch(batch, 2)
+    taken = activations.measure(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True)
+    return memory.memory_of_step(layout, taken, sharding)
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import load
 from scaler.distributed import devices
 from scaler.planning import hardware, step_time, workload
-from scaler.planning.step_time import Point
+from scaler.planning.memory import Sharding
+from scaler.planning.step_time import PredictedPoint
 from scaler.studies import folder as study_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
@@ -92,12 +93,14 @@ def points(rows: int, most: int, stages: list[int], ranks: list[int]) -> list[st
     return found
 
 
-def predicted(work: step_time.Workload, content: dict, point: study_folder.Point, on: hardware.Hardware) -> Point:
+def predicted(
+    work: step_time.Workload, content: dict, point: study_folder.Point, on: hardware.Hardware
+) -> PredictedPoint:
     """What the plan says of a point."""
     precision = ds_config.precision_of(content, NATIVE_BF16)
-    asked = dataclasses.replace(workload.settings_of(content, precision), on_cpu=True, bucket=point.bucket)
+    asked = dataclasses.replace(Sharding.from_ds_config(content, precision), on_cpu=True, bucket=point.bucket)
     batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
-    return step_time.point(work, asked, batch, point.nodes, on)
+    return step_time.predict(work, asked, batch, point.nodes, on)
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from scaler.config.batch import SolvedBatch
 from scaler.planning.hardware import Hardware, load
-from scaler.planning.memory import Activations, Layout
-from scaler.planning.step_time import Settings, Workload, step_of
+from scaler.planning.memory import Activations, Layout, Sharding
+from scaler.planning.step_time import Workload, time_of_step
 
 BERT_LARGE = Layout(((336_226_108,),))
 
@@ -75,7 +75,7 @@ def seconds(row: Row, hardware: Hardware, precision: str, row_seconds: float) ->
     ranks = row.nodes * hardware.devices
     work = Workload(BERT_LARGE, lambda rows: Activations(0, 0, 0), row_seconds, 0, row.batch, 1)
     batch = SolvedBatch(row.batch, row.batch // ranks // row.accumulation, row.accumulation, ranks)
-    return step_of(work, Settings(0, False, precision, 50_000_000, overlap=False), batch, row.nodes, hardware).seconds
+    return time_of_step(work, Sharding(0, precision, 50_000_000), batch, row.nodes, hardware).seconds
 
 
 def predicted(table: Table) -> list[float]:

@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from scaler.cluster import parity
-from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, table
+from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, render
 from scaler.core import provenance, slurm
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
@@ -228,7 +228,7 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
     verdict = judge(reports, hosts, arguments.slowest_share, arguments.seconds)
     result: dict[str, Any] = {"bad_nodes": verdict.bad, "setting": verdict.setting, "unclear": verdict.unclear}
     result["ranks"] = [asdict(report) for report in reports]
-    print(json.dumps(result, indent=2) if arguments.json else table(reports, verdict), flush=True)
+    print(json.dumps(result, indent=2) if arguments.json else render(reports, verdict), flush=True)
     if verdict.setting:
         print(f"error: preflight: {verdict.setting}", file=sys.stderr, flush=True)
     elif verdict.unclear:

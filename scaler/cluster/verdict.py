@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaler.core.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN
+from scaler.core.text import table
 
 PHASES = ("settings", "machine", "meeting", "network", "parity", "end")
 TOGETHER = ("meeting", "network", "parity")  # in which ranks wait for each other
@@ -191,9 +192,10 @@ def _short(value: Any, usual: Any) -> str:
     return f"{value}, not {usual}"
 
 
-def table(reports: Sequence[Report], verdict: Verdict) -> str:
+def render(reports: Sequence[Report], verdict: Verdict) -> str:
     """The nodes, a line each."""
-    lines: list[tuple[str, ...]] = [("node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all", "")]
+    header = ("node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all", "")
+    lines: list[tuple[str, ...]] = []
     by_host: dict[str, list[Report]] = {}
     for report in sorted(reports, key=lambda report: report.rank):
         by_host.setdefault(report.host, []).append(report)
@@ -209,8 +211,7 @@ def table(reports: Sequence[Report], verdict: Verdict) -> str:
                 "bad" if host in verdict.bad else "",
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = table(lines, header)
     text += [f"{host}: {problem}" for host, problems in verdict.bad.items() for problem in problems]
     return "\n".join(text)
 

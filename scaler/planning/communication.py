@@ -1,10 +1,11 @@
-"""What the ranks send each other in a step, collective by collective, and how long it takes. Pure.
+"""Predict what the ranks send each other in a step, collective by collective, and how long it takes. Needs no torch.
 
-What DeepSpeed 0.19 sends was read in its source and counted (docs/design/cost-model.md): stages 1 and 2 reduce by
-all-reduce of whole buckets, never by reduce-scatter (or by a reduce for each part's owner, where
-use_multi_rank_bucket_allreduce is false); stage 2 at every micro-batch, stages 0 and 1 after the last one;
-each group's weights come back in one all-gather, whatever `allgather_bucket_size` says. On CPUs `exchange` sends parts
-straight to the ranks that need them.
+What DeepSpeed 0.19 sends was read in its source and counted (docs/design/cost-model.md):
+- Stages 1 and 2 all-reduce whole buckets and never reduce-scatter. Where use_multi_rank_bucket_allreduce is false, they
+  reduce each part to its owner.
+- Stage 2 does so at every micro-batch, stages 0 and 1 after the last one.
+- Each group's weights return in one all-gather, whatever `allgather_bucket_size` is.
+On CPUs our direct collectives send each part to the rank that needs it.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from math import ceil, log2
 from scaler.config.deepspeed import GATHERED_AT_ONCE, PERSISTENT, PREFETCHED, REUSE_DISTANCE
 from scaler.planning.memory import Layout, Sharding
 
-GLOO_REDUCE = 1.12  # of the data, by a rank: the mean of six measurements (docs/log/2026-11.md)
-SMALL = 64  # bytes of the collectives that agree on norms, overflows and stops
+GLOO_REDUCE = 1.12  # bytes that a rank sends for each byte of data: the mean of six measurements (docs/log/2026-11.md)
+SMALL = 64  # bytes of a collective in which the ranks agree on norms, overflows or stops
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of collective of a step.
+    """All collectives of one kind in a step.
 
     Attributes:
         kind: "all_reduce", "all_gather", "reduce_scatter" or "reduce".
-        what: is sent.
+        what: what is sent, for people.
         sent: bytes of the whole tensors, all calls of a step together.
-        calls: in a step.
-        hidden: it runs beside computation, where the device can do both.
+        calls: how many calls a step makes.
+        hidden: whether it runs beside computation, where the device can do both.
     """
 
     kind: str
@@ -38,28 +39,29 @@ class Collective:
     hidden: bool = False
 
 
-def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
-    """All collectives of one optimizer step."""
-    if how.ranks == 1:
+def collectives_of_step(layout: Layout, sharding: Sharding) -> tuple[Collective, ...]:
+    """Return all collectives of one optimizer step."""
+    if sharding.ranks == 1:
         return ()
-    width, steps, groups = how.width, how.accumulation, len(layout.groups)
+    width, steps, groups = sharding.width, sharding.accumulation, len(layout.groups)
     gradients = width * layout.trained
-    weights = width * layout.padded(how.ranks)
-    overlapped = how.buckets > 1 and not how.on_cpu
-    buckets = ceil(layout.trained / how.bucket)
-    one_norm = how.stage in (1, 2) and how.on_cpu and not how.offload  # where the patch `gradient_norm` applies
-    agreements = 2 if one_norm else groups + 2  # one of them is the training loop's
+    weights = width * layout.padded(sharding.ranks)
+    overlapped = sharding.buckets > 1 and not sharding.on_cpu
+    buckets = ceil(layout.trained / sharding.bucket)
+    # the patch `gradient_norm` needs one agreement instead of one for each group; one more is the training loop's
+    one_norm = sharding.stage in (1, 2) and sharding.on_cpu and not sharding.offload
+    agreements = 2 if one_norm else groups + 2
     small = Collective("all_reduce", "norms and signs", SMALL * agreements, agreements)
-    if how.stage == 0:
+    if sharding.stage == 0:
         calls = ceil(layout.trained / GATHERED_AT_ONCE)
         return Collective("all_reduce", "gradients", gradients, calls), small
-    if how.stage in (1, 2):
-        times = steps if how.stage == 2 else 1
-        kind, calls = ("reduce", buckets * how.ranks) if how.to_owners else ("all_reduce", buckets)
-        if how.straight(layout.trained):
+    if sharding.stage in (1, 2):
+        times = steps if sharding.stage == 2 else 1
+        kind, calls = ("reduce", buckets * sharding.ranks) if sharding.to_owners else ("all_reduce", buckets)
+        if sharding.sends_directly(layout.trained):
             kind, calls = "reduce_scatter", buckets
         return (
-            Collective(kind, "gradients", times * gradients, times * calls, overlapped and how.stage == 2),
+            Collective(kind, "gradients", times * gradients, times * calls, overlapped and sharding.stage == 2),
             Collective("all_gather", "weights", weights, groups),
             small,
         )
@@ -87,16 +89,17 @@ def of_step(layout: Layout, how: Sharding) -> tuple[Collective, ...]:
 
 
 def gathers_of_weights(layout: Layout) -> int:
-    """How often stage 3 brings the weights together for a micro-batch."""
+    """Return how often stage 3 gathers the weights for a micro-batch."""
     return 1 if 2 * layout.all <= REUSE_DISTANCE else 2
 
 
 def bytes_on_the_wire(collective: Collective, ranks: int, gloo: bool = False) -> float:
-    """Bytes that one rank sends: of a ring, 2 (n - 1) / n of the data for an all-reduce, half of it for its halves.
+    """Return the bytes that one rank sends.
 
-    Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations". Parts that
-    go straight to their ranks are as many bytes. gloo's own reduces of all parts sent 0.99 to 1.24 times the data on 2
-    to 8 ranks, counted by the kernel (docs/log/2026-11.md).
+    A ring of n ranks sends 2 (n - 1) / n of the data for an all-reduce, and half of it for a reduce-scatter or an
+    all-gather (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"). Direct
+    collectives send as many bytes. gloo's own reduces sent 0.99 to 1.24 times the data on 2 to 8 ranks, as the kernel
+    counted (docs/log/2026-11.md).
     """
     ring = (ranks - 1) / ranks * collective.sent
     if collective.kind == "all_reduce":
@@ -105,22 +108,22 @@ def bytes_on_the_wire(collective: Collective, ranks: int, gloo: bool = False) ->
 
 
 def hops(kind: str, ranks: int, gloo: bool = False) -> int:
-    """Messages one after the other of a small collective.
+    """Return how many messages of a small collective follow each other.
 
-    NCCL sends small ones along a tree, log2(n) up and as many down (Sanders, Speck and Träff 2009, "Two-tree
-    algorithms"); gloo along a ring whatever their size (its allreduce.cc and allgather.cc).
+    NCCL sends small collectives along a tree: log2(n) hops up and as many down (Sanders, Speck and Träff 2009,
+    "Two-tree algorithms"). gloo uses a ring for all sizes (its allreduce.cc and allgather.cc).
     """
     once = ranks - 1 if gloo else ceil(log2(ranks))
     return 2 * once if kind == "all_reduce" else once
 
 
 def seconds(collective: Collective, ranks: int, bandwidth: float, latency: float, gloo: bool = False) -> float:
-    """Time of a collective: its bytes, and its messages one after the other.
+    """Return the seconds of a collective: its bytes over the bandwidth, and the latency of its hops.
 
     Args:
-        bandwidth: of the narrowest link, bytes a second.
+        bandwidth: bytes a second of the narrowest link.
         latency: seconds of a hop.
-        gloo: and not NCCL.
+        gloo: whether gloo sends, not NCCL.
     """
     passed = collective.calls * hops(collective.kind, ranks, gloo) * latency
     return bytes_on_the_wire(collective, ranks, gloo) / bandwidth + passed

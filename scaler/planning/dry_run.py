@@ -19,8 +19,8 @@ from scaler.distributed.world import World
 from scaler.model import build, embeddings, initialisation
 from scaler.model import parameters as model
 from scaler.model.kernels import cross_entropy
-from scaler.planning import memory as footprint
 from scaler.planning import workload
+from scaler.planning.memory import Activations, Sharding, memory_of_step
 from scaler.training.job import Job, Request, read_request, resolve, vectors
 
 NOT_PREPARED = """note         the model has the recipe's vocabulary size; the tokenizer's own size, numbers of rows
@@ -37,9 +37,9 @@ def empty_model(recipe: Recipe, config: Any) -> PreTrainedModel:
 def memory_per_rank(job: Request, empty: PreTrainedModel) -> dict[str, int]:
     """Return the bytes that one rank's device needs, by purpose, without activations but the largest one."""
     precision = ds_config.precision_of(job.ds_config)
-    asked = replace(workload.settings_of(job.ds_config, precision), on_cpu=not torch.cuda.is_available())
-    how = asked.sharding(job.batch, len(ds_config.optimizer_state(job.recipe.optimizer)))
-    found = footprint.of_step(workload.layout(empty, job.recipe), footprint.Activations(0, 0, 0), how)
+    asked = replace(Sharding.from_ds_config(job.ds_config, precision), on_cpu=not torch.cuda.is_available())
+    sharding = asked.of_batch(job.batch, len(ds_config.optimizer_state(job.recipe.optimizer)))
+    found = memory_of_step(workload.layout(empty, job.recipe), Activations(0, 0, 0), sharding)
     memory = {**found.kept, "gradients and what travels": max(found.backward, found.step)}
     # the largest single activation: masked positions' scores in fp32, and their gradient or their bf16 copies
     positions, entries = job.batch.micro_rows * job.recipe.most_masked_per_row, empty.config.vocab_size

@@ -36,7 +36,7 @@ def daly(save_seconds: float, mtbf_seconds: float) -> float:
     return young(save_seconds, mtbf_seconds) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save_seconds
 
 
-def expected_share(every_seconds: float, save_seconds: float, restart_seconds: float, mtbf_seconds: float) -> float:
+def expected_fraction(every_seconds: float, save_seconds: float, restart_seconds: float, mtbf_seconds: float) -> float:
     """Work by expected time, where training waits for every save (Daly 2006, the complete model).
 
     Args:
@@ -152,7 +152,7 @@ class Plan:
         """The share of useful time to expect with a save every so many steps, of the complete model."""
         stall = max(self.save_seconds, self.write_seconds - every * step_seconds)
         wait = self.restart_seconds + (self.replacement_seconds if self.elastic_rows is None else 0.0)
-        return expected_share(every * step_seconds, stall, wait, self.job_mtbf_seconds)
+        return expected_fraction(every * step_seconds, stall, wait, self.job_mtbf_seconds)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json
+from scaler.core.text import table
 from scaler.planning import failures
 from scaler.planning.failures import Outcome, Plan, Spread
 
@@ -61,7 +62,8 @@ def of_nodes(nodes: int, arguments: argparse.Namespace, spread: Spread) -> dict[
 def render(found: list[dict[str, Any]]) -> str:
     """A row for each number of nodes."""
     losses, given = failures.PARTS[1:], f"at {found[0]['given']['every']}"
-    lines = [["nodes", "GPUs", "best", "Young", "Daly", "goodput", given, *losses, "failures", "hours", "5-95 %"]]
+    header = ["nodes", "GPUs", "best", "Young", "Daly", "goodput", given, *losses, "failures", "hours", "5-95 %"]
+    lines = []
     for row in found:
         best, shares = row["best"], row["best"]["shares"]
         low, median, high = (seconds / 3600 for seconds in best["wall_seconds"].values())
@@ -80,8 +82,7 @@ def render(found: list[dict[str, Any]]) -> str:
                 f"{low:,.1f}-{high:,.1f}",
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    text = table(lines, header, align=">")
     text.append("best, Young, Daly: steps between two saves; goodput, losses, failures and hours are those of the best")
     if any("~" in line[2] for line in lines):
         text.append(f"~ fewer than {FEW} failures in all runs together: take Daly's")

@@ -1,26 +1,38 @@
-"""Memory that one rank needs for a step, part by part, as DeepSpeed 0.19 really takes it. Pure.
+"""Predict the memory that one rank needs for a step, part by part, as DeepSpeed 0.19 takes it. Needs no torch.
 
-ZeRO's paper (Rajbhandari et al. 2020, section 3) has the shares of weights, gradients and optimizer state. What is more
-was read in DeepSpeed's source and measured (docs/design/cost-model.md): from stage 1 on an fp32 copy of what trains
-also in fp32; at stage 2 the gradients of whole parameters that a rank's part begins or ends in; at stage 3 the whole
-weights from the first layer's forward to the last one's backward.
+ZeRO's paper (Rajbhandari et al. 2020, section 3) gives the shards of weights, gradients and optimizer state. The rest
+was read in DeepSpeed's source and measured (docs/design/cost-model.md). From stage 1 on there is an fp32 copy of
+all trained weights, even in fp32. At stage 2 a rank keeps the gradients of every parameter that its shard touches. At
+stage 3 the whole weights are there from the first layer's forward pass to the last layer's backward pass.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
-from scaler.config.deepspeed import FP32_BYTES, FP64_BYTES, GATHERED_AT_ONCE, PERSISTENT, straight_to_owners
+from scaler.config.batch import SolvedBatch
+from scaler.config.deepspeed import (
+    BUCKET,
+    FP32_BYTES,
+    FP64_BYTES,
+    GATHERED_AT_ONCE,
+    PERSISTENT,
+    WEIGHT_BYTES,
+    straight_to_owners,
+    zero_stage,
+)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parameters as DeepSpeed sees them.
+    """The parameters as DeepSpeed groups them.
 
     Attributes:
-        groups: of the optimizer; each the sizes of its parameters, in order.
-        frozen: numbers that do not train.
+        groups: the sizes of the parameters in each group of the optimizer, in order.
+        frozen: numbers that are not trained.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -28,20 +40,20 @@ class Layout:
 
     @property
     def trained(self) -> int:
-        """Numbers that train."""
+        """Return how many numbers are trained."""
         return sum(map(sum, self.groups))
 
     @property
     def all(self) -> int:
-        """All numbers."""
+        """Return how many numbers there are, trained and frozen."""
         return self.trained + self.frozen
 
     def padded(self, ranks: int) -> int:
-        """What the groups have when each is cut into equal parts, whose size is even."""
+        """Return the size of all groups when each is padded to equal shards of an even size."""
         return sum(ceil(sum(group) / (2 * ranks)) * 2 * ranks for group in self.groups)
 
-    def whole_of_parts(self, ranks: int) -> int:
-        """Numbers of all parameters that a rank's parts touch, of the rank that has most."""
+    def largest_touched(self, ranks: int) -> int:
+        """Return the total size of the parameters that a rank's shards touch, of the rank with the most."""
         touched = [0] * ranks
         for group in self.groups:
             part, begin = ceil(sum(group) / (2 * ranks)) * 2, 0
@@ -52,23 +64,23 @@ class Layout:
         return max(touched)
 
     def largest_slice(self, ranks: int) -> int:
-        """Of the largest parameter, what one rank's part holds at most."""
+        """Return how much of the largest parameter one rank's shard holds at most."""
         largest = (min(max(group), ceil(sum(group) / (2 * ranks)) * 2) for group in self.groups if group)
         return max(largest, default=0)
 
     def persistent(self) -> int:
-        """What stays whole on every rank at stage 3; frozen parameters are taken as large."""
+        """Return the numbers that stay whole on every rank at stage 3; frozen parameters count as large."""
         return sum(size for group in self.groups for size in group if size <= PERSISTENT)
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a forward and backward pass beside weights, as plain PyTorch takes them for one micro-batch.
+    """Bytes of a forward and backward pass beside the weights, as plain PyTorch takes them for one micro-batch.
 
     Attributes:
-        forward: at the end of the forward pass, all saved for the backward pass.
+        forward: at the end of the forward pass, with all that is saved for the backward pass.
         with_gradients: at the peak, with the gradients made so far.
-        without_gradients: at the peak, if each gradient went away as soon as it is whole.
+        without_gradients: at the peak, if each gradient were freed as soon as it is complete.
     """
 
     forward: int
@@ -78,37 +90,69 @@ class Activations:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How DeepSpeed shares a step among ranks.
+    """How DeepSpeed runs an optimizer step and shards it among ranks.
 
     Attributes:
-        stage: of ZeRO.
-        ranks, accumulation: world size, micro-batches of a step.
-        width: bytes of a weight and of a gradient: 2 in bf16, 4 in fp32.
-        bucket: gradients that are reduced at once, in numbers.
-        buckets: that exist at a time: 2 where communication overlaps.
-        offload: optimizer state is in the host's memory.
-        offload_weights: at stage 3, a rank's share of the weights as well.
+        stage: the stage of ZeRO.
+        precision: "bf16" or "fp32", of weights and gradients.
+        bucket: reduce_bucket_size, in numbers.
+        overlap: overlap_comm: gradients travel during the backward pass.
+        offload: the optimizer's state is in the host's memory.
+        offload_weights: at stage 3, a rank's shard of the weights is there as well.
+        to_owners: use_multi_rank_bucket_allreduce is false: each gradient is reduced to the rank that updates its
+            weight.
+        reduce_scatter: DeepSpeed's key; false asks for all-reduces at stages 1 and 2.
+        on_cpu: the ranks are processes on CPUs, connected by gloo, whose memory counts once it is written to.
+        ranks, accumulation: world size; micro-batches of a step.
         states: fp32 numbers that the optimizer keeps for each weight.
-        on_cpu: gloo, and memory that counts once it is written to.
-        to_owners: at stages 1 and 2 each gradient is summed for the rank alone that updates its weight.
-        reduce_scatter: DeepSpeed's; false asks for all-reduces at stages 1 and 2.
     """
 
     stage: int
-    ranks: int
-    accumulation: int
-    width: int
-    bucket: int
-    buckets: int = 1
+    precision: str
+    bucket: int = BUCKET
+    overlap: bool = False
     offload: bool = False
     offload_weights: bool = False
-    states: int = 2
-    on_cpu: bool = False
     to_owners: bool = False
     reduce_scatter: bool = True
+    on_cpu: bool = False
+    ranks: int = 1
+    accumulation: int = 1
+    states: int = 2
 
-    def straight(self, trained: int) -> bool:
-        """At stages 1 and 2 `exchange` sends the gradients of so many weights to their owners."""
+    @classmethod
+    def from_ds_config(cls, content: dict[str, Any], precision: str) -> Sharding:
+        """Return what a DeepSpeed configuration asks for, with the defaults of DeepSpeed for "auto"."""
+        zero = content.get("zero_optimization", {})
+        bucket, overlap = zero.get("reduce_bucket_size", "auto"), zero.get("overlap_comm")
+        stage, scatter = zero_stage(content), bool(zero.get("reduce_scatter", True))
+        return cls(
+            stage,
+            precision,
+            bucket=BUCKET if bucket == "auto" else int(bucket),
+            overlap=stage == 3 if overlap is None else bool(overlap),
+            offload=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
+            offload_weights=(zero.get("offload_param") or {}).get("device") == "cpu",
+            to_owners=scatter and zero.get("use_multi_rank_bucket_allreduce", True) is False,
+            reduce_scatter=scatter,
+        )
+
+    def of_batch(self, batch: SolvedBatch, states: int) -> Sharding:
+        """Return the same for a batch's ranks and accumulation, and an optimizer's states."""
+        return dataclasses.replace(self, ranks=batch.ranks, accumulation=batch.accumulation, states=states)
+
+    @property
+    def width(self) -> int:
+        """Return the bytes of a weight and of a gradient."""
+        return WEIGHT_BYTES[self.precision]
+
+    @property
+    def buckets(self) -> int:
+        """Return how many buckets of gradients exist at a time."""
+        return 2 if self.overlap else 1
+
+    def sends_directly(self, trained: int) -> bool:
+        """Return whether our direct collectives send the gradients of `trained` weights to their owners."""
         return self.on_cpu and self.reduce_scatter and straight_to_owners(self.ranks, trained, self.bucket)
 
 
@@ -117,9 +161,10 @@ class Footprint:
     """Bytes on one rank.
 
     Attributes:
-        kept: by part, all the time.
-        backward, step: beside that, at the peak of the backward pass, and of the optimizer step.
-        host: by part, in the host's memory, for a rank whose device has its own.
+        kept: what is there all the time, by part.
+        backward: beside that, at the peak of the backward pass.
+        step: beside that, at the peak of the optimizer step.
+        host: what is in the host's memory for a rank whose device has its own, by part.
     """
 
     kept: dict[str, int]
@@ -129,50 +174,50 @@ class Footprint:
 
     @property
     def peak(self) -> int:
-        """On the device."""
+        """Return the bytes on the device at the peak."""
         return sum(self.kept.values()) + max(self.backward, self.step)
 
 
-def of_step(layout: Layout, activations: Activations, how: Sharding) -> Footprint:
-    """The memory of a rank whose steps have begun to repeat themselves."""
+def memory_of_step(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
+    """Return the memory of a rank after the first steps, when all buffers exist."""
     by_stage = {0: _replicated, 1: _stage_1_or_2, 2: _stage_1_or_2, 3: _stage_3}
-    return by_stage[how.stage](layout, activations, how)
+    return by_stage[sharding.stage](layout, activations, sharding)
 
 
-def _replicated(layout: Layout, activations: Activations, how: Sharding) -> Footprint:
-    width, trained = how.width, layout.trained
-    kept = {"weights": width * layout.all, "optimizer": FP32_BYTES * how.states * trained}
+def _replicated(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
+    width, trained = sharding.width, layout.trained
+    kept = {"weights": width * layout.all, "optimizer": FP32_BYTES * sharding.states * trained}
     if width < FP32_BYTES:
         kept["fp32 weights"] = FP32_BYTES * trained
     gradients = width * trained
     laid_out = gradients + width * min(trained, GATHERED_AT_ONCE)
     # in the later micro-batches the gradients so far are there from the beginning
-    later = gradients + activations.without_gradients if how.accumulation > 1 else 0
+    later = gradients + activations.without_gradients if sharding.accumulation > 1 else 0
     step = gradients + (FP32_BYTES * trained if width < FP32_BYTES else 0)
     return Footprint(kept, max(activations.with_gradients, later, laid_out), step, {})
 
 
-def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Footprint:
-    width, ranks, accumulated = how.width, how.ranks, how.accumulation > 1
+def _stage_1_or_2(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
+    width, ranks, accumulated = sharding.width, sharding.ranks, sharding.accumulation > 1
     trained, padded, part = layout.trained, layout.padded(ranks), layout.largest_slice(ranks)
-    state = {"fp32 weights": FP32_BYTES * padded // ranks, "optimizer": FP32_BYTES * how.states * padded // ranks}
+    state = {"fp32 weights": FP32_BYTES * padded // ranks, "optimizer": FP32_BYTES * sharding.states * padded // ranks}
     kept = {"weights": width * (padded + layout.frozen)}
     host: dict[str, int] = {}
-    mine = width * layout.whole_of_parts(ranks)
-    bucket = width * how.buckets * (min(how.bucket, trained) if how.on_cpu else how.bucket)
-    # a bucket's sum is a copy of it; sums that go straight to their owners need room for the others' parts
-    copied = (ranks - 1) * min(how.bucket, part) if how.straight(trained) else how.bucket
+    mine = width * layout.largest_touched(ranks)
+    bucket = width * sharding.buckets * (min(sharding.bucket, trained) if sharding.on_cpu else sharding.bucket)
+    # a bucket's sum is a copy of it; gradients sent directly to their owners need room for the other ranks' parts
+    copied = (ranks - 1) * min(sharding.bucket, part) if sharding.sends_directly(trained) else sharding.bucket
     reduced = width * min(copied + part, trained)
     largest = width * max(map(max, filter(None, layout.groups)), default=0)
-    if how.offload:
+    if sharding.offload:
         host = {
             **state,
             "fp32 gradients": FP32_BYTES * padded // ranks,
             "weights on their way": width * padded // ranks + largest,
-            "gradients": mine if accumulated and how.stage == 2 else 0,
+            "gradients": mine if accumulated and sharding.stage == 2 else 0,
         }
         kept["weights on their way"] = largest
-        if how.on_cpu:  # all in the same memory
+        if sharding.on_cpu:  # all in the same memory
             kept = {**host, "weights": kept["weights"], "weights on their way": host["weights on their way"] + largest}
             host = {}
         before, step = 0, 0
@@ -183,30 +228,36 @@ def _stage_1_or_2(layout: Layout, activations: Activations, how: Sharding) -> Fo
         backward = before + bucket + max(reduced, mine)
         groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
         step = mine + width * groups_part + (FP32_BYTES * groups_part if width < FP32_BYTES else 0)
-    if how.stage == 1 and accumulated:  # nothing is reduced before the last micro-batch is done
+    if sharding.stage == 1 and accumulated:  # nothing is reduced before the last micro-batch
         before = width * trained
-        backward = max(backward, before + (bucket if not how.on_cpu else 0) + reduced)
-    during = before + (activations.without_gradients if how.stage == 1 and accumulated else activations.with_gradients)
+        backward = max(backward, before + (bucket if not sharding.on_cpu else 0) + reduced)
+    during = before + (
+        activations.without_gradients if sharding.stage == 1 and accumulated else activations.with_gradients
+    )
     return Footprint(kept, max(during, backward), step, host)
 
 
-def _stage_3(layout: Layout, activations: Activations, how: Sharding) -> Footprint:
-    width, ranks, trained = how.width, how.ranks, layout.trained
+def _stage_3(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
+    width, ranks, trained = sharding.width, sharding.ranks, layout.trained
     part = ceil(trained / ranks)
-    bucket = width * (min(how.bucket, trained) if how.on_cpu else how.bucket)
+    bucket = width * (min(sharding.bucket, trained) if sharding.on_cpu else sharding.bucket)
     kept = {"small weights": width * layout.persistent(), "bucket": bucket}
     weights = {"weights": width * ceil(layout.all / ranks)}
-    state = {"gradients": width * part, "fp32 weights": FP32_BYTES * part, "optimizer": FP32_BYTES * how.states * part}
+    state = {
+        "gradients": width * part,
+        "fp32 weights": FP32_BYTES * part,
+        "optimizer": FP32_BYTES * sharding.states * part,
+    }
     host: dict[str, int] = {}
-    if how.offload:
+    if sharding.offload:
         state["fp32 gradients"] = FP32_BYTES * part
-    for parts, moved in ((weights, how.offload_weights), (state, how.offload)):
-        (host if moved and not how.on_cpu else kept).update(parts)
+    for parts, moved in ((weights, sharding.offload_weights), (state, sharding.offload)):
+        (host if moved and not sharding.on_cpu else kept).update(parts)
     gathered = width * (layout.all - layout.persistent())
-    # gradients go into the bucket once they are whole, so the peak is where the backward pass begins, or its end, where
-    # the tied embeddings have a gradient of each use; and a reduce-scatter, where there is any, copies its input
+    # a gradient moves to the bucket once it is complete, so the peak is at the beginning of the backward pass, or at
+    # its end, when tied embeddings have a gradient of each use; a reduce-scatter also copies its input
     tied = 3 * width * max(map(max, filter(None, layout.groups)), default=0)
-    copied = width * min(how.bucket, trained) if ranks > 1 else 0
+    copied = width * min(sharding.bucket, trained) if ranks > 1 else 0
     backward = max(gathered + activations.forward, tied) + copied
     groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
     step = max(
@@ -215,13 +266,13 @@ def _stage_3(layout: Layout, activations: Activations, how: Sharding) -> Footpri
     return Footprint(kept, backward, step, host)
 
 
-def on_the_line(rows: int, *measured: tuple[int, Activations]) -> Activations:
-    """What a micro-batch of so many rows takes, on the line through two that were measured."""
+def interpolate(rows: int, *measured: tuple[int, Activations]) -> Activations:
+    """Return the activations of a micro-batch of `rows` rows, on the line through two that were measured."""
     (few, least), (many, most) = measured
-    share = (rows - few) / (many - few)
+    fraction = (rows - few) / (many - few)
 
     def between(low: int, high: int) -> int:
-        return round(low + share * (high - low))
+        return round(low + fraction * (high - low))
 
     return Activations(
         between(least.forward, most.forward),

@@ -7,67 +7,78 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from scaler.config import deepspeed as ds_config
-from scaler.config.batch import batches
+from scaler.config.batch import batches, solve_batch
 from scaler.config.deepspeed import precision_of
 from scaler.config.recipe import Recipe, load
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, nearest
+from scaler.core.text import table
 from scaler.planning import critical_batch, failures, hardware, step_time
-from scaler.planning.step_time import Point, Settings, Workload
-from scaler.planning.workload import settings_of, workload
+from scaler.planning.hardware import Hardware
+from scaler.planning.memory import Sharding, memory_of_step
+from scaler.planning.step_time import MIN_EFFICIENCY, PARTS, PredictedPoint, Workload
 
 TO_OWNERS = ", use_multi_rank_bucket_allreduce false,"
-RESTART_SECONDS = 300  # to notice a failure, start all ranks again and load: ours, of a job that need not queue
-SAVE_BYTES_PER_SECOND = 1e9  # of a node, to a shared disk: ours
+RESTART_SECONDS = 300  # to notice a failure, start all ranks again and load: our guess, for a job that need not queue
+SAVE_BYTES_PER_SECOND = 1e9  # of a node, to a shared disk: our guess
 
 
-def choices(
-    work: Workload, ways: Sequence[Settings], nodes: int, on: hardware.Hardware, weak: bool = False
-) -> list[Point]:
-    """All micro-batches of all ways to train on so many nodes; none where ranks cannot share the batch."""
-    ranks = nodes * on.devices
-    rows = work.rows * nodes if weak else work.rows
-    return [step_time.point(work, way, batch, nodes, on) for way in ways for batch in batches(rows, ranks)]
+def alternatives(sharding: Sharding, to_owners: tuple[bool, ...] = (False, True)) -> list[Sharding]:
+    """Return the same sharding at every ZeRO stage.
 
-
-def other_ways(asked: Settings) -> list[Settings]:
-    """The same at every stage, and at stages 1 and 2 with gradients summed for their owners alone."""
+    Args:
+        to_owners: values of `Sharding.to_owners` to try at stages 1 and 2; the first one is that of the other stages.
+    """
     return [
         dataclasses.replace(
-            asked,
+            sharding,
             stage=stage,
-            offload=asked.offload and stage > 0,
-            to_owners=to_owners,
-            reduce_scatter=asked.reduce_scatter or to_owners,
+            offload=sharding.offload and stage > 0,
+            to_owners=owners,
+            reduce_scatter=sharding.reduce_scatter or owners,
         )
         for stage in range(4)
-        for to_owners in (False, True)
-        if stage in (1, 2) or not to_owners
+        for owners in (to_owners if stage in (1, 2) else to_owners[:1])
     ]
 
 
-def goodput(point: Point, work: Workload, on: hardware.Hardware) -> tuple[float, float]:
-    """The share of time that trains, with the best interval between checkpoints; and its seconds."""
+def candidates(
+    work: Workload, shardings: Sequence[Sharding], rows: int, nodes: int, on: Hardware
+) -> list[PredictedPoint]:
+    """Predict all micro-batches of all shardings for a global batch; none where the ranks cannot share it."""
+    ranks = nodes * on.devices
+    return [step_time.predict(work, way, batch, nodes, on) for way in shardings for batch in batches(rows, ranks)]
+
+
+def goodput(point: PredictedPoint, work: Workload, on: Hardware) -> tuple[float, float]:
+    """Return the fraction of time that trains, and the seconds between checkpoints that make it largest."""
     bytes_each = ds_config.FP32_BYTES * (work.layout.all + work.states * work.layout.trained)
     save = bytes_each / (SAVE_BYTES_PER_SECOND * point.nodes)
     mtbf = on.mtbf_node_hours * 3600 / point.nodes
     every = failures.daly(save, mtbf)
-    return failures.expected_share(every, save, RESTART_SECONDS, mtbf), every
+    return failures.expected_fraction(every, save, RESTART_SECONDS, mtbf), every
 
 
-def described(
-    point: Point, work: Workload, on: hardware.Hardware, first: Point, critical: float | None
+def describe(
+    point: PredictedPoint, work: Workload, on: Hardware, first: PredictedPoint, critical: float | None
 ) -> dict[str, Any]:
-    """A point as a line of the table and as JSON. `critical` is the critical batch in rows, where it is known."""
-    share, every = goodput(point, work, on)
+    """Return a point as a line of the table and as JSON.
+
+    Args:
+        first: the point to which efficiency is relative.
+        critical: the critical batch in rows; None where it is unknown.
+    """
+    fraction, every = goodput(point, work, on)
     steps = critical_batch.steps(work.steps, work.rows, point.batch.rows, critical)
-    hours = steps * point.step.seconds / share / 3600
+    hours = steps * point.step.seconds / fraction / 3600
     return {
         "nodes": point.nodes,
         "ranks": point.batch.ranks,
-        "stage": point.settings.stage,
-        "offload": point.settings.offload,
-        "to_owners": point.settings.to_owners,
+        "stage": point.sharding.stage,
+        "offload": point.sharding.offload,
+        "to_owners": point.sharding.to_owners,
         "rows": point.batch.rows,
         "micro_rows": point.batch.micro_rows,
         "accumulation": point.batch.accumulation,
@@ -81,7 +92,7 @@ def described(
         "step_seconds": point.step.seconds,
         "tokens_per_second": point.rows_per_second * work.seq_len,
         "efficiency": point.rows_per_second / point.nodes / (first.rows_per_second / first.nodes),
-        "goodput": share,
+        "goodput": fraction,
         "checkpoint_seconds": every,
         "hours": hours,
         "node_hours": hours * point.nodes,
@@ -90,16 +101,24 @@ def described(
 
 
 def within(lines: Sequence[dict[str, Any]], hours: float | None, cost: float | None) -> dict[str, Any] | None:
-    """The cheapest that is done in time, or the fastest that is cheap enough; with both the cheapest, if any is."""
+    """Return the cheapest line within the hours, or the fastest within the cost; with both limits the cheapest.
+
+    None if no line is within the limits.
+    """
     price = "node_hours" if cost is None else "cost"
-    able = [
+    allowed = [
         line for line in lines if (hours is None or line["hours"] <= hours) and (cost is None or line["cost"] <= cost)
     ]
-    return min(able, key=lambda line: line[price if hours is not None else "hours"], default=None)
+    return min(allowed, key=lambda line: line[price if hours is not None else "hours"], default=None)
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole plan. Raises ScalerError for what cannot be planned, and for a training that fits nowhere."""
+    """Return the whole plan, ready for JSON.
+
+    Raises: ScalerError for bad input, and for a training that fits nowhere.
+    """
+    from scaler.planning.workload import workload  # takes seconds, because it loads torch and Transformers
+
     on, recipe = hardware.load(arguments.hardware), load(arguments.recipe, arguments.overrides)
     content = ds_config.read(arguments.deepspeed_config)
     precision = precision_of(content, "bf16" in on.flops)
@@ -111,24 +130,25 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
             f"--max_cost {arguments.max_cost:g}, but hardware {on.name} has no price; put one in its file"
         )
     critical = critical_batch.chosen(arguments.critical_rows, arguments.noise_scale, recipe)
-    asked = dataclasses.replace(settings_of(content, precision), on_cpu=on.on_cpu)
-    work = workload(recipe, ds_config.WEIGHT_BYTES[precision], on.on_cpu)
-    found: list[Point] = []
-    others: list[Point] = []
+    sharding = dataclasses.replace(Sharding.from_ds_config(content, precision), on_cpu=on.on_cpu)
+    work = workload(recipe, sharding.width, on.on_cpu)
+    found: list[PredictedPoint] = []
+    others: list[PredictedPoint] = []
     left_out: dict[int, str] = {}
     for nodes in arguments.nodes:
-        points = choices(work, [asked], nodes, on, arguments.weak)
-        best = step_time.best(points)
+        rows = work.rows * nodes if arguments.weak else work.rows
+        points = candidates(work, [sharding], rows, nodes, on)
+        best = step_time.fastest(points)
         if best is None:
             left_out[nodes] = _why_not(points, work, on, nodes, recipe)
             continue
         found.append(best)
-        overall = step_time.best([best, *choices(work, other_ways(asked), nodes, on, arguments.weak)])
+        overall = step_time.fastest([best, *candidates(work, alternatives(sharding), rows, nodes, on)])
         assert overall is not None
         others.append(overall)
     if not found:
         raise ScalerError(f"recipe {recipe.name} on {on.name}: {next(iter(left_out.values()))}")
-    lines = [described(point, work, on, found[0], critical) for point in found]
+    lines = [describe(point, work, on, found[0], critical) for point in found]
     knee = step_time.knee(found)
     return {
         "recipe": recipe.name,
@@ -142,7 +162,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         "points": lines,
         "left_out": left_out,
         "other_stages": [
-            described(other, work, on, other, critical)
+            describe(other, work, on, other, critical)
             for point, other in zip(found, others, strict=True)
             if other.step.seconds < 0.99 * point.step.seconds
         ],
@@ -152,48 +172,58 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _why_not(points: Sequence[Point], work: Workload, on: hardware.Hardware, nodes: int, recipe: Recipe) -> str:
+def _why_not(points: Sequence[PredictedPoint], work: Workload, on: Hardware, nodes: int, recipe: Recipe) -> str:
     ranks = nodes * on.devices
     if not points:
         return f"training.rows={work.rows} cannot be shared by {ranks} ranks; use a multiple of {ranks}, or --weak"
     least = min(points, key=lambda p: p.memory.peak)
-    remedy = "ZeRO-3, optimizer offload or more nodes" if least.settings.stage < 3 else "a smaller model or more memory"
+    remedy = "ZeRO-3, optimizer offload or more nodes" if least.sharding.stage < 3 else "a smaller model or more memory"
     if least.batch.micro_rows == 1 and least.memory.backward > 2 * sum(least.memory.kept.values()):
         remedy = "a smaller data.seq_len"
     return (
-        f"even {least.batch.micro_rows} row a micro-batch at ZeRO-{least.settings.stage} takes "
+        f"even {least.batch.micro_rows} row a micro-batch at ZeRO-{least.sharding.stage} takes "
         f"{least.memory.peak / 1e9:.1f} GB of {on.memory_bytes / 1e9:.0f} GB a rank on {nodes} nodes; try {remedy}"
     )
 
 
 def render(content: dict[str, Any]) -> str:
-    """The plan as text for people."""
+    """Format the plan for people."""
     on, lines = content["hardware"], content["points"]
     how = "the batch grows with the nodes" if content["weak"] else f"{lines[0]['rows']} rows a step"
     text = [
         f"{content['recipe']}: {content['parameters']:,} parameters, {content['precision']}, {how}, "
-        f"{content['deepspeed_config']}, nodes of {on['devices']} on {on['name']}",
-        "nodes  ranks ZeRO  micro x acc.  GB/rank   ms/step network  tokens/s efficiency goodput   hours node-hours"
-        + ("" if on["price"] is None else "      cost"),
+        f"{content['deepspeed_config']}, nodes of {on['devices']} on {on['name']}"
     ]
-    for line in lines:
-        network = line["seconds"]["network"] / line["step_seconds"]
-        text.append(
-            f"{line['nodes']:>5} {line['ranks']:>6} {line['stage']:>4} {line['micro_rows']:>6} x "
-            f"{line['accumulation']:<4} {line['peak_bytes'] / 1e9:>8.2f} {1e3 * line['step_seconds']:>9.1f}"
-            f" {network:>7.0%} {line['tokens_per_second']:>9,.3g} {line['efficiency']:>10.0%} {line['goodput']:>7.1%}"
-            f" {line['hours']:>7,.3g} {line['node_hours']:>10,.3g}"
-            + ("" if line["cost"] is None else f" {line['cost']:>9,.2f}")
-            + " *" * line["past_critical"]
-        )
-    text += [f"{nodes:>5} nodes: {why}" for nodes, why in content["left_out"].items()]
-    text += _of_the_batch(content)
-    stops = content["stops_paying"]
+    header = ["nodes", "ranks", "ZeRO", "micro x acc.", "GB/rank", "ms/step", "network", "tokens/s", "efficiency"]
+    header += ["goodput", "hours", "node-hours", *([] if on["price"] is None else ["cost"])]
+    cells = [
+        [
+            str(line["nodes"]),
+            str(line["ranks"]),
+            str(line["stage"]),
+            f"{line['micro_rows']} x {line['accumulation']}",
+            f"{line['peak_bytes'] / 1e9:.2f}",
+            f"{1e3 * line['step_seconds']:.1f}",
+            f"{line['seconds']['network'] / line['step_seconds']:.0%}",
+            f"{line['tokens_per_second']:,.3g}",
+            f"{line['efficiency']:.0%}",
+            f"{line['goodput']:.1%}",
+            f"{line['hours']:,.3g}",
+            f"{line['node_hours']:,.3g}",
+            *([] if line["cost"] is None else [f"{line['cost']:,.2f}"]),
+        ]
+        for line in lines
+    ]
+    first, *others = table(cells, header, align=">")
+    text += [first, *(row + " *" * line["past_critical"] for row, line in zip(others, lines, strict=True))]
+    text += [f"{nodes} nodes: {why}" for nodes, why in content["left_out"].items()]
+    text += _batch_lines(content)
+    knee = content["stops_paying"]
     text.append(
-        f"more nodes pay up to the end of this table (efficiency from {step_time.PAYS:.0%})"
-        if stops is None
-        else f"from {stops['nodes']} nodes on it does not pay (efficiency below {step_time.PAYS:.0%}), "
-        f"because of {PARTS[stops['part']]}"
+        f"efficiency stays at {MIN_EFFICIENCY:.0%} or more up to the end of this table"
+        if knee is None
+        else f"from {knee['nodes']} nodes on efficiency is below {MIN_EFFICIENCY:.0%}, mainly because of "
+        f"{PARTS[knee['part']]}"
     )
     text += [
         f"on {other['nodes']} nodes ZeRO-{other['stage']}{TO_OWNERS * other['to_owners']} with "
@@ -215,15 +245,17 @@ def render(content: dict[str, Any]) -> str:
             f"{chosen['node_hours']:.3g} node-hours{cost}"
         )
     measured = ", ".join(on["measured"]) or "nothing"
-    text.append(f"measured of the hardware: {measured}; the rest is the makers' figures times what is usually reached")
+    text.append(
+        f"measured of the hardware: {measured}; the rest are makers' figures times the fraction that is usually reached"
+    )
     return "\n".join(text)
 
 
-def _of_the_batch(content: dict[str, Any]) -> list[str]:
+def _batch_lines(content: dict[str, Any]) -> list[str]:
     lines, critical = content["points"], content["critical_rows"]
     if critical is None:
-        asks = "hours take it that twice the batch needs half of the steps; --noise_scale says how far that holds"
-        return [asks] * (content["weak"] and len(lines) > 1)
+        assumed = "hours assume that twice the batch needs half of the steps; --noise_scale measures how far that holds"
+        return [assumed] * (content["weak"] and len(lines) > 1)
     first, last = lines[0], lines[-1]
     past = next((f"passed from {line['nodes']} nodes on (*)" for line in lines if line["past_critical"]), "not reached")
     more = last["rows"] * last["steps"] / (first["rows"] * first["steps"])
@@ -231,10 +263,51 @@ def _of_the_batch(content: dict[str, Any]) -> list[str]:
     return [f"critical batch {critical:,.0f} rows, {past}" + grown * content["weak"]]
 
 
-PARTS = {
-    "compute": "ranks with nothing to compute",
-    "micro_batches": "micro-batches that are too small",
-    "network": "the network",
-    "optimizer": "the update of the weights, which does not get faster",
-    "stragglers": "waiting for the slowest rank",
-}
+def gpu_memory_table(recipes: Sequence[str], gpus: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return what each recipe takes of each kind of GPU, alone and on a node of eight, with the default configuration.
+
+    Args:
+        recipes: names or files.
+        gpus: names of devices in hardware.yaml; all of them by default.
+
+    Returns: a row for each recipe, number of GPUs and kind of GPU, with the keys `recipe`, `gpus`, `gpu`, `gpu_bytes`,
+        `precision`, `micro_rows` and `accumulation` (as the recipe's training has them), `peak_bytes` (of a GPU),
+        `fits`, and `most_micro_rows`, the largest micro-batch that fits (0 where none does).
+
+    Raises: ScalerError for an unknown GPU.
+    """
+    from scaler.planning.workload import workload
+
+    devices = yaml.safe_load(hardware.TABLE.read_text(encoding="utf-8"))["devices"]
+    content = ds_config.read(ds_config.DEFAULT_DS_CONFIG)
+    rows = []
+    for gpu in gpus or devices:
+        if gpu not in devices:
+            raise ScalerError(f"no known GPU {gpu!r}; {nearest(gpu, devices)}")
+    for recipe in map(load, recipes):
+        works: dict[str, Workload] = {}
+        for ranks in (1, 8):
+            for gpu in gpus or devices:
+                precision = precision_of(content, devices[gpu]["bf16"] is not None)
+                sharding = Sharding.from_ds_config(content, precision)
+                if precision not in works:
+                    works[precision] = workload(recipe, sharding.width)
+                work, capacity = works[precision], devices[gpu]["memory"] * 1e9
+                peaks = {
+                    batch: memory_of_step(
+                        work.layout, work.activations(batch.micro_rows), sharding.of_batch(batch, work.states)
+                    ).peak
+                    for batch in batches(work.rows, ranks)
+                }
+                batch = solve_batch(work.rows, ranks, recipe.training.max_micro_rows)
+                rows.append(
+                    {
+                        **{"recipe": recipe.name, "gpus": ranks, "gpu": gpu, "gpu_bytes": capacity},
+                        **{"precision": precision, "micro_rows": batch.micro_rows, "accumulation": batch.accumulation},
+                        **{"peak_bytes": peaks[batch], "fits": peaks[batch] <= capacity},
+                        "most_micro_rows": max(
+                            (some.micro_rows for some, peak in peaks.items() if peak <= capacity), default=0
+                        ),
+                    }
+                )
+    return rows

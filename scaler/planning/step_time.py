@@ -1,4 +1,4 @@
-"""Time and memory of a training on any number of nodes, from what one node is known to do. Needs no DeepSpeed."""
+"""Predict time and memory of a training on any number of nodes, from the speed of one node. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,30 +6,38 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from scaler.config import deepspeed as ds_config
 from scaler.config.batch import SolvedBatch
-from scaler.planning import communication
-from scaler.planning import memory as footprint
+from scaler.config.deepspeed import FP32_BYTES
+from scaler.planning.communication import collectives_of_step, gathers_of_weights
+from scaler.planning.communication import seconds as collective_seconds
 from scaler.planning.hardware import Hardware
-from scaler.planning.memory import Activations, Footprint, Layout, Sharding
+from scaler.planning.memory import Activations, Footprint, Layout, Sharding, memory_of_step
 
 # Bytes that AdamW moves for a weight: weight, gradient and both moments read, all but the gradient written, in fp32.
 OPTIMIZER_TRAFFIC = 28
-BACKWARD_SHARE = 2 / 3  # of the computation (Kaplan et al. 2020, section 2.1), beside which gradients can travel
-PAYS = 0.8  # efficiency under which more nodes do not pay
+BACKWARD_FRACTION = 2 / 3  # of the computation (Kaplan et al. 2020, section 2.1), beside which gradients can travel
+# Efficiency below which the plan advises against more nodes. Our choice: a fifth of the node-hours is lost there.
+MIN_EFFICIENCY = 0.8
+PARTS = {  # of a step, by the name in `StepTime`, as a reason why efficiency falls
+    "compute": "too little computation for each rank",
+    "micro_batches": "the fixed overhead of each micro-batch",
+    "network": "communication between ranks",
+    "optimizer": "the update of the weights, which more ranks do not speed up",
+    "stragglers": "waiting for the slowest rank",
+}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A training, whatever it runs on.
+    """A training, independent of the hardware.
 
     Attributes:
-        layout: of the parameters.
-        activations: of a micro-batch, by its rows.
-        flops_per_row: of a row's forward and backward pass.
+        layout: the parameters.
+        activations: bytes of a micro-batch, by its rows.
+        flops_per_row: operations of a row's forward and backward pass.
         seq_len: tokens of a row.
-        rows, steps: of the global batch; of the training.
-        states: numbers that the optimizer keeps for a weight.
+        rows, steps: rows of the global batch; steps of the training.
+        states: fp32 numbers that the optimizer keeps for a weight.
     """
 
     layout: Layout
@@ -42,55 +50,12 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How the engine runs it.
+class StepTime:
+    """Seconds of an optimizer step, by part.
 
     Attributes:
-        stage, offload, offload_weights: of ZeRO; what of the optimizer, and of stage 3's weights, the host keeps.
-        precision: "bf16" or "fp32".
-        bucket, overlap: reduce_bucket_size in numbers; overlap_comm.
-        on_cpu: the ranks are processes on CPUs.
-        to_owners: not use_multi_rank_bucket_allreduce.
-        reduce_scatter: DeepSpeed's.
-    """
-
-    stage: int
-    offload: bool
-    precision: str
-    bucket: int
-    overlap: bool
-    on_cpu: bool = False
-    to_owners: bool = False
-    offload_weights: bool = False
-    reduce_scatter: bool = True
-
-    def sharding(self, batch: SolvedBatch, states: int) -> Sharding:
-        """The same for one world size."""
-        width = ds_config.WEIGHT_BYTES[self.precision]
-        buckets = 2 if self.overlap else 1
-        return Sharding(
-            self.stage,
-            batch.ranks,
-            batch.accumulation,
-            width,
-            self.bucket,
-            buckets,
-            self.offload,
-            self.offload_weights and self.stage == 3,
-            states,
-            self.on_cpu,
-            self.to_owners,
-            self.reduce_scatter,
-        )
-
-
-@dataclass(frozen=True)
-class Step:
-    """Seconds of an optimizer step by part.
-
-    Attributes:
-        compute: matrix multiplications and all that goes with them.
-        micro_batches: what each micro-batch costs however small it is.
+        compute: matrix multiplications and the operations between them.
+        micro_batches: the fixed overhead of all micro-batches.
         network: communication that the computation waits for.
         optimizer: the update of the weights.
         stragglers: waiting for the slowest rank.
@@ -104,85 +69,96 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """Return the seconds of the whole step."""
         return self.compute + self.micro_batches + self.network + self.optimizer + self.stragglers
+
+    def as_measured(self) -> dict[str, float]:
+        """Return the seconds by part, under the names that the parts of a measured step have."""
+        return {
+            "own work": self.compute,
+            "micro-batches": self.micro_batches,
+            "optimizer": self.optimizer,
+            "stragglers": self.stragglers,
+            "communication": self.network,
+        }
 
 
 @dataclass(frozen=True)
-class Point:
-    """A training on so many nodes.
+class PredictedPoint:
+    """A prediction of a training on some number of nodes.
 
     Attributes:
-        batch: as taken apart.
-        settings: of the engine.
-        step: how long it takes.
-        memory: of a rank.
-        fits: the memory of its device holds it.
+        batch: the global batch, divided among ranks and micro-batches.
+        sharding: how the engine runs it.
+        step: seconds of a step.
+        memory: bytes of a rank.
+        fits: whether the memory of a device holds it.
     """
 
     nodes: int
     batch: SolvedBatch
-    settings: Settings
-    step: Step
+    sharding: Sharding
+    step: StepTime
     memory: Footprint
     fits: bool
 
     @property
     def rows_per_second(self) -> float:
-        """Of all ranks."""
+        """Return the rows that all ranks train in a second."""
         return self.batch.rows / self.step.seconds
 
 
-def step_of(work: Workload, settings: Settings, batch: SolvedBatch, nodes: int, hardware: Hardware) -> Step:
-    """Predict an optimizer step.
+def time_of_step(work: Workload, sharding: Sharding, batch: SolvedBatch, nodes: int, hardware: Hardware) -> StepTime:
+    """Predict the seconds of an optimizer step.
 
-    Computation, communication and update come one after the other, as DeepSpeed does them, unless overlap_comm lets
-    gradients of stages 2 and 3 travel during the backward pass; then only what outlasts that is waited for. The slowest
-    of n ranks is late by sigma * sqrt(2 ln n) (the expected maximum of n normal variables, from above).
+    Computation, communication and update follow each other, as in DeepSpeed. With overlap_comm the gradients of
+    stages 2 and 3 travel during the backward pass, and only what outlasts it is waited for. The slowest of n ranks is
+    late by sigma * sqrt(2 ln n), an upper bound of the expected maximum of n normal variables.
     """
-    how = settings.sharding(batch, work.states)
-    flops = hardware.flops[settings.precision]
+    sharding = sharding.of_batch(batch, work.states)
+    flops = hardware.flops[sharding.precision]
     compute = batch.micro_rows * batch.accumulation * work.flops_per_row / flops
     bandwidth = hardware.bandwidth(nodes)
     hidden = network = 0.0
-    for collective in communication.of_step(work.layout, how):
-        took = communication.seconds(collective, how.ranks, bandwidth, hardware.latency, settings.on_cpu)
+    for collective in collectives_of_step(work.layout, sharding):
+        took = collective_seconds(collective, sharding.ranks, bandwidth, hardware.latency, sharding.on_cpu)
         hidden, network = (hidden + took, network) if collective.hidden else (hidden, network + took)
-    network += max(0.0, hidden - BACKWARD_SHARE * compute)
-    updated = work.layout.trained / (how.ranks if settings.stage else 1)
-    optimizer = updated * (OPTIMIZER_TRAFFIC + how.width) / hardware.memory_bandwidth
-    if how.offload_weights and not settings.on_cpu:
-        passes = batch.accumulation * communication.gathers_of_weights(work.layout)
-        network += passes * how.width * work.layout.all / how.ranks / hardware.host_link
-    if settings.offload and not settings.on_cpu:
-        optimizer += updated * (ds_config.FP32_BYTES + how.width) / hardware.host_link
-    late = hardware.spread * math.sqrt(2 * math.log(how.ranks)) * compute
-    return Step(compute, batch.accumulation * hardware.micro_batch_overhead_seconds, network, optimizer, late)
+    network += max(0.0, hidden - BACKWARD_FRACTION * compute)
+    updated = work.layout.trained / (sharding.ranks if sharding.stage else 1)
+    optimizer = updated * (OPTIMIZER_TRAFFIC + sharding.width) / hardware.memory_bandwidth
+    if sharding.stage == 3 and sharding.offload_weights and not sharding.on_cpu:
+        passes = batch.accumulation * gathers_of_weights(work.layout)
+        network += passes * sharding.width * work.layout.all / sharding.ranks / hardware.host_link
+    if sharding.offload and not sharding.on_cpu:
+        optimizer += updated * (FP32_BYTES + sharding.width) / hardware.host_link
+    late = hardware.spread * math.sqrt(2 * math.log(sharding.ranks)) * compute
+    return StepTime(compute, batch.accumulation * hardware.micro_batch_overhead_seconds, network, optimizer, late)
 
 
-def point(work: Workload, settings: Settings, batch: SolvedBatch, nodes: int, hardware: Hardware) -> Point:
-    """Predict a training on so many nodes with these settings."""
-    memory = footprint.of_step(work.layout, work.activations(batch.micro_rows), settings.sharding(batch, work.states))
-    fits = memory.peak <= hardware.memory_bytes
-    return Point(nodes, batch, settings, step_of(work, settings, batch, nodes, hardware), memory, fits)
+def predict(work: Workload, sharding: Sharding, batch: SolvedBatch, nodes: int, hardware: Hardware) -> PredictedPoint:
+    """Predict time and memory of a training on `nodes` nodes."""
+    sharding = sharding.of_batch(batch, work.states)
+    memory = memory_of_step(work.layout, work.activations(batch.micro_rows), sharding)
+    step = time_of_step(work, sharding, batch, nodes, hardware)
+    return PredictedPoint(nodes, batch, sharding, step, memory, memory.peak <= hardware.memory_bytes)
 
 
-def best(points: Iterable[Point]) -> Point | None:
-    """The fastest that fits; of equals the one with the fewest micro-batches."""
+def fastest(points: Iterable[PredictedPoint]) -> PredictedPoint | None:
+    """Return the fastest point that fits, None if none does; of equals the one with the fewest micro-batches."""
     return min(
         (p for p in points if p.fits), key=lambda p: (round(p.step.seconds, 9), p.batch.accumulation), default=None
     )
 
 
-def knee(points: list[Point]) -> tuple[Point, str] | None:
-    """The first number of nodes that does not pay any more, and the part of the step that takes most of the loss.
+def knee(points: list[PredictedPoint]) -> tuple[PredictedPoint, str] | None:
+    """Return the first point whose efficiency is below `MIN_EFFICIENCY`, and the part of the step that costs most.
 
-    It does not pay where rows a second and node fall below `PAYS` of those on the fewest nodes.
+    Efficiency is rows a second and node, relative to those of the first point. None if it never falls below.
     """
     first = points[0]
-    for here in points[1:]:
-        if here.rows_per_second / here.nodes < PAYS * first.rows_per_second / first.nodes:
-            scale = first.nodes / here.nodes * here.batch.rows / first.batch.rows
-            lost = {part: getattr(here.step, part) - scale * getattr(first.step, part) for part in vars(here.step)}
-            return here, max(lost, key=lambda part: lost[part])
+    for point in points[1:]:
+        if point.rows_per_second / point.nodes < MIN_EFFICIENCY * first.rows_per_second / first.nodes:
+            scale = first.nodes / point.nodes * point.batch.rows / first.batch.rows
+            lost = {part: getattr(point.step, part) - scale * getattr(first.step, part) for part in PARTS}
+            return point, max(lost, key=lambda part: lost[part])
     return None

@@ -1,4 +1,4 @@
-"""What a recipe and a DeepSpeed configuration ask of the nodes, without data and without DeepSpeed."""
+"""Build the workload of a recipe, without its data and without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from scaler.data.tokenizer import Vocabulary
 from scaler.model import build
 from scaler.model import parameters as model
 from scaler.planning import activations, memory
-from scaler.planning.step_time import Settings, Workload
+from scaler.planning.step_time import Workload
 
-MEASURED_ROWS = (1, 8)  # micro-batches whose memory is measured; that of others lies on the line through both
+MEASURED_ROWS = (1, 8)  # of the micro-batches whose memory is measured; that of others is interpolated
 
 
 def configuration(recipe: Recipe) -> Any:
-    """The model's configuration, without the tokenizer whose special ids it will have."""
+    """Return the model's configuration, with placeholders for the tokenizer's special ids."""
     entries = recipe.tokenizer.vocab_size
     special = Vocabulary(size=entries, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
     return build.configuration_of(recipe, special)
 
 
 def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
-    """What a recipe trains, without its data.
+    """Return what a recipe trains.
 
     Args:
         width: bytes of a weight: 2 in bf16, 4 in fp32.
+        on_cpu: whether the ranks run on CPUs.
     """
     config, seq_len = configuration(recipe), recipe.data.seq_len
     frozen = recipe.optimizer.frozen_embeddings
@@ -43,7 +44,7 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
 
     return Workload(
         layout(empty, recipe),
-        lambda rows: memory.on_the_line(rows, *((some, measured(some)) for some in MEASURED_ROWS)),
+        lambda rows: memory.interpolate(rows, *((some, measured(some)) for some in MEASURED_ROWS)),
         model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
         seq_len,
         recipe.training.rows,
@@ -53,25 +54,8 @@ def workload(recipe: Recipe, width: int, on_cpu: bool = False) -> Workload:
 
 
 def layout(network: PreTrainedModel, recipe: Recipe) -> memory.Layout:
-    """A model's parameters as the recipe's optimizer groups them."""
+    """Return a model's parameters as the recipe's optimizer groups them."""
     groups = model.parameter_groups(network, recipe.optimizer.weight_decay)
     parameters, trained = model.count_parameters(network)
     sizes = tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups)
     return memory.Layout(sizes, parameters - trained)
-
-
-def settings_of(content: dict[str, Any], precision: str) -> Settings:
-    """What a DeepSpeed configuration says, "auto" taken as its default."""
-    zero = content.get("zero_optimization", {})
-    bucket, overlap = zero.get("reduce_bucket_size", ds_config.BUCKET), zero.get("overlap_comm")
-    stage, scatter = ds_config.zero_stage(content), bool(zero.get("reduce_scatter", True))
-    return Settings(
-        stage=stage,
-        offload=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
-        offload_weights=(zero.get("offload_param") or {}).get("device") == "cpu",
-        precision=precision,
-        bucket=ds_config.BUCKET if bucket == "auto" else int(bucket),
-        overlap=stage == 3 if overlap is None else bool(overlap),
-        to_owners=scatter and zero.get("use_multi_rank_bucket_allreduce", True) is False,
-        reduce_scatter=scatter,
-    )

@@ -18,14 +18,12 @@ other          what is in none of these, because own work and communication are 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scaler.config.batch import batches
-from scaler.planning import step_time
+from scaler.planning import plan, step_time
 from scaler.studies.curves import Curve, Row, Study
 from scaler.studies.prediction import node_of_point
 
@@ -67,7 +65,7 @@ class Remedy:
     kind: str
     gain: float
     row: Row | None = None
-    forecast: step_time.Point | None = None
+    forecast: step_time.PredictedPoint | None = None
     host: str | None = None
 
 
@@ -138,22 +136,14 @@ def _untried(study: Study, row: Row, same_ranks: Sequence[Row]) -> Remedy | None
         for other in same_ranks
         if other.state != "not run"
     }
-    candidates = [
-        step_time.point(
-            study.prediction.works[base.settings.precision],
-            settings,
-            batch,
-            base.nodes,
-            node_of_point(study.prediction.hardware, row.point),
-        )
-        for settings in (
-            dataclasses.replace(base.settings, stage=stage, offload=base.settings.offload and stage > 0)
-            for stage in (0, 1, 2, 3)
-        )
-        for batch in batches(row.point.rows, row.point.ranks)
-        if (settings.stage, settings.offload, batch.micro_rows) not in tried
-    ]
-    best = step_time.best(candidates)
+    work = study.prediction.works[base.sharding.precision]
+    shardings = plan.alternatives(base.sharding, to_owners=(base.sharding.to_owners,))
+    node = node_of_point(study.prediction.hardware, row.point)
+    best = step_time.fastest(
+        candidate
+        for candidate in plan.candidates(work, shardings, row.point.rows, base.nodes, node)
+        if (candidate.sharding.stage, candidate.sharding.offload, candidate.batch.micro_rows) not in tried
+    )
     if best is None or base.step.seconds < (1 + NOTICED) * best.step.seconds:
         return None
     return Remedy("predicted", base.step.seconds / best.step.seconds - 1, forecast=best)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from scaler.config.recipe import Recipe
 from scaler.planning import step_time
-from scaler.planning.step_time import PAYS
+from scaler.planning.step_time import MIN_EFFICIENCY
 from scaler.studies.figures import Figures
 from scaler.studies.folder import Measured, Point
 from scaler.studies.prediction import Prediction
@@ -26,7 +26,7 @@ class Row:
     point: Point
     measured: Measured | None
     figures: Figures | None
-    predicted: step_time.Point | None
+    predicted: step_time.PredictedPoint | None
     failures: tuple[str, ...]
 
     @property
@@ -94,7 +94,7 @@ class Curve:
     @property
     def knee(self) -> Row | None:
         """Return the first point with an efficiency below `MIN_EFFICIENCY`."""
-        return next((row for row in self.best if self.efficiency(row) < PAYS), None)
+        return next((row for row in self.best if self.efficiency(row) < MIN_EFFICIENCY), None)
 
     @property
     def judged(self) -> Row:
@@ -127,7 +127,7 @@ class Curve:
     @property
     def predicted_knee(self) -> Row | None:
         """Return the first point with a predicted efficiency below `MIN_EFFICIENCY`."""
-        return next((row for row in self.predicted if self.predicted_efficiency(row) < PAYS), None)
+        return next((row for row in self.predicted if self.predicted_efficiency(row) < MIN_EFFICIENCY), None)
 
 
 @dataclass(frozen=True)

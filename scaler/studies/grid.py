@@ -20,7 +20,7 @@ from scaler.core.files import read_json, write_whole
 from scaler.data import prepared
 from scaler.distributed import devices
 from scaler.distributed.world import World
-from scaler.planning.workload import settings_of
+from scaler.planning.memory import Sharding
 from scaler.studies import folder as study_folder
 from scaler.studies.folder import Point
 
@@ -112,7 +112,7 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
     for point in existing:
         before = read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG)
         _refuse_mixed(study, "DeepSpeed configuration", before, configuration_of(content, point))
-    points, left_out = grid(arguments, recipe, settings_of(content, "fp32").bucket, existing)
+    points, left_out = grid(arguments, recipe, Sharding.from_ds_config(content, "fp32").bucket, existing)
     native = devices.bf16_is_native(devices.device(World()))
     for point in points:  # so that invalid combinations are refused once, and now
         batch = ds_config.SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)

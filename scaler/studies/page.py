@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from scaler.core.text import counted
+from scaler.core.text import quantity
 from scaler.studies import table, text
 from scaler.studies.curves import Study
 from scaler.studies.pictures import Picture
@@ -43,7 +43,7 @@ def _about(study: Study) -> str:
     counts = [f"{states.count(state)} {state}" for state in ("measured", "failed", "not run") if state in states]
     days = sorted({measured.started[:10] for _, measured, _ in study.measured})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return f"{counted(len(states), 'point')}: {', '.join(counts)}. {when}."
+    return f"{quantity(len(states), 'point')}: {', '.join(counts)}. {when}."
 
 
 def _tables(study: Study) -> list[tuple[str, list[tuple[str, table.Line]]]]:

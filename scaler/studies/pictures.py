@@ -22,9 +22,8 @@ from scaler.core.charts import (
     NullLocator,
     Patch,
 )
-from scaler.core.text import counted, rounded, share
-from scaler.planning import step_time
-from scaler.planning.step_time import PAYS
+from scaler.core.text import percent, quantity, three_digits
+from scaler.planning.step_time import MIN_EFFICIENCY
 from scaler.studies import text
 from scaler.studies.curves import Curve, Row, Study
 
@@ -68,7 +67,8 @@ def draw(study: Study, folder: Path) -> list[Picture]:
             f"{curve.series.capitalize()} scaling: speed and efficiency",
             "Throughput and efficiency over ranks, at the fastest micro-batch of each. Points: medians, with the "
             f"quartiles of the steps as bars.{predicted} Dotted: ideal scaling from the fastest curve's fewest ranks. "
-            f"A ring: efficiency falls below {share(PAYS)}. A cross: a point failed; a circle: one was not run.",
+            f"A ring: efficiency falls below {percent(MIN_EFFICIENCY)}. A cross: a point failed; a circle: one was not "
+            "run.",
         )
     keep(
         _step(leading, study.prediction is not None),
@@ -127,13 +127,13 @@ def _scaling(study: Study, series: str) -> Figure:
     speed.set_ylim(bottom=min(speeds) / 2.5)  # leaves room for the marks of points that failed
     speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     speed.yaxis.set_minor_locator(NullLocator())
-    speed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: rounded(value)))
+    speed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: three_digits(value)))
     speed.set(ylabel="tokens/s", title="speed")
     efficiency.axhline(1, color=QUIET, linestyle=":", linewidth=1)
-    efficiency.axhline(PAYS, color="black", linestyle="-", linewidth=0.8)
+    efficiency.axhline(MIN_EFFICIENCY, color="black", linestyle="-", linewidth=0.8)
     top = 1.05 * max(1.0, efficiency.dataLim.ymax)
-    efficiency.set(ylabel="efficiency", title=f"efficiency (line: {share(PAYS)})", ylim=(0, top))
-    efficiency.yaxis.set_major_formatter(FuncFormatter(lambda value, _: share(round(value, 3)).replace(".0", "")))
+    efficiency.set(ylabel="efficiency", title=f"efficiency (line: {percent(MIN_EFFICIENCY)})", ylim=(0, top))
+    efficiency.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(round(value, 3)).replace(".0", "")))
     for axes in (speed, efficiency):
         _over_ranks(axes, [row for curve, _ in styled for row in curve.rows])
     gaps = _gaps(speed, styled)
@@ -234,29 +234,17 @@ def _parts(axes: Axes, curve: Curve) -> None:
         for part, seconds in parts.items():
             axes.bar(at, scale * seconds, width, bottom, color=OF_PART[part], hatch=hatch, edgecolor="white")
             bottom += scale * seconds
-        axes.text(at, bottom, rounded(1e3 * sum(parts.values())), ha="center", va="bottom", fontsize=8)
+        axes.text(at, bottom, three_digits(1e3 * sum(parts.values())), ha="center", va="bottom", fontsize=8)
 
     for number, row in enumerate(curve.best):
         stack(row, number - width / 2 * both, row.known.parts, None)
         if row.predicted is not None:
-            stack(row, number + width / 2, _predicted_parts(row.predicted), "//")
+            stack(row, number + width / 2, row.predicted.step.as_measured(), "//")
     axes.set_xticks(range(len(curve.best)), [f"{row.point.ranks:,}" for row in curve.best])
     axes.set(xlabel="ranks", ylabel="ms of a step x ranks / rows")
     axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
-
-
-def _predicted_parts(predicted: step_time.Point) -> dict[str, float]:
-    """Return the seconds of a predicted step by part, under the names of a measured step's parts."""
-    step = predicted.step
-    return {
-        "own work": step.compute,
-        "micro-batches": step.micro_batches,
-        "optimizer": step.optimizer,
-        "stragglers": step.stragglers,
-        "communication": step.network,
-    }
 
 
 def _memory(axes: Axes, study: Study, series: str) -> None:
@@ -298,7 +286,7 @@ def _ranks(axes: Axes, curve: Curve) -> None:
         fontsize=8,
         arrowprops={"arrowstyle": "->", "color": QUIET},
     )
-    ranks = f"{row.point.ranks:,} on {counted(row.point.nodes, 'node')}"
+    ranks = f"{row.point.ranks:,} on {quantity(row.point.nodes, 'node')}"
     axes.set(xlabel=f"rank, of {ranks}", ylabel="ms of own work in a step")
     axes.set_ylim(0, 1.35 * float(high.max()))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -14,6 +14,7 @@ from scaler.config.recipe import Recipe
 from scaler.core.files import read_json
 from scaler.planning import step_time
 from scaler.planning.hardware import Hardware
+from scaler.planning.memory import Sharding
 from scaler.planning.step_time import Workload
 from scaler.studies import folder as study_folder
 from scaler.studies.folder import Entry, Measured, Point
@@ -32,7 +33,7 @@ class Prediction:
 
     hardware: Hardware
     works: dict[str, Workload]
-    points: dict[Point, step_time.Point]
+    points: dict[Point, step_time.PredictedPoint]
     problems: tuple[str, ...]
 
 
@@ -43,11 +44,11 @@ def predict(study: Path, entries: Sequence[Entry], recipe: Recipe, hardware: Har
 
     Raises: ScalerError for a DeepSpeed configuration that cannot be read.
     """
-    from scaler.planning.workload import settings_of, workload  # seconds for torch, which counts the model's parameters
+    from scaler.planning.workload import workload  # seconds for torch, which counts the model's parameters
 
     known = [entry.measured for entry in entries if entry.measured]
     works: dict[str, Workload] = {}
-    points: dict[Point, step_time.Point] = {}
+    points: dict[Point, step_time.PredictedPoint] = {}
     missing: set[str] = set()
     for entry in entries:
         point = entry.point
@@ -59,8 +60,8 @@ def predict(study: Path, entries: Sequence[Entry], recipe: Recipe, hardware: Har
         if precision not in works:
             works[precision] = workload(recipe, WEIGHT_BYTES[precision], on_cpu)
         content = read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG)
-        settings = dataclasses.replace(
-            settings_of(content, precision),
+        sharding = dataclasses.replace(
+            Sharding.from_ds_config(content, precision),
             stage=point.stage,
             offload=point.offload,
             bucket=point.bucket,
@@ -68,7 +69,7 @@ def predict(study: Path, entries: Sequence[Entry], recipe: Recipe, hardware: Har
         )
         batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
         nodes = node_of_point(hardware, point)
-        points[point] = step_time.point(works[precision], settings, batch, point.nodes, nodes)
+        points[point] = step_time.predict(works[precision], sharding, batch, point.nodes, nodes)
     figures = ", ".join(hardware.flops) or "none"
     problems = [f"hardware {hardware.name} has no figure for {name}, only {figures}" for name in sorted(missing)]
     return Prediction(hardware, works, points, tuple(problems))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scaler.core.text import rounded, share, signed
+from scaler.core.text import percent, signed_percent, three_digits
 from scaler.studies import text
 from scaler.studies.curves import Curve, Row, Study
 
@@ -48,14 +48,14 @@ def lines(study: Study, curve: Curve) -> Iterable[Line]:
             continue
         low, median, high = (1e3 * value for value in vars(figures.seconds).values())
         middle = (
-            f"{rounded(median)} ({rounded(low)} to {rounded(high)})",
-            rounded(figures.tokens_per_second.median),
+            f"{three_digits(median)} ({three_digits(low)} to {three_digits(high)})",
+            three_digits(figures.tokens_per_second.median),
             f"{curve.speedup(row):.2f}",
-            share(curve.efficiency(row)),
-            share(figures.communication_fraction),
+            percent(curve.efficiency(row)),
+            percent(figures.communication_fraction),
             f"{figures.slowest_to_median:.2f} (rank {figures.slowest_rank}, {figures.host})",
             f"{figures.peak_bytes / 1e9:.2f}",
-            rounded(study.hours(row) * point.nodes),
+            three_digits(study.hours(row) * point.nodes),
         )
         yield Line((*begin, *middle, *predicted), row in curve.best, "")
 
@@ -63,8 +63,8 @@ def lines(study: Study, curve: Curve) -> Iterable[Line]:
 def _predicted(row: Row) -> tuple[str, str]:
     if row.predicted is None:
         return "", ""
-    error = "" if row.error is None else f" ({signed(row.error)})"
-    return f"{rounded(1e3 * row.predicted.step.seconds)}{error}", f"{row.predicted.memory.peak / 1e9:.2f}"
+    error = "" if row.error is None else f" ({signed_percent(row.error)})"
+    return f"{three_digits(1e3 * row.predicted.step.seconds)}{error}", f"{row.predicted.memory.peak / 1e9:.2f}"
 
 
 def markdown(study: Study) -> str:

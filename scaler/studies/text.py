@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scaler.core.text import counted, duration, rounded, share, signed
-from scaler.planning.step_time import PAYS
+from scaler.core.text import duration, percent, quantity, signed_percent, three_digits
+from scaler.planning import step_time
+from scaler.planning.step_time import MIN_EFFICIENCY
 from scaler.studies import bottlenecks
 from scaler.studies.bottlenecks import Limit, Remedy
 from scaler.studies.curves import Curve, Row, Study
 from scaler.studies.folder import Point
 
 PARTS = {
-    "stragglers": "waiting for the slowest rank",
-    "communication": "communication between ranks",
-    "micro_batches": "the fixed overhead of each micro-batch",
+    "stragglers": step_time.PARTS["stragglers"],
+    "communication": step_time.PARTS["network"],
+    "micro_batches": step_time.PARTS["micro_batches"],
     "memory": "memory, which allows no larger micro-batch",
     "work": "each rank's own work, which takes longer per row than on the fewest ranks",
     "other": "time that steps with timed collectives do not show",
@@ -27,7 +28,7 @@ SERIES = {
 
 def place(point: Point) -> str:
     """Format what a point runs on, such as "4 nodes (8 ranks)"."""
-    ranks = counted(point.ranks, "rank")
+    ranks = quantity(point.ranks, "rank")
     return f"{ranks} on 1 node" if point.nodes == 1 else f"{point.nodes:,} nodes ({ranks})"
 
 
@@ -38,7 +39,7 @@ def setting(point: Point) -> str:
 
 def tokens(row: Row) -> str:
     """Format the throughput of a measured point in tokens per second."""
-    return rounded(row.speed)
+    return three_digits(row.speed)
 
 
 def why_not(row: Row) -> str:
@@ -55,12 +56,14 @@ def headline(curve: Curve) -> str:
         fastest = max(curve.best, key=curve.speedup)
         return f"{place(last.point)} are slower than {place(first.point)}. Fastest: {place(fastest.point)}."
     speedup = f"{place(last.point)} train {curve.speedup(last):.2f} times as fast as {place(first.point)}"
-    efficiency = share(curve.efficiency(last))
+    efficiency = percent(curve.efficiency(last))
     if curve.knee is None:
         return f"{speedup}, at an efficiency of {efficiency}."
     if curve.last_efficient is first:
         return f"{speedup}, at an efficiency of only {efficiency}: {place(first.point)} are enough."
-    return f"{speedup}, but efficiency is above {share(PAYS)} only up to {place(curve.last_efficient.point)}."
+    return (
+        f"{speedup}, but efficiency is above {percent(MIN_EFFICIENCY)} only up to {place(curve.last_efficient.point)}."
+    )
 
 
 def conclusions(study: Study, curve: Curve) -> list[tuple[str, str]]:
@@ -68,7 +71,7 @@ def conclusions(study: Study, curve: Curve) -> list[tuple[str, str]]:
     first, last = curve.best[0], curve.best[-1]
     speed = (
         f"{tokens(last)} tokens/s on {place(last.point)} with {setting(last.point)} and micro-batches of "
-        f"{counted(last.point.micro_rows, 'row')}"
+        f"{quantity(last.point.micro_rows, 'row')}"
     )
     if last is not first:
         speed += f", {curve.speedup(last):.2f} times the {tokens(first)} of {place(first.point)}"
@@ -76,9 +79,9 @@ def conclusions(study: Study, curve: Curve) -> list[tuple[str, str]]:
     if last is not first:
         hours = "node-hours" if last.point.nodes > first.point.nodes else "rank-hours"
         lost = max(0, round(100 * (1 - curve.efficiency(last))))
-        efficiency = f"{share(curve.efficiency(last))} on {place(last.point)}, relative to {place(first.point)}"
+        efficiency = f"{percent(curve.efficiency(last))} on {place(last.point)}, relative to {place(first.point)}"
         found.append(("Efficiency", f"{efficiency}: of 100 {hours} {lost} are lost."))
-        found.append((f"Below {share(PAYS)}", _knee(curve)))
+        found.append((f"Below {percent(MIN_EFFICIENCY)}", _knee(curve)))
     where = place(curve.judged.point)
     found.append(("What limits", f"On {where}: {_limits(curve, bottlenecks.limits(curve))}."))
     changes = [describe_remedy(remedy, curve) for remedy in bottlenecks.remedies(study, curve)]
@@ -94,20 +97,20 @@ def _cost(study: Study, curve: Curve) -> str:
     texts = []
     for row in dict.fromkeys((curve.best[0].point, curve.last_efficient.point, curve.best[-1].point)):
         hours = next(study.hours(best) for best in curve.best if best.point == row)
-        money = "" if price is None else f", {rounded(hours * row.nodes * price)} in money"
-        texts.append(f"{duration(3600 * hours)} on {place(row)}, {rounded(hours * row.nodes)} node-hours{money}")
-    return f"The recipe's {counted(study.recipe.training.steps, 'step')}: {'; '.join(texts)}."
+        money = "" if price is None else f", {three_digits(hours * row.nodes * price)} in money"
+        texts.append(f"{duration(3600 * hours)} on {place(row)}, {three_digits(hours * row.nodes)} node-hours{money}")
+    return f"The recipe's {quantity(study.recipe.training.steps, 'step')}: {'; '.join(texts)}."
 
 
 def _knee(curve: Curve) -> str:
     knee, last = curve.knee, curve.best[-1]
     if knee is None:
-        text = f"Not on up to {place(last.point)}: efficiency stays at {share(PAYS)} or more."
+        text = f"Not on up to {place(last.point)}: efficiency stays at {percent(MIN_EFFICIENCY)} or more."
     else:
         before = curve.last_efficient
         text = (
-            f"From {place(knee.point)} on, where efficiency is {share(curve.efficiency(knee))}. It is "
-            f"{share(curve.efficiency(before))} on {place(before.point)}."
+            f"From {place(knee.point)} on, where efficiency is {percent(curve.efficiency(knee))}. It is "
+            f"{percent(curve.efficiency(before))} on {place(before.point)}."
         )
     if len(curve.predicted) > 1:
         predicted = curve.predicted_knee
@@ -118,7 +121,7 @@ def _knee(curve: Curve) -> str:
 
 def _limits(curve: Curve, limits: Sequence[Limit]) -> str:
     if not limits:
-        return f"nothing; no part takes {share(bottlenecks.NOTICED)} of a step beside the ranks' own work"
+        return f"nothing; no part takes {percent(bottlenecks.NOTICED)} of a step beside the ranks' own work"
     grown = [limit for limit in limits if limit.grown >= bottlenecks.NOTICED]
     text = "; then ".join(map(_limit, grown))
     if steady := [limit for limit in limits if limit not in grown]:
@@ -132,12 +135,12 @@ def _limits(curve: Curve, limits: Sequence[Limit]) -> str:
 
 
 def _limit(limit: Limit) -> str:
-    text = f"{PARTS[limit.part]}, {share(limit.fraction)} of a step"
+    text = f"{PARTS[limit.part]}, {percent(limit.fraction)} of a step"
     if limit.grown >= bottlenecks.NOTICED and limit.fraction - limit.grown >= 0.005:
-        text += f", of which {share(limit.grown)} came with the ranks"
+        text += f", of which {percent(limit.grown)} came with the ranks"
     if limit.row is not None:
         outcome = "ran out of memory" if limit.row.state == "failed" else "are predicted not to fit"
-        text += f" (micro-batches of {counted(limit.row.point.micro_rows, 'row')} {outcome})"
+        text += f" (micro-batches of {quantity(limit.row.point.micro_rows, 'row')} {outcome})"
     return text + " (predicted)" * limit.predicted
 
 
@@ -145,28 +148,28 @@ def describe_remedy(remedy: Remedy, curve: Curve) -> str:
     """Describe a remedy in a sentence."""
     now = curve.judged.point
     if remedy.kind == "host":
-        return f"Replace node {remedy.host}: without its delay steps would be {share(remedy.gain)} faster."
+        return f"Replace node {remedy.host}: without its delay steps would be {percent(remedy.gain)} faster."
     if remedy.kind == "predicted":
         assert remedy.forecast is not None
         better = remedy.forecast
         return (
-            f"Try ZeRO-{better.settings.stage} with micro-batches of {counted(better.batch.micro_rows, 'row')} on "
-            f"{place(now)}: {share(remedy.gain)} faster, which is predicted, not measured."
+            f"Try ZeRO-{better.sharding.stage} with micro-batches of {quantity(better.batch.micro_rows, 'row')} on "
+            f"{place(now)}: {percent(remedy.gain)} faster, which is predicted, not measured."
         )
     assert remedy.row is not None
     better_point = remedy.row.point
     if remedy.kind == "fewer":
         unit = "rank" if better_point.nodes == now.nodes else "node"
         count = better_point.ranks if unit == "rank" else better_point.nodes
-        return f"Use {counted(count, unit)} instead: {share(remedy.gain)} fewer {unit}-hours for the same training."
+        return f"Use {quantity(count, unit)} instead: {percent(remedy.gain)} fewer {unit}-hours for the same training."
     stage = f"ZeRO-{better_point.stage}{' without offload' * (now.offload and not better_point.offload)}"
     changed = {
         stage: (better_point.stage, better_point.offload) != (now.stage, now.offload),
         f"a bucket of {better_point.bucket / 1e6:g} M": better_point.bucket != now.bucket,
-        f"micro-batches of {counted(better_point.micro_rows, 'row')}": better_point.micro_rows != now.micro_rows,
+        f"micro-batches of {quantity(better_point.micro_rows, 'row')}": better_point.micro_rows != now.micro_rows,
     }
     what = " and ".join(text for text, differs in changed.items() if differs) or "the other layout of nodes"
-    return f"Use {what}: measured {share(remedy.gain)} faster on {place(better_point)}."
+    return f"Use {what}: measured {percent(remedy.gain)} faster on {place(better_point)}."
 
 
 def other_settings(study: Study) -> list[str]:
@@ -181,12 +184,12 @@ def other_settings(study: Study) -> list[str]:
             found.append(f"{name}: nothing measured ({'; '.join(reasons)})")
             continue
         last, limits = curve.best[-1], bottlenecks.limits(curve)
-        limited = f"; limited by {PARTS[limits[0].part]}, {share(limits[0].fraction)}" if limits else ""
+        limited = f"; limited by {PARTS[limits[0].part]}, {percent(limits[0].fraction)}" if limits else ""
         line = f"{name}: {tokens(last)} tokens/s on {place(last.point)}"
         if len(curve.best) > 1:
-            line += f", efficiency {share(curve.efficiency(last))}"
+            line += f", efficiency {percent(curve.efficiency(last))}"
             if curve.knee:
-                line += f", above {share(PAYS)} up to {place(curve.last_efficient.point)}"
+                line += f", above {percent(MIN_EFFICIENCY)} up to {place(curve.last_efficient.point)}"
         found.append(line + limited)
     return found
 
@@ -204,7 +207,7 @@ def prediction(study: Study) -> str | None:
     measured = f"measured: {', '.join(hardware.measured)}" if hardware.measured else "nothing of it measured"
     memory = max((row.memory_error for row in study.rows if row.memory_error is not None), key=abs)
     return (
-        f"Steps predicted with hardware {hardware.name} ({measured}) are off by {share(median)} (median), at worst by "
-        f"{signed(worst.error)} ({worst.point.name}). Peak memory of a rank is off by {signed(memory)} at worst."
-        f"{missing}"
+        f"Steps predicted with hardware {hardware.name} ({measured}) are off by {percent(median)} (median), at worst "
+        f"by {signed_percent(worst.error)} ({worst.point.name}). Peak memory of a rank is off by "
+        f"{signed_percent(memory)} at worst.{missing}"
     )

@@ -15,7 +15,7 @@ from scaler.config import typed
 from scaler.config.recipe import Recipe
 from scaler.core import provenance
 from scaler.core.files import read_json, write_json, write_whole
-from scaler.core.text import duration, share
+from scaler.core.text import duration, percent, table
 from scaler.sweeps import pictures
 from scaler.sweeps import trial as sweep_trial
 from scaler.sweeps.space import Parameter, format_value, importances
@@ -75,8 +75,7 @@ def render(content: dict[str, Any], folder: Path) -> str:
         rows.append([str(rank), str(trial["trial"]), trial["state"], "-" if loss is None else f"{loss:.3f}"])
         rows[-1] += [f"{trial['steps']:,}/{trial['of_steps']:,}", f"{trial['tokens']:,}", f"{trial['seconds']:.0f}"]
         rows[-1] += [f"{value:.3g}" if isinstance(value, float) else format_value(value) for value in values]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = table(rows)
     lines += [f"trial {trial['trial']} failed: {trial['error']}" for trial in content["trials"] if "error" in trial]
     cost, best = content["cost"], content["best"]
     if best is not None:
@@ -86,7 +85,7 @@ def render(content: dict[str, Any], folder: Path) -> str:
             f"best: trial {best}, held-out loss {ended[best]:.3f} (trial 0, the recipe as it is: {own}), one seed each"
         )
     if content["importances"]:
-        parts = ", ".join(f"{key} {share(value)}" for key, value in content["importances"].items())
+        parts = ", ".join(f"{key} {percent(value)}" for key, value in content["importances"].items())
         lines.append(f"importance of the parameters: {parts}")
     whole = cost["tokens"] + cost["tokens_saved_by_halving"]
     lines.append(

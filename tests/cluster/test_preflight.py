@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 
 from scaler.cluster import parity
-from scaler.cluster.verdict import Report, judge, table
+from scaler.cluster.verdict import Report, judge, render
 from scaler.data import prepared
 from scaler.distributed import links
 from scaler.distributed.world import free_port
@@ -130,7 +130,7 @@ def test_the_only_node_of_a_job_can_be_bad_but_its_settings_are_the_jobs():
 
 def test_the_table_has_a_line_for_each_node_and_marks_the_bad_one():
     found = reports({2: {"facts": {"matmul": 1e14}}})
-    lines = table(found, verdict(found)).splitlines()
+    lines = render(found, verdict(found)).splitlines()
     assert lines[0].split() == ["node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all"]
     assert [line.split()[0] for line in lines[1:5]] == HOSTS
     assert [line.endswith("bad") for line in lines[1:5]] == [False, False, True, False]

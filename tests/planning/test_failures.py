@@ -62,8 +62,8 @@ def test_daly_as_in_his_figures_3_to_5(mtbf_minutes, minutes):
 @pytest.mark.parametrize("save_seconds", [1, 30, 300, 1800])
 def test_daly_is_where_the_complete_model_is_best(save_seconds):
     every = np.geomspace(10, 36_000, 20_000)
-    shares = [failures.expected_share(seconds, save_seconds, 600, 3600) for seconds in every]
-    best = failures.expected_share(failures.daly(save_seconds, 3600), save_seconds, 600, 3600)
+    shares = [failures.expected_fraction(seconds, save_seconds, 600, 3600) for seconds in every]
+    best = failures.expected_fraction(failures.daly(save_seconds, 3600), save_seconds, 600, 3600)
     assert every[np.argmax(shares)] == pytest.approx(failures.daly(save_seconds, 3600), rel=0.01)
     assert best == pytest.approx(max(shares), rel=1e-4)
 
@@ -73,9 +73,9 @@ def test_a_save_of_more_than_twice_the_time_between_failures():
 
 
 def test_the_complete_model_by_hand():
-    assert failures.expected_share(math.log(2), 0, 0, 1) == pytest.approx(math.log(2))
-    assert failures.expected_share(math.log(2), 0, math.log(2), 1) == pytest.approx(math.log(2) / 2)
-    assert failures.expected_share(90, 10, 600, NEVER) == pytest.approx(0.9)
+    assert failures.expected_fraction(math.log(2), 0, 0, 1) == pytest.approx(math.log(2))
+    assert failures.expected_fraction(math.log(2), 0, math.log(2), 1) == pytest.approx(math.log(2) / 2)
+    assert failures.expected_fraction(90, 10, 600, NEVER) == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("replacement_seconds", [0.0, 30.0])

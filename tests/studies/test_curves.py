@@ -9,7 +9,7 @@ import yaml
 from study_points import BUCKET, ON, ROWS, TOKENS, TRAINING, ask, fail, measure
 
 from scaler.planning import step_time
-from scaler.planning.workload import settings_of
+from scaler.planning.memory import Sharding
 from scaler.studies import analysis, bottlenecks, text
 from scaler.studies import folder as study_folder
 
@@ -246,10 +246,10 @@ def test_errors_of_the_prediction(study):
     found, curve = curve_of(study, ON)
     for row in curve.rows:  # against the forecast itself, made by hand
         config = json.loads((study_folder.folder_of(study, row.point) / "ds_config.json").read_text())
-        asked = dataclasses.replace(settings_of(config, "fp32"), on_cpu=True)
+        asked = dataclasses.replace(Sharding.from_ds_config(config, "fp32"), on_cpu=True)
         batch = step_time.SolvedBatch(ROWS, 8, row.point.accumulation, row.point.ranks)
         one = dataclasses.replace(ON, devices=1)
-        told[row.point.ranks] = step_time.point(found.prediction.works["fp32"], asked, batch, row.point.nodes, one)
+        told[row.point.ranks] = step_time.predict(found.prediction.works["fp32"], asked, batch, row.point.nodes, one)
         assert row.predicted.step == told[row.point.ranks].step
         assert row.predicted.memory.peak == told[row.point.ranks].memory.peak
         assert row.error == pytest.approx(told[row.point.ranks].step.seconds - 1)
@@ -267,7 +267,7 @@ def test_memory_of_a_device_is_compared_as_it_is(study):
     measure(study, own=1.0, changes={"device": "cuda"})
     found, curve = curve_of(study, ON)
     row = curve.rows[0]
-    assert not row.predicted.settings.on_cpu
+    assert not row.predicted.sharding.on_cpu
     assert f"is off by {100 * (row.predicted.memory.peak / 1e6 - 1):+.1f} %" in text.prediction(found)
 
 

@@ -20,6 +20,7 @@ from scaler.engine import engine, process_group
 from scaler.engine.patches import direct_collectives
 from scaler.model import build, masked_lm
 from scaler.planning import communication, workload
+from scaler.planning.memory import Sharding
 
 RANKS = 3
 LENGTHS = [(5, 1, 7), (0, 4, 0), (1000,), (3, 3, 3, 3, 3)]
@@ -80,8 +81,8 @@ def counted_reduces(log: list[int]) -> None:
 
 def told(recipe: object, content: dict[str, object], batch: SolvedBatch) -> dict[str, int]:
     """Bytes of a step's gradients by the kind of their collective, as the plan has them."""
-    settings = dataclasses.replace(workload.settings_of(content, "fp32"), on_cpu=True)
-    step = communication.of_step(workload.workload(recipe, 4).layout, settings.sharding(batch, 2))
+    sharding = dataclasses.replace(Sharding.from_ds_config(content, "fp32"), on_cpu=True)
+    step = communication.collectives_of_step(workload.workload(recipe, 4).layout, sharding.of_batch(batch, 2))
     return {each.kind: each.sent for each in step if each.what == "gradients"}
 
 

@@ -18,6 +18,7 @@ from scaler.engine import collective_times, engine, process_group
 from scaler.engine.patches import direct_collectives
 from scaler.model import build, masked_lm
 from scaler.planning import communication, workload
+from scaler.planning.memory import Sharding
 
 TORCH, OURS = torch.distributed, direct_collectives
 COLLECTIVES = {
@@ -64,7 +65,7 @@ def compare(recipe_file: str, file: Path) -> None:
         content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
         content["bf16"] = {"enabled": bf16}
         content.setdefault("zero_optimization", {}).update(changes, reduce_bucket_size=BUCKET)
-        settings = dataclasses.replace(workload.settings_of(content, "bf16" if bf16 else "fp32"), on_cpu=True)
+        sharding = dataclasses.replace(Sharding.from_ds_config(content, "bf16" if bf16 else "fp32"), on_cpu=True)
         content |= {
             "train_batch_size": batch.rows,
             "train_micro_batch_size_per_gpu": MICRO_ROWS,
@@ -83,7 +84,7 @@ def compare(recipe_file: str, file: Path) -> None:
                     loss, _ = running(Batch(ids, positions, ids * 0, hidden, hidden))
                     running.backward(loss)
                     running.step(1e-3)
-        told = communication.of_step(work.layout, settings.sharding(batch, 2))
+        told = communication.collectives_of_step(work.layout, sharding.of_batch(batch, 2))
         figures.append(
             {
                 "case": [stage, accumulation, bf16, changes],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scaler.core import files
-from scaler.core.text import counted
+from scaler.core.text import quantity
 from scaler.data import batches, order
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
@@ -173,7 +173,7 @@ def stop_run(job: Job, world: World, progress: Progress, loss: float, norm: floa
     record = job.run_dir / files.FAULTS
     problem = (
         f"step {progress.step}: the loss is {loss}, the gradient norm {norm}, and "
-        f"{counted(job.recipe.faults.rollbacks, 'return')} to a checkpoint did not help; training stopped; {record} "
+        f"{quantity(job.recipe.faults.rollbacks, 'return')} to a checkpoint did not help; training stopped; {record} "
         "names rows and ranks; lower optimizer.learning_rate, or look at those"
     )
     collectives.agree_or_raise(problem, world)

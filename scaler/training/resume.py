@@ -18,7 +18,7 @@ from scaler.checkpoint.store import Checkpoints
 from scaler.config import deepspeed as ds_config
 from scaler.config.deepspeed import precision_of
 from scaler.core.errors import ScalerError
-from scaler.core.text import counted
+from scaler.core.text import quantity
 from scaler.data.batches import Batch
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
@@ -105,8 +105,8 @@ def restore(
     collectives.all_or_none(prove, world)
     stage = ds_config.zero_stage(job.ds_config)
     logger.info(
-        f"resumed from {path}, saved by {counted(manifest['ranks'], 'rank')} at ZeRO-{manifest['zero_stage']} in "
-        f"{saved}, on {counted(world.size, 'rank')} at ZeRO-{stage} in {now}: parameters and optimizer state are "
+        f"resumed from {path}, saved by {quantity(manifest['ranks'], 'rank')} at ZeRO-{manifest['zero_stage']} in "
+        f"{saved}, on {quantity(world.size, 'rank')} at ZeRO-{stage} in {now}: parameters and optimizer state are "
         f"those that were saved, probe loss {manifest['probe_loss']:.5f} then and {loss:.5f} now"
     )
     logger.debug(f"fingerprint of the parameters: {fingerprint[checkpoint_format.WEIGHT]}")
@@ -170,7 +170,7 @@ class CheckpointPolicy:
             collectives.agree_or_raise(f"{failure}; {self.failed} in a row; training stopped", self.world)
         if self.world.is_first:
             every = self.job.recipe.checkpoint.every
-            logger.warning(f"{failure}; the one before stays, and the next try is after {counted(every, 'step')}")
+            logger.warning(f"{failure}; the one before stays, and the next try is after {quantity(every, 'step')}")
 
     def go_back(self, progress: Progress, skip: int) -> None:
         """Return to the newest whole checkpoint but `skip`, and step over the rows read since."""

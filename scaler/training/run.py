@@ -18,7 +18,7 @@ from scaler.core import folders, slurm
 from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json, write_whole
 from scaler.core.log import RESULT, Heartbeat
-from scaler.core.text import counted, duration
+from scaler.core.text import duration, quantity
 from scaler.data import token_rows
 from scaler.distributed import devices
 from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_none, total
@@ -207,7 +207,7 @@ def open_monitor(job: Job, engine: Engine, meter: Meter, world: World, resumed_a
     device = devices.device(world)
     flops = devices.measure_matmul_flops(device, torch.bfloat16 if engine.bf16 else torch.float32)
     meter.ceiling = float(total(torch.tensor(flops, device=device, dtype=torch.float64)))
-    logger.info(f"matrix-multiply ceiling {meter.ceiling / 1e9:,.0f} GFLOP/s on {counted(world.size, 'rank')}")
+    logger.info(f"matrix-multiply ceiling {meter.ceiling / 1e9:,.0f} GFLOP/s on {quantity(world.size, 'rank')}")
     unigram_entropy = heldout.unigram_entropy(job.rows["heldout"], job.data.manifest.unigram_counts())
     return Monitor(job, world, log, meter, unigram_entropy)
 
@@ -216,9 +216,9 @@ def describe_start(job: Job, engine: Engine, world: World, seconds: float) -> No
     """Log what is about to be trained, and how it is shared."""
     training, batch = job.recipe.training, job.batch
     logger.info(
-        f"{counted(world.size, 'rank')}, ZeRO-{engine.stage}, {precision_of(job.ds_config)}, "
-        f"{counted(training.steps, 'step')} of {training.rows} x {job.recipe.data.seq_len} tokens "
-        f"({counted(batch.micro_rows, 'row')} x {batch.accumulation} accumulation per rank); "
+        f"{quantity(world.size, 'rank')}, ZeRO-{engine.stage}, {precision_of(job.ds_config)}, "
+        f"{quantity(training.steps, 'step')} of {training.rows} x {job.recipe.data.seq_len} tokens "
+        f"({quantity(batch.micro_rows, 'row')} x {batch.accumulation} accumulation per rank); "
         f"started in {duration(seconds)}"
     )
 
@@ -241,7 +241,7 @@ def finish_stopped(job: Job, progress: Progress, policy: CheckpointPolicy, monit
 
 def return_to_best(progress: Progress, policy: CheckpointPolicy) -> None:
     """Return to the checkpoint of the lowest held-out loss, because the last evaluations did not improve on it."""
-    evaluations = counted(progress.evaluations_since_best, "evaluation")
+    evaluations = quantity(progress.evaluations_since_best, "evaluation")
     logger.info(f"stopped early: {evaluations}, and none under {progress.best_loss}")
     policy.go_to_best(progress)
 
@@ -309,7 +309,7 @@ def write_card(
             "optimizer steps": f"{progress.step:,}",
             "token embeddings": embeddings_change,
             "tokens seen or stepped over": f"{progress.consumed_rows * job.recipe.data.seq_len:,}",
-            "time": f"{duration(seconds)} on {counted(world.size, 'rank')}, since the last start",
+            "time": f"{duration(seconds)} on {quantity(world.size, 'rank')}, since the last start",
         },
         f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
         f"tokens for training, {manifest.count('heldout', 'documents'):,} documents held out.",

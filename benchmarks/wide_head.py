@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from scaler.config import batch as ds_config
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
+from scaler.config.batch import solve_batch
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
@@ -75,8 +75,8 @@ def one(side: str, recipe_name: str, rows: int, steps: int) -> dict[str, float]:
         process_group.join(world)
         recipe = replace(recipe, training=replace(recipe.training, rows=rows, max_micro_rows=rows))
         path = CONFIGS / f"{config}.json"
-        solved = ds_config.solve_batch(rows, 1, rows)
-        resolved = config_deepspeed.resolve(config_deepspeed.read(path), path, recipe, solved, native)
+        solved = solve_batch(rows, 1, rows)
+        resolved = ds_config.resolve(ds_config.read(path), path, recipe, solved, native)
         running = engine.Engine(masked_lm.MaskedLM(network.train()), recipe.optimizer, resolved)
 
         def step() -> None:

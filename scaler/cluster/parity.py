@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from scaler.checkpoint.format import WEIGHT
-from scaler.config import batch as ds_config
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
+from scaler.config.batch import SolvedBatch
 from scaler.config.training_sections import Optimizer
 from scaler.data.batches import Batch
 from scaler.distributed import devices
@@ -46,7 +46,7 @@ class Parity:
 def check(job: Job, world: World) -> Parity:
     """Take the steps, and compare. Every rank must call it."""
     device = devices.device(world)
-    precision = config_deepspeed.precision_of(job.ds_config)
+    precision = ds_config.precision_of(job.ds_config)
     bf16 = precision == "bf16"
 
     same = _network(job, bf16).to(device)
@@ -112,10 +112,10 @@ def _backward(network: masked_lm.MaskedLM, job: Job, first: int) -> float:
 
 def _engine_after_a_step(job: Job, bf16: bool, world: World) -> dict[tuple[str, int], torch.Tensor]:
     """The stretches of weights that this rank holds, by name and where they start in the flattened parameter."""
-    batch = ds_config.SolvedBatch(ROWS * world.size, MICRO_ROWS, ROWS // MICRO_ROWS, world.size)
+    batch = SolvedBatch(ROWS * world.size, MICRO_ROWS, ROWS // MICRO_ROWS, world.size)
     small = replace(job.recipe, training=replace(job.recipe.training, rows=batch.rows, max_micro_rows=MICRO_ROWS))
     asked = {name: value for name, value in job.ds_config_given.items() if name not in BATCH_KEYS}
-    resolved = config_deepspeed.resolve(asked, job.ds_config_file, small, batch, bf16)
+    resolved = ds_config.resolve(asked, job.ds_config_file, small, batch, bf16)
     running = engine.Engine(_network(job, bf16), PLAIN_SGD, resolved)
     first = world.rank * ROWS
     for start in range(first, first + ROWS, MICRO_ROWS):

@@ -58,7 +58,6 @@ TRIED_KEYS: dict[str, frozenset[str]] = {
     "zero_optimization.offload_optimizer": frozenset(["device", "pin_memory"]),
     "zero_optimization.offload_param": frozenset(["device", "pin_memory"]),
 }
-ALLOW_UNTESTED = "--allow_untested_ds_keys"
 
 # ---- what DeepSpeed does where its configuration is silent
 
@@ -188,7 +187,7 @@ def _describe_untested(untested: list[str], path: Path) -> str:
     them = "them" if len(untested) > 1 else "it"
     return (
         f"{path}: {', '.join(untested)}: this project was never run with {them}; {meant}remove {them}, or train with "
-        f"{ALLOW_UNTESTED}"
+        "--allow_untested_ds_keys"
     )
 
 

@@ -18,9 +18,9 @@ import psutil
 import torch
 import yaml
 
-from scaler.config import batch as ds_config
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
 from scaler.config import typed
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Recipe, load
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_whole
@@ -82,10 +82,10 @@ def alone(world: World, recipe: Recipe, path: Path, sizes: Sequence[int], second
     """
     process_group.join(world)
     device = devices.device(world)
-    solved = ds_config.SolvedBatch(sizes[0] * ACCUMULATION, sizes[0], ACCUMULATION, 1)
+    solved = SolvedBatch(sizes[0] * ACCUMULATION, sizes[0], ACCUMULATION, 1)
     native = devices.bf16_is_native(device)
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, rows=solved.rows))
-    resolved = config_deepspeed.resolve(config_deepspeed.read(path), path, recipe, solved, native)
+    resolved = ds_config.resolve(ds_config.read(path), path, recipe, solved, native)
     config = workload.configuration(recipe)
     network = build.from_recipe(recipe, config)
     running = engine.Engine(masked_lm.MaskedLM(network.train()).to(device), recipe.optimizer, resolved)
@@ -193,7 +193,7 @@ def _links_of_two_processes(numbers: int) -> dict[str, float]:
 def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     """All measurements; every rank must call it. None on all but the first rank."""
     recipe, device = load(arguments.recipe, arguments.overrides), devices.device(world)
-    content = config_deepspeed.read(arguments.deepspeed_config)
+    content = ds_config.read(arguments.deepspeed_config)
     base = hardware.load(arguments.hardware) if arguments.hardware else None
     if world.size == 1 and device.type == "cuda" and base is None:
         raise ScalerError(
@@ -206,8 +206,8 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     asked = (recipe, arguments.deepspeed_config, sizes, arguments.seconds)
     (found,) = collectives.all_or_none(lambda: local_ranks.call([by_itself], alone, *asked), world)
     everybody = collectives.all_gather(found, world)
-    precision = config_deepspeed.precision_of(content, devices.bf16_is_native(device))
-    width = config_deepspeed.WEIGHT_BYTES[precision]
+    precision = ds_config.precision_of(content, devices.bf16_is_native(device))
+    width = ds_config.WEIGHT_BYTES[precision]
     work = workload.workload(recipe, width)
     numbers = min(work.layout.trained, MOST_NUMBERS)
     figures: dict[str, Any] = links_of(world, numbers) if world.size > 1 else {}

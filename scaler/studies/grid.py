@@ -9,9 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
-from scaler.config import batch as ds_config
 from scaler.config import command_line, typed
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
+from scaler.config.batch import SolvedBatch, solve_batch
 from scaler.config.recipe import Recipe
 from scaler.config.recipe import load as load_recipe
 from scaler.core import folders
@@ -65,7 +65,7 @@ def grid(
             try:
                 if rows != int(rows):
                     raise ScalerError(f"{float(per_rank):g} rows per rank make no whole batch; change training.rows")
-                solved = ds_config.solve_batch(int(rows), nodes * ranks, micro_rows or recipe.training.max_micro_rows)
+                solved = solve_batch(int(rows), nodes * ranks, micro_rows or recipe.training.max_micro_rows)
                 points += [
                     Point(series, nodes, ranks, *kind, int(rows), micro_rows or solved.micro_rows) for kind in of_stages
                 ]
@@ -107,7 +107,7 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
     if began_with is not None:
         _refuse_mixed(study, "recipe", load_recipe(str(began_with)).to_plain(), recipe.to_plain())
     prepared.open_prepared(recipe)
-    content = config_deepspeed.read(arguments.deepspeed_config)
+    content = ds_config.read(arguments.deepspeed_config)
     existing = [entry.point for entry in study_folder.read(study)] if began else []
     for point in existing:
         before = read_json(study_folder.folder_of(study, point) / study_folder.DS_CONFIG)
@@ -115,8 +115,8 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
     points, left_out = grid(arguments, recipe, Sharding.from_ds_config(content, "fp32").bucket, existing)
     native = devices.bf16_is_native(devices.device(World()))
     for point in points:  # so that invalid combinations are refused once, and now
-        batch = ds_config.SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
-        config_deepspeed.resolve(configuration_of(content, point), arguments.deepspeed_config, recipe, batch, native)
+        batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
+        ds_config.resolve(configuration_of(content, point), arguments.deepspeed_config, recipe, batch, native)
     lock = folders.lock(study)
     try:
         with explain_disk_errors(study):

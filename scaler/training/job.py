@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
 from scaler.config import recipe, schedule
 from scaler.config.batch import SolvedBatch, solve_batch
 from scaler.config.command_line import chosen_recipe, prepare_command, run_recipe
@@ -102,9 +102,9 @@ def read_request(arguments: argparse.Namespace, world: World) -> Request:
     name, settings = chosen_recipe(arguments)
     path = arguments.deepspeed_config or _configuration_beside(began_with or recipe.find(name))
     batch = solve_batch(settings.training.rows, world.size, settings.training.max_micro_rows)
-    given = config_deepspeed.read(path)
+    given = ds_config.read(path)
     native_bf16 = devices.bf16_is_native(devices.device(world))
-    resolved = config_deepspeed.resolve(given, path, settings, batch, native_bf16, arguments.allow_untested_ds_keys)
+    resolved = ds_config.resolve(given, path, settings, batch, native_bf16, arguments.allow_untested_ds_keys)
     changes: tuple[str, ...] = ()
     if began_with is not None:
         before = {**recipe.load(str(began_with)).to_plain(), **_of_learning(_configuration_beside(began_with))}
@@ -131,7 +131,7 @@ def _configuration_beside(recipe_file: Path) -> Path:
 
 def _of_learning(path: Path) -> dict[str, Any]:
     """Return the settings of a DeepSpeed configuration that change what is learned."""
-    return {"gradient_clipping": config_deepspeed.read(path).get("gradient_clipping", 0.0)}
+    return {"gradient_clipping": ds_config.read(path).get("gradient_clipping", 0.0)}
 
 
 def check_changes(origin: Path, before: dict[str, Any], now: dict[str, Any], allowed: bool) -> tuple[str, ...]:

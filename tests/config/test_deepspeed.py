@@ -9,8 +9,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaler.config import batch as ds_config
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
+from scaler.config.batch import solve_batch
 from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
 from scaler.distributed import devices
@@ -26,12 +26,12 @@ AUTO = {
 
 def resolve(content: dict, native_bf16: bool = False, ranks: int = 2, rows: int = 48, **options: bool) -> dict:
     recipe = load("quickstart", [f"training.rows={rows}", "training.max_micro_rows=16"])
-    solved = ds_config.solve_batch(rows, ranks, 16)
-    return config_deepspeed.resolve(content, HERE, recipe, solved, native_bf16, **options)
+    solved = solve_batch(rows, ranks, 16)
+    return ds_config.resolve(content, HERE, recipe, solved, native_bf16, **options)
 
 
 def test_the_shipped_files_differ_in_zero_alone():
-    contents = [config_deepspeed.read(path) for path in SHIPPED]
+    contents = [ds_config.read(path) for path in SHIPPED]
     assert [path.stem for path in SHIPPED] == [
         "zero0",
         "zero1",
@@ -40,22 +40,22 @@ def test_the_shipped_files_differ_in_zero_alone():
         "zero2_offload",
         "zero3",
     ]
-    assert [config_deepspeed.zero_stage(content) for content in contents] == [0, 1, 1, 2, 2, 3]
+    assert [ds_config.zero_stage(content) for content in contents] == [0, 1, 1, 2, 2, 3]
     rest = [{name: value for name, value in content.items() if name != "zero_optimization"} for content in contents]
     assert all(content == rest[0] for content in rest)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_file_resolves_to_plain_values(path):
-    resolved = resolve(config_deepspeed.read(path))
+    resolved = resolve(ds_config.read(path))
     assert "auto" not in json.dumps(resolved)
-    assert resolved["zero_optimization"] == config_deepspeed.read(path)["zero_optimization"]
+    assert resolved["zero_optimization"] == ds_config.read(path)["zero_optimization"]
 
 
 @settings(deadline=None)
 @given(per_rank=st.integers(1, 200), ranks=st.integers(1, 64), max_micro_rows=st.integers(1, 64))
 def test_the_micro_batch_is_the_largest_that_divides_and_fits(per_rank, ranks, max_micro_rows):
-    batch = ds_config.solve_batch(per_rank * ranks, ranks, max_micro_rows)
+    batch = solve_batch(per_rank * ranks, ranks, max_micro_rows)
     assert batch.micro_rows * batch.accumulation * batch.ranks == batch.rows == per_rank * ranks
     fitting = [n for n in range(1, max_micro_rows + 1) if per_rank % n == 0]
     assert batch.micro_rows == max(fitting)
@@ -71,7 +71,7 @@ def test_the_micro_batch_is_the_largest_that_divides_and_fits(per_rank, ranks, m
 )
 def test_a_batch_that_ranks_cannot_share_names_the_nearest_that_they_can(rows, ranks, message):
     with pytest.raises(ScalerError, match=f"training.rows={rows} cannot be shared equally by {ranks} ranks") as refused:
-        ds_config.solve_batch(rows, ranks, 64)
+        solve_batch(rows, ranks, 64)
     assert message in str(refused.value)
 
 
@@ -172,7 +172,7 @@ def test_a_key_that_gives_wrong_results_is_never_allowed():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_key_of_a_shipped_configuration_is_a_tried_one(path):
-    assert config_deepspeed.untested_keys(json.loads(path.read_text(encoding="utf-8"))) == []
+    assert ds_config.untested_keys(json.loads(path.read_text(encoding="utf-8"))) == []
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_every_key_of_a_shipped_configuration_is_a_tried_one(path):
 )
 def test_the_state_of_an_optimizer_is_what_pytorch_keeps(settings, names):
     asked = load("quickstart", settings).optimizer
-    assert config_deepspeed.optimizer_state(asked) == names
+    assert ds_config.optimizer_state(asked) == names
     weight = torch.ones(3, requires_grad=True)
     adam = asked.name == "adamw"
     used = torch.optim.AdamW([weight]) if adam else torch.optim.SGD([weight], momentum=asked.momentum)
@@ -212,14 +212,14 @@ def test_fp16_switched_off_is_as_good_as_absent():
 def test_a_file_that_is_no_configuration_is_refused(text, message, tmp_path):
     (tmp_path / "mine.json").write_text(text, encoding="utf-8")
     with pytest.raises(ScalerError) as refused:
-        config_deepspeed.read(tmp_path / "mine.json")
+        ds_config.read(tmp_path / "mine.json")
     assert f"{tmp_path / 'mine.json'}: {message}" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_refused():
     with pytest.raises(ScalerError, match=r"nowhere\.json: no such file"):
-        config_deepspeed.read(Path("nowhere.json"))
+        ds_config.read(Path("nowhere.json"))
 
 
 def test_a_cpu_without_bf16_instructions_is_not_native():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from scaler.config import batch as ds_config
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
+from scaler.config.batch import solve_batch
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
@@ -75,9 +75,9 @@ def plain(recipe, clipping: float, rounded: bool) -> tuple[dict[str, torch.Tenso
 
 
 def through_engine(recipe, content, path: Path, bf16: bool, world: World):
-    batch = ds_config.solve_batch(ROWS, world.size, MICRO_ROWS)
+    batch = solve_batch(ROWS, world.size, MICRO_ROWS)
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=MICRO_ROWS))
-    resolved = config_deepspeed.resolve(content, path, recipe, batch, native_bf16=bf16)
+    resolved = ds_config.resolve(content, path, recipe, batch, native_bf16=bf16)
     running = engine.Engine(build(recipe, bf16), recipe.optimizer, resolved)
     cross_entropy.SCORES_AT_ONCE = 700  # the engine's loss comes in pieces, the plain one's at once
     norms = []
@@ -106,7 +106,7 @@ def main() -> None:
             before = dict(build(recipe, bf16).model.named_parameters())
             for name in configs:
                 path = Path(name)
-                content = config_deepspeed.read(path)
+                content = ds_config.read(path)
                 expected, expected_norms = plain(recipe, content["gradient_clipping"], bf16)
                 state, norms = through_engine(recipe, content, path, bf16, world)
                 assert set(state) == set(expected)

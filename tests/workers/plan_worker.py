@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from ranks import ROOT, ended, forked_calls
 
-from scaler.config import batch as ds_config
+from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.distributed.world import detect_world
@@ -61,7 +61,7 @@ def compare(recipe_file: str, file: Path) -> None:
     figures = []
     for stage, accumulation, bf16, changes in CASES:
         work = workload.workload(recipe, 2 if bf16 else 4, on_cpu=True)
-        batch = ds_config.SolvedBatch(MICRO_ROWS * accumulation * world.size, MICRO_ROWS, accumulation, world.size)
+        batch = SolvedBatch(MICRO_ROWS * accumulation * world.size, MICRO_ROWS, accumulation, world.size)
         content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
         content["bf16"] = {"enabled": bf16}
         content.setdefault("zero_optimization", {}).update(changes, reduce_bucket_size=BUCKET)

@@ -17,8 +17,8 @@ from ranks import ended, forked_calls
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint import store
-from scaler.config import batch as ds_config
-from scaler.config import deepspeed as config_deepspeed
+from scaler.config import deepspeed as ds_config
+from scaler.config.batch import solve_batch
 from scaler.config.recipe import load
 from scaler.distributed import collectives
 from scaler.distributed.world import World, detect_world
@@ -46,11 +46,9 @@ def start(recipe, config: str, world: World, fresh: bool):
     """An engine of a model of which one matrix does not train, as in the recipes of frozen embeddings."""
     name, precision = config.split(":")
     path = CONFIGS / f"{name}.json"
-    batch = ds_config.solve_batch(ROWS, world.size, 2)
+    batch = solve_batch(ROWS, world.size, 2)
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=2))
-    resolved = config_deepspeed.resolve(
-        config_deepspeed.read(path), path, recipe, batch, native_bf16=precision == "bf16"
-    )
+    resolved = ds_config.resolve(ds_config.read(path), path, recipe, batch, native_bf16=precision == "bf16")
     network = build(recipe, precision == "bf16")
     if fresh:  # what is right afterwards must come from the checkpoint
         with torch.no_grad():

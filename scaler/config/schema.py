@@ -67,7 +67,8 @@ def reference_markdown() -> str:
     pages = [
         "# Keys of a recipe\n",
         "A recipe is a YAML file of the sections below; `section.key=value` on the command line changes a key. "
-        "Numbers may be written as `5e-5`. A key without a default has to be given, unless the recipe extends another one.\n",
+        "Numbers may be written as `5e-5`. A key without a default has to be given, unless the recipe extends "
+        "another one.\n",
         "## Top level\n",
         *_table({"properties": {name: properties[name] for name in properties if name not in sections}}, schema),
         f"| `{EXTENDS}` | text | | Recipe that this one changes, key by key: a shipped one's name, or a file. |\n",

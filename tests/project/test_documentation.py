@@ -29,7 +29,7 @@ def commands(page) -> list[str]:
 
 
 def words(text: str) -> int:
-    return sum(bool(re.search(r"\w", word)) for word in text.split())
+    return sum(bool(re.search(r"\w", word)) for word in text.replace("```sh", "").split())
 
 
 def anchors(page) -> set[str]:

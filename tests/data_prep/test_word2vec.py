@@ -425,7 +425,7 @@ def test_without_gensim_one_line_says_how_to_get_it(topical, tmp_path, monkeypat
         (["vector_siez=8"], "unknown key word2vec.vector_siez; did you mean 'vector_size'?"),
         (["vector_size=8", "architecture=glove"], "word2vec.architecture='glove', but it is one of cbow, skip-gram"),
         (["vector_size=8", "min_count=100000"], "no entry occurs word2vec.min_count=100000 times"),
-        (["vector_size=8", "--threads", "0"], "threads=0, but at least 1"),
+        (["vector_size=8", "--threads", "0"], "--threads 0: 1 is the least"),
         (["vector_size=8", "--seed", "-1"], "seed=-1, but it is at least 0"),
         (["vector_size=8", "ready_made=gone.vec"], "gone.vec: no such file"),
     ],

@@ -249,7 +249,7 @@ def test_the_choice_is_by_validation_and_means_are_of_the_test():
             **{"validation": {"accuracy": validation}, "test": {"accuracy": test}},
         }
 
-    found = finetune.finetune_sweep.finetune_report.summary(
+    found = finetune_sweep.finetune_report.summary(
         [record(1, 0, 0.8, 0.9), record(1, 1, 0.7, 1.0), record(2, 0, 0.6, 0.1), record(2, 1, 0.96, 0.3)],
         "classification",
     )

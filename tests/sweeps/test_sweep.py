@@ -294,7 +294,7 @@ def test_processes_share_the_trials(start, search, tmp_path, monkeypatch):
 
 
 def test_each_trial_at_work_has_its_share_of_cores_and_gpus(monkeypatch):
-    given = sweep.parse(["x", "--space", RATE, "--workers", "2", "--ranks", "2"])
+    given = sweep.parser().parse(["x", "--space", RATE, "--workers", "2", "--ranks", "2"])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
     monkeypatch.setattr(sweeps_sweep.torch.cuda, "device_count", lambda: 4)

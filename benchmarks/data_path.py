@@ -133,7 +133,7 @@ def main() -> None:
             rates[name].append(rate(work, TOKENS_A_BATCH))
     print(
         f"{count} rows of {arguments.seq_len}, {len(reader.rows.files)} files, "
-        f"{reader.rows.real_share:.2%} real tokens, one core"
+        f"{reader.rows.real_fraction:.2%} real tokens, one core"
     )
     medians = {name: statistics.median(measured) for name, measured in rates.items()}
     for name, measured in rates.items():

@@ -31,15 +31,16 @@ OURS = """
 import sys
 from pathlib import Path
 import numpy as np
-from data_prep.vocabulary import word2vec
+from data_prep.vocabulary import word2vec_training
 from scaler.config.data_sections import Word2Vec
 folder, entries, width, architecture, threads = sys.argv[1:]
-texts = word2vec.Documents(Path(folder), {"splits": {"train": [{"name": "shard"}]}, "strip_ids": []}, 0)
+texts = word2vec_training.Documents(Path(folder), {"splits": {"train": [{"name": "shard"}]}, "strip_ids": []}, 0)
 counts = texts.counts(int(entries))
-word2vec._resume = lambda *arguments: print("Progress: 0%", flush=True) or 0  # the model is built, training begins
-word2vec._save = lambda *arguments: None
+# the model is built, training begins
+word2vec_training._resume = lambda *arguments: print("Progress: 0%", flush=True) or 0
+word2vec_training._save = lambda *arguments: None
 settings = Word2Vec(int(width), architecture, min_count=1, epochs=1)
-word2vec.train(texts, counts, settings, 1, int(threads), Path("none"))
+word2vec_training.train(texts, counts, settings, 1, int(threads), Path("none"))
 print("Progress: 100%", flush=True)
 """
 GENSIM = """

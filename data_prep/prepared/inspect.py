@@ -130,7 +130,7 @@ def show_rows(folder: Path, tokenizer: Tokenizer, unknown: int | None, samples: 
     for split in manifest.splits:
         print(
             f"  {split:<8} {manifest.count(split, 'rows'):>12,} rows of {manifest.seq_len}, "
-            f"{manifest.real_share(split):.2%} of them tokens, the rest padding"
+            f"{manifest.real_fraction(split):.2%} of them tokens, the rest padding"
         )
     counts = manifest.unigram_counts()
     total = max(1, int(counts.sum()))

@@ -42,7 +42,7 @@ class RowTable:
         return len(self.row_starts) - 1
 
     @property
-    def real_share(self) -> float:
+    def real_fraction(self) -> float:
         """Share of all positions that are not padding (special tokens count as real)."""
         real = self.chunk_lengths.sum() + SPECIAL_TOKENS * len(self.chunk_lengths)
         return float(real / max(1, self.n_rows * self.seq_len))
@@ -112,11 +112,11 @@ def pack(offsets: np.ndarray, lengths: np.ndarray, seq_len: int, min_tokens: int
             break
         table = _pack_chunks(*cut(offsets, lengths, longest), seq_len, min_tokens)
         tables.append(table)
-        needed = table.real_share * table.n_rows  # rows that its tokens would fill
+        needed = table.real_fraction * table.n_rows  # rows that its tokens would fill
         if table.n_rows + table.dropped_rows <= max(needed / MIN_FILL, math.ceil(needed) + 1):
             break
     # the last is the fullest but for odd lengths; of equals the first, which has the longest contexts
-    return max(tables, key=lambda table: table.real_share * table.n_rows / max(1, table.n_rows + table.dropped_rows))
+    return max(tables, key=lambda table: table.real_fraction * table.n_rows / max(1, table.n_rows + table.dropped_rows))
 
 
 def _pack_chunks(offsets: np.ndarray, lengths: np.ndarray, seq_len: int, min_tokens: int) -> RowTable:

@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and the one place where they become a line and an exit status."""
+"""Errors that a user can act on, and how they become one line and an exit status."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import platform
 from collections.abc import Iterable, Iterator
 
 EXIT_BAD_INPUT = 2
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where the run was
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
-# of shared disks that are away for a while
+# error numbers of shared disks that are away for a while
 PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EREMOTEIO}
 
 
 class ScalerError(Exception):
-    """Something the user gave cannot be used. The message is one line: the value, the rule, the remedy."""
+    """An input that cannot be used. The message is one line: the value, the rule, the remedy."""
 
     status = EXIT_BAD_INPUT
 
 
 class TryAgain(ScalerError):
-    """The run ended through no fault of its input, and the same command goes on with it."""
+    """An end through no fault of the input, after which the same command resumes the run."""
 
     status = EXIT_TRY_AGAIN
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known word was probably meant, or list them all.
+    """Return a hint with the known word that was probably meant, or with all of them.
 
     >>> nearest("stepz", ["steps", "seed"])
     "did you mean 'steps'?"
@@ -41,7 +41,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def explain_disk_errors(folder: os.PathLike[str] | str) -> Iterator[None]:
-    """Turn the operating system's 'no space' and 'read-only' errors into one clear line about `folder`."""
+    """Turn the operating system's errors of a full, read-only or blocked folder into one line with a remedy."""
     try:
         yield
     except OSError as error:
@@ -57,14 +57,14 @@ def explain_disk_errors(folder: os.PathLike[str] | str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What to tell the user of an error; of the operating system's, the file, the reason and the machine."""
+    """Return the message of an error in one line; of the operating system's, the file, the reason and the machine."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror} (on {platform.node()}); look at the disk, and run again"
-    return " ".join(str(error).split())  # libraries whose words we pass on like to use several lines
+    return " ".join(str(error).split())  # messages of libraries often have several lines
 
 
 def status_of(error: Exception) -> int:
-    """The exit status that an error calls for: whether the same command may go better another time."""
+    """Return the exit status for an error: "try again" where the same command may succeed another time."""
     if isinstance(error, ScalerError):
         return error.status
     return EXIT_TRY_AGAIN if isinstance(error, OSError) and error.errno in PASSING else EXIT_BAD_INPUT

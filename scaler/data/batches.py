@@ -1,4 +1,4 @@
-"""From rows on disk to micro-batches: order and masking put together. No state but `consumed_rows`."""
+"""Read rows from disk into masked micro-batches. The only state is the caller's `consumed_rows`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from scaler.data.tokenizer import Vocabulary
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch; all tensors int64.
+    """A micro-batch; all tensors int64.
 
     Attributes:
         input_ids: (rows, seq_len), masked.
         position_ids: (rows, seq_len), restarting at each document.
         segment_ids: (rows, seq_len), the document's number in its row from 1 on, 0 for padding.
         masked_positions: (rows, masked), ascending.
-        labels: (rows, masked), the ids that stood there.
+        labels: (rows, masked), the ids before masking.
     """
 
     input_ids: torch.Tensor
@@ -49,7 +49,7 @@ class Batch:
         return cls(input_ids, positions, segment_ids, masked_positions, labels)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 
@@ -59,7 +59,7 @@ def padding_position(first_position: int) -> int:
 
 
 def digest(batch: Batch, consumed_rows: int) -> int:
-    """A 64-bit hash of a batch that begins at `consumed_rows`: of every masked row, its masks, and when it comes.
+    """Return a 64-bit hash of a batch that begins at `consumed_rows`: of each masked row, its labels, and its place.
 
     Digests of a run's batches add up, modulo 2**64, to the same sum at every world size.
     """
@@ -74,12 +74,12 @@ def digest(batch: Batch, consumed_rows: int) -> int:
 
 
 class RowReader:
-    """Reads packed rows of one split and masks them.
+    """A reader of the packed rows of one split, which masks them.
 
     Args:
         rows: of the split.
         vocabulary: special ids of the tokenizer.
-        masked: masked positions a row, where nobody asks for fewer.
+        masked: masked positions a row, unless a call asks for fewer.
         first_position: position id at which each document starts (RoBERTa: pad id + 1; BERT, DistilBERT: 0).
         seed: of order and masks.
     """
@@ -99,20 +99,22 @@ class RowReader:
         self._is_ordinary[list(vocabulary.special_ids)] = False
 
     def at(self, consumed_rows: int, count: int, masked: int | None = None) -> Batch:
-        """The next `count` rows of a run that has consumed `consumed_rows`, with so many masked positions each."""
+        """Return the next `count` rows of a run that has consumed `consumed_rows`, with `masked` positions each."""
         return self.read(*order.rows_at(consumed_rows, count, len(self.rows), self.seed), masked)
 
     def read(self, epochs: np.ndarray, rows: np.ndarray, masked: int | None = None) -> Batch:
-        """Read and mask the given rows as they are in the given epochs: both int64 (rows,).
+        """Read rows and mask them with the masks of their epochs: both int64 (rows,).
 
-        Of the positions that are masked with a larger number, a smaller one masks some.
+        A smaller number `masked` masks a subset of the positions that a larger one masks.
+
+        Raises: ScalerError when a row has fewer ordinary tokens than that.
         """
         masked = self.masked if masked is None else masked
         input_ids, position_ids, segment_ids = self.assemble(rows)
         maskable = np.take(self._is_ordinary, input_ids)
         if maskable.sum(axis=1).min(initial=masked) < masked:
             raise ScalerError(
-                f"a row has fewer than {masked} tokens to mask, for its documents hold special tokens; "
+                f"a row has fewer than {masked} tokens to mask, because its documents hold special tokens; "
                 "prepare the data without them"
             )
         row_keys = order.key(self.seed, epochs, rows)
@@ -125,7 +127,7 @@ class RowReader:
         return self.read(np.zeros_like(rows), rows)
 
     def assemble(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The given rows, unmasked: input ids, position ids, segment ids, each int64 (rows, seq_len).
+        """Return rows, unmasked, as input ids, position ids and segment ids, each int64 (rows, seq_len).
 
         A begin token opens a document wherever it stands, and each row begins with one.
         """

@@ -1,4 +1,4 @@
-"""Dynamic masking for the masked-LM objective, keyed by (seed, epoch, row) and never by rank or worker."""
+"""Mask tokens for the masked-LM objective, anew each epoch: keyed by (seed, epoch, row), never by rank or worker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from scaler.data.order import mix64
 
-# Devlin et al. 2019: of the chosen positions 80 % become <mask>, 10 % a random token, 10 % stay as they are.
-MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
+# Devlin et al. 2019: of the chosen positions 80 % become <mask>, 10 % a random token, 10 % stay unchanged.
+MASK_FRACTION, RANDOM_FRACTION = 0.8, 0.1
 
 
 def _scramble32(value: np.ndarray) -> None:
@@ -25,8 +25,8 @@ def _scramble32(value: np.ndarray) -> None:
 def choose_positions(maskable: np.ndarray, count: int, row_keys: np.ndarray) -> np.ndarray:
     """Choose `count` maskable positions in each row, uniformly and without replacement.
 
-    Every position draws a hash, and the `count` smallest win. The position rides in the hash's low bits, so that a
-    partition of one uint32 array does it all.
+    Each position draws a hash, and the `count` smallest are chosen. The low bits of the hash hold the position, so that
+    one partition of a uint32 array finds them.
 
     Args:
         maskable: bool (rows, seq_len), at least `count` True in each row.
@@ -43,7 +43,9 @@ def choose_positions(maskable: np.ndarray, count: int, row_keys: np.ndarray) -> 
     _scramble32(draws)
     draws ^= high
     draws &= ~position_mask
-    np.minimum(draws, ~position_mask - position_mask - np.uint32(1), out=draws)  # the largest is for the unmaskable
+    np.minimum(
+        draws, ~position_mask - position_mask - np.uint32(1), out=draws
+    )  # positions that cannot be masked get the largest
     draws |= np.where(maskable, positions, positions | ~position_mask)
     draws.partition(count - 1, axis=1)
     chosen = draws[:, :count] & position_mask
@@ -54,16 +56,16 @@ def choose_positions(maskable: np.ndarray, count: int, row_keys: np.ndarray) -> 
 def mask_rows(
     input_ids: np.ndarray, positions: np.ndarray, row_keys: np.ndarray, mask_id: int, ordinary_ids: np.ndarray
 ) -> np.ndarray:
-    """Overwrite the chosen positions of `input_ids` in place, 80/10/10; return the labels.
+    """Mask the chosen positions of `input_ids` in place, 80/10/10; return the labels.
 
     Args:
         input_ids: int64 (rows, seq_len), contiguous.
         positions: int64 (rows, masked), the chosen positions.
         row_keys: uint64 (rows,).
         mask_id: id of the mask token.
-        ordinary_ids: int64 (n,), the ids that a random replacement is drawn from (no special tokens).
+        ordinary_ids: int64 (n,), the ids that random tokens are drawn from: all but special tokens.
 
-    Returns: int64 (rows, masked), the ids that stood there.
+    Returns: int64 (rows, masked), the ids before masking.
     """
     rows, seq_len = input_ids.shape
     flat_ids = input_ids.reshape(-1)  # a view: the array is contiguous
@@ -74,6 +76,8 @@ def mask_rows(
     fate = (draws >> np.uint64(32)).astype(np.float64) / 2.0**32  # uniform in [0, 1), independent of the low half
     pick = (draws & np.uint64(0xFFFFFFFF)) * np.uint64(len(ordinary_ids)) >> np.uint64(32)
     random_ids = ordinary_ids[pick.astype(np.int64)]
-    replaced = np.where(fate < MASK_SHARE, mask_id, np.where(fate < MASK_SHARE + RANDOM_SHARE, random_ids, labels))
+    replaced = np.where(
+        fate < MASK_FRACTION, mask_id, np.where(fate < MASK_FRACTION + RANDOM_FRACTION, random_ids, labels)
+    )
     flat_ids[flat_positions] = replaced
     return labels

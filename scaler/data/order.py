@@ -1,4 +1,4 @@
-"""Sample order as a pure function of integers: (seed, epoch, position) -> row, in O(1) memory."""
+"""Compute the order of rows as a pure function of integers, (seed, epoch, position) -> row, in O(1) memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 
-BLOCK = 1024  # places in the order that are worked out together: a few take as long as some hundred
+BLOCK = 1024  # places in the order that are computed together: a few take as long as hundreds
 ROUNDS = 6  # Luby and Rackoff 1988: four rounds make a strong pseudo-random permutation; two to spare
 
 
 def mix64(value: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit integers, elementwise (the finalizer of splitmix64: Steele, Lea and Flood 2014)."""
+    """Hash 64-bit integers, elementwise, one to one (the finalizer of splitmix64: Steele, Lea and Flood 2014)."""
     value = np.asarray(value, dtype=np.uint64)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -20,7 +20,7 @@ def mix64(value: np.ndarray) -> np.ndarray:
 
 
 def key(*parts: int | np.ndarray) -> np.ndarray:
-    """Fold integers (or arrays of them) into one 64-bit key: another key for any other tuple."""
+    """Hash a tuple of integers, or of arrays of them, into 64-bit keys."""
     folded = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -29,7 +29,7 @@ def key(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def permute(position: np.ndarray, n: int, order_key: np.ndarray) -> np.ndarray:
-    """Send each position in [0, n) to its own place in [0, n): a seeded bijection.
+    """Map each position in [0, n) to its place in [0, n) by a seeded bijection.
 
     A Feistel network over pairs (left, right) in [0, a) x [0, b) with a * b just above n, walked along its cycle
     until the value falls below n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). As a * b < n + a,
@@ -62,7 +62,7 @@ def permute(position: np.ndarray, n: int, order_key: np.ndarray) -> np.ndarray:
 
 
 def rows_at(consumed_rows: int, count: int, n_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Name the next `count` rows of a run that has consumed `consumed_rows`: (epoch, row), each int64 (count,).
+    """Return epoch and row, each int64 (count,), of the next rows of a run that has consumed `consumed_rows`.
 
     Every epoch visits each of the `n_rows` rows once, in an order of its own.
     """
@@ -74,7 +74,7 @@ def rows_at(consumed_rows: int, count: int, n_rows: int, seed: int) -> tuple[np.
 
 @functools.lru_cache(maxsize=8)
 def _block(number: int, n_rows: int, seed: int) -> np.ndarray:
-    """Epochs and rows of one block of the order, int64 (2, BLOCK), kept for the calls that follow."""
+    """Return epochs and rows of one block of the order, int64 (2, BLOCK); the cache keeps it for later calls."""
     epoch, position = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int64), n_rows)
     block = np.stack([epoch, permute(position, n_rows, key(seed, epoch))])
     return block

@@ -1,4 +1,4 @@
-"""What data preparation left for training: rows and tokenizer, opened, and checked against each other."""
+"""Open the rows and the tokenizer that data preparation wrote, and check that they belong together."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from scaler.data.batches import RowReader
 from scaler.data.token_rows import PREPARE, Manifest, TokenRows
 from scaler.data.tokenizer import Vocabulary, load_tokenizer, vocabulary_of
 
-FIXED_SEED = 0  # masks outside of training are the same for every run, whatever its seed
+FIXED_SEED = 0  # of the masks of held-out and test rows, which are the same for every run
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Opened rows with their tokenizer."""
+    """The opened rows of a recipe with their tokenizer."""
 
     manifest: Manifest
     tokenizer: Any
     vocabulary: Vocabulary
 
     def rows(self, split: str, recipe: Recipe, first_position: int) -> RowReader:
-        """The packed rows of a split, masked as the recipe says. Raises ScalerError if there is none."""
+        """Return a reader of a split's packed rows, masked after the recipe.
+
+        Raises: ScalerError when there are none, or some have too few tokens to mask.
+        """
         training = split == "train"
         keys = ("mask_probability", "final_mask_probability") if training else ("heldout_mask_probability",)
         probabilities = {key: getattr(recipe.objective, key) or 0.0 for key in keys}

@@ -1,9 +1,9 @@
-"""Token rows on disk, which training maps: packed, special tokens and padding included, ready to be masked.
+"""Write and map token rows on disk: packed, special tokens and padding included, ready to be masked.
 
 A file is a matrix of token ids, (rows, seq_len), little endian, without a header. A row is one or more documents, or
-chunks of long ones, end to end, each from a begin to an end token; padding follows. So the ids alone say which
-document a position belongs to, a row is one contiguous read, and opening costs the same for a gigabyte as for a
-thousand of them. What a file does not say stands in the folder's `manifest.json`.
+chunks of long ones, end to end, each from a begin to an end token; padding follows. So the ids alone tell which
+document a position belongs to, a row is one contiguous read, and opening costs the same for any size. The folder's
+`manifest.json` holds everything else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PREPARE = "run `make data` or `python -m data_prep`"
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """The dtype of ids on disk for this vocabulary: uint16 up to 65,535 entries, else int32; little endian."""
+    """Return the dtype of ids on disk: uint16 for up to 65,535 entries, else int32; little endian."""
     return np.dtype("<u2" if vocab_size <= UINT16_VOCABULARY else "<i4")
 
 
@@ -40,7 +40,7 @@ def write_rows(path: Path, blocks: Iterable[np.ndarray], dtype: np.dtype[Any]) -
 
 
 def open_file(path: Path, rows: int, seq_len: int, vocab_size: int) -> np.ndarray:
-    """Map a file of rows, (rows, seq_len). Raises ScalerError when it is missing or of another size."""
+    """Map a file of rows as an array (rows, seq_len). Raises ScalerError when it is missing or of another size."""
     if not path.is_file():
         raise ScalerError(f"{path}: missing; {PREPARE_AGAIN}")
     dtype = dtype_for(vocab_size)
@@ -53,11 +53,12 @@ def open_file(path: Path, rows: int, seq_len: int, vocab_size: int) -> np.ndarra
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of rows holds.
+    """The manifest of a folder of rows.
 
-    `splits` maps the name of a split to its file entries: name, source, rows, tokens, documents, dropped_rows,
-    least_maskable (ordinary tokens in the row that has fewest), xxh3; and of the text that a file was made from, each
-    document counted once, text_tokens (without special tokens) and characters, None where that is unknown.
+    Attributes:
+        splits: split -> its file entries: name, source, rows, tokens, documents, dropped_rows, least_maskable
+            (ordinary tokens in the row that has fewest), xxh3; and of the text that the file was made from, each
+            document counted once, text_tokens (without special tokens) and characters, None where that is unknown.
     """
 
     folder: Path
@@ -69,28 +70,28 @@ class Manifest:
     splits: dict[str, list[dict[str, Any]]]
 
     def count(self, split: str, what: str) -> int:
-        """Sum "rows", "tokens", "documents" or "dropped_rows" over the files of a split."""
+        """Return the sum of "rows", "tokens", "documents" or "dropped_rows" over the files of a split."""
         return sum(entry[what] for entry in self.splits.get(split, []))
 
     def least_maskable(self, split: str) -> int:
-        """Ordinary tokens in the row of a split that has fewest: so many can be masked in each."""
+        """Return the ordinary tokens in the row of a split that has fewest: as many can be masked in each row."""
         return min((entry["least_maskable"] for entry in self.splits.get(split, [])), default=self.seq_len)
 
     def total_of_text(self, split: str, what: str) -> int | None:
-        """Sum "text_tokens" or "characters" over the files of a split; None where one file's are unknown."""
+        """Return the sum of "text_tokens" or "characters" over a split's files; None where one file's are unknown."""
         entries = self.splits.get(split, [])
         return None if any(entry.get(what) is None for entry in entries) else sum(entry[what] for entry in entries)
 
-    def real_share(self, split: str) -> float:
-        """Share of all positions that are not padding (special tokens count as real)."""
+    def real_fraction(self, split: str) -> float:
+        """Return the fraction of all positions that are not padding; special tokens count as real."""
         return self.count(split, "tokens") / max(1, self.count(split, "rows") * self.seq_len)
 
     def xxh3(self, split: str) -> str:
-        """XXH3-128 of the checksums of a split's files: the same rows in the same order."""
+        """Return the XXH3-128 of the checksums of a split's files, which is equal for equal rows in equal order."""
         return xxhash.xxh3_128_hexdigest(" ".join(entry["xxh3"] for entry in self.splits.get(split, [])).encode())
 
     def unigram_counts(self) -> np.ndarray:
-        """(vocab_size,) int64, how often each ordinary token occurs in the training rows."""
+        """Return how often each ordinary token occurs in the training rows: int64 (vocab_size,)."""
         path = self.folder / UNIGRAM
         check_file(path, self.unigram_xxh3)
         return np.asarray(np.load(path, allow_pickle=False))
@@ -126,7 +127,7 @@ def _entry(content: dict[str, Any]) -> dict[str, Any]:
 def verify(manifest: Manifest, part: int = 0, parts: int = 1, splits: Sequence[str] = FOR_TRAINING) -> None:
     """Compare the checksums of every `parts`-th file of some splits, from the `part`-th on, with the manifest.
 
-    Ranks share the work so. Raises ScalerError that names the damaged file.
+    Ranks divide the work in this way. Raises ScalerError with the name of a damaged file.
     """
     entries = [entry for split in splits for entry in manifest.splits.get(split, [])]
     for entry in entries[part::parts]:
@@ -134,7 +135,7 @@ def verify(manifest: Manifest, part: int = 0, parts: int = 1, splits: Sequence[s
 
 
 class TokenRows:
-    """All rows of one split, mapped.
+    """The rows of one split, mapped.
 
     Attributes:
         files: one (rows, seq_len) array a file, in manifest order.
@@ -147,7 +148,7 @@ class TokenRows:
     def __init__(self, manifest: Manifest, split: str) -> None:
         entries = manifest.splits.get(split, [])
         self.seq_len = manifest.seq_len
-        self.real_share = manifest.real_share(split)
+        self.real_fraction = manifest.real_fraction(split)
         self.dropped_rows = manifest.count(split, "dropped_rows")
         self.text_tokens, self.characters = (manifest.total_of_text(split, w) for w in ("text_tokens", "characters"))
         self.dtype = dtype_for(manifest.vocab_size)
@@ -164,14 +165,14 @@ class TokenRows:
         return int(self.bases[-1])
 
     def source_of(self, rows: np.ndarray) -> np.ndarray:
-        """The place in `sources` of each row's source: int64 (count,)."""
+        """Return the index in `sources` of each row's source: int64 (count,)."""
         return np.asarray(self._source_of_file[self._file_of(rows)])
 
     def _file_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.bases, rows, side="right") - 1
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The given rows, int64 (count,), as an array (count, seq_len) of the dtype on disk."""
+        """Return rows, int64 (count,), as an array (count, seq_len) of the dtype on disk."""
         numbers = self._file_of(rows)
         if len(numbers) and (numbers == numbers[0]).all():
             return np.asarray(self.files[int(numbers[0])][rows - self.bases[numbers[0]]])

@@ -1,7 +1,7 @@
-"""Word vectors on disk: a row for each entry of a tokenizer, row i of entry i; writer and reader in one room.
+"""Write and read word vectors on disk: a row for each entry of a tokenizer, row i of entry i.
 
 A folder holds `vectors.npy`, float32 (entries, vector_size), and `counts.npy`, int64 (entries,), how often each entry
-occurs in the training documents. Checksums, and which tokenizer they belong to, stand in its `manifest.json`.
+occurs in the training documents. Its `manifest.json` has the checksums of both and of their tokenizer.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def write_array(path: Path, array: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class WordVectors:
-    """The vectors of a folder.
+    """The word vectors of a folder.
 
     Attributes:
         vectors: (entries, vector_size) float32, mapped read-only.
         counts: (entries,) int64, how often each entry occurs in the training documents.
-        settings: of the recipe's section that they were made with.
-        xxh3: checksum of the file of vectors.
+        settings: the recipe's section that they were made with.
+        xxh3: the checksum of the file of vectors.
     """
 
     folder: Path
@@ -55,10 +55,10 @@ def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
     """Open a folder of vectors and check it.
 
     Args:
-        tokenizer_xxh3: checksum of the tokenizer.json whose entries the rows have to be.
-        vector_size: that the model needs.
+        tokenizer_xxh3: checksum of the tokenizer.json whose entries the rows belong to.
+        vector_size: numbers in a vector that the model needs.
 
-    Raises: ScalerError when the folder is absent or damaged, another tokenizer's, or of another width.
+    Raises: ScalerError when the folder is absent or damaged, made for another tokenizer, or of another width.
     """
     content = read_manifest(folder, KIND, PREPARE)
     try:

@@ -86,7 +86,7 @@ def describe(job: Request) -> dict[str, Any]:
         else {
             split: {
                 "rows": len(reader.rows),
-                "real_token_share": round(reader.rows.real_share, 5),
+                "real_token_share": round(reader.rows.real_fraction, 5),
                 "masked_per_row": reader.masked,
                 "dropped_rows": reader.rows.dropped_rows,
             }

@@ -180,14 +180,14 @@ def test_the_manifest_is_read_and_counts_by_split(folder):
     assert manifest.sources == [{"source": "my/texts"}]
     for what, train, heldout in (("rows", 15, 3), ("tokens", 90, 18), ("documents", 30, 6), ("dropped_rows", 3, 1)):
         assert [manifest.count(split, what) for split in ("train", "heldout", "none")] == [train, heldout, 0]
-    assert [manifest.real_share(split) for split in ("train", "none")] == [6 / 8, 0]
+    assert [manifest.real_fraction(split) for split in ("train", "none")] == [6 / 8, 0]
 
 
 def test_a_split_knows_its_padding_and_what_was_dropped(folder):
     rows = TokenRows(read(folder), "train")
-    assert (len(rows), rows.seq_len, rows.real_share, rows.dropped_rows) == (15, SEQ_LEN, 6 / 8, 3)
+    assert (len(rows), rows.seq_len, rows.real_fraction, rows.dropped_rows) == (15, SEQ_LEN, 6 / 8, 3)
     nothing = TokenRows(read(folder), "none")
-    assert (len(nothing), nothing.real_share, nothing.dropped_rows) == (0, 0, 0)
+    assert (len(nothing), nothing.real_fraction, nothing.dropped_rows) == (0, 0, 0)
 
 
 def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):

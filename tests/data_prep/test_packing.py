@@ -78,20 +78,20 @@ def test_rows_with_too_few_tokens_are_dropped_and_counted(lengths, seq_len, shar
 def test_hardly_any_padding_on_realistic_lengths(seq_len, relative_length):
     table = packed(realistic(6000, seq_len * relative_length), seq_len, min_tokens=round(0.15 * seq_len))
     assert table.n_rows > 500
-    assert table.real_share >= 0.99
+    assert table.real_fraction >= 0.99
 
 
 @pytest.mark.parametrize("length, seq_len, longest", [(126, 128, 126), (65, 128, 62), (260, 512, 254), (300, 512, 126)])
 def test_lengths_that_fill_badly_are_cut_finer_and_others_are_not(length, seq_len, longest):
     table = packed([length] * 3000, seq_len, min_tokens=round(0.15 * seq_len))
     assert table.chunk_lengths.max() == longest
-    assert table.real_share >= 0.99
+    assert table.real_fraction >= 0.99
 
 
 def test_a_finer_cut_that_fills_no_better_is_not_taken():
     # sizes of 181 and 183 fit a row of 512 twice; cut into eighths, documents of 179 leave 3.6 percent empty
     table = packed([179] * 2000, 512, min_tokens=77)
-    assert table.real_share > 0.985
+    assert table.real_fraction > 0.985
 
 
 def test_a_finer_cut_that_loses_rows_is_not_taken():
@@ -116,7 +116,7 @@ def test_a_row_mixes_distant_documents():
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
 def test_nothing_to_pack_gives_no_rows(lengths):
     table = packed(lengths, 32)
-    assert (table.n_rows, len(table.chunk_offsets), table.real_share) == (0, 0, 0.0)
+    assert (table.n_rows, len(table.chunk_offsets), table.real_fraction) == (0, 0, 0.0)
 
 
 def test_empty_documents_change_nothing():

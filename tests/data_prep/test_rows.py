@@ -180,7 +180,7 @@ def test_the_manifest_tells_the_truth(shards, make, tmp_path):
         assert manifest.count(split, "rows") == len(table)
         assert manifest.count(split, "tokens") == (table != PAD).sum()
         assert manifest.count(split, "documents") == len(documents[split])
-        assert manifest.real_share(split) == pytest.approx((table != PAD).mean())
+        assert manifest.real_fraction(split) == pytest.approx((table != PAD).mean())
     train = read(tmp_path / "rows", "train")
     assert np.array_equal(manifest.unigram_counts(), np.bincount(train[ordinary(train)], minlength=60_000))
 

@@ -20,7 +20,7 @@ from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared import verify
 from data_prep.prepared.prepare import prepare
 from data_prep.tokens.shards import write_manifest
-from data_prep.vocabulary import word2vec
+from data_prep.vocabulary import word2vec, word2vec_training
 from data_prep.vocabulary.documents import LONGEST_PIECE
 from scaler.config.data_sections import Word2Vec
 from scaler.config.recipe import load
@@ -144,7 +144,7 @@ def test_it_is_trained_anew_only_when_shards_settings_or_seed_change(topical, sh
 def spied(monkeypatch):
     """What each call of gensim's train was given, and what it said that it trained."""
     calls = []
-    build = word2vec._model
+    build = word2vec_training._model
 
     def model(*arguments):
         built = build(*arguments)
@@ -165,12 +165,12 @@ def spied(monkeypatch):
             seen.append(piece.tolist())
             yield piece
 
-    monkeypatch.setattr(word2vec, "_model", model)
+    monkeypatch.setattr(word2vec_training, "_model", model)
     return calls
 
 
 def test_the_learning_rate_falls_in_a_line_over_all_segments_and_epochs(topical, spied, monkeypatch):
-    monkeypatch.setattr(word2vec, "SEGMENT_TOKENS", 7000)
+    monkeypatch.setattr(word2vec_training, "SEGMENT_TOKENS", 7000)
     make(topical)
     sizes = [call["total_words"] for call in spied]
     assert sizes == [7000] * 5 + [1000] + [7000] * 5 + [1000] + [7000] * 5 + [1000]
@@ -183,7 +183,7 @@ def test_the_learning_rate_falls_in_a_line_over_all_segments_and_epochs(topical,
 
 @pytest.mark.parametrize("segment", [1000, 7001, 1 << 20])
 def test_every_epoch_holds_every_token_once_in_documents_and_none_is_lost(shards, spied, monkeypatch, segment):
-    monkeypatch.setattr(word2vec, "SEGMENT_TOKENS", segment)
+    monkeypatch.setattr(word2vec_training, "SEGMENT_TOKENS", segment)
     chance = np.random.default_rng(0)
     documents = [chance.integers(5, ENTRIES, size).tolist() for size in (25_000, 1, 3, 10_000, 0, 10_001, 700, 9_999)]
     folder = shards({f"train-{n}": documents[n : n + 2] for n in range(0, 8, 2)})
@@ -287,9 +287,9 @@ def test_with_every_entry_trained_none_is_drawn():
 
 DRIVER = """
 import os, signal, sys
-from data_prep.vocabulary import word2vec
+from data_prep.vocabulary import word2vec, word2vec_training
 from data_prep.word2vec import main
-word2vec.SEGMENT_TOKENS, word2vec.SAVE_SECONDS = 5000, 0
+word2vec_training.SEGMENT_TOKENS, word2vec_training.SAVE_SECONDS = 5000, 0
 when, number = sys.argv.pop(1), int(sys.argv.pop(1))
 count = 0
 def dying(function, place):
@@ -300,8 +300,9 @@ def dying(function, place):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments)
     return call
-word2vec.write_array = dying(word2vec.write_array, "array")
-word2vec.write_json = dying(word2vec.write_json, "state")
+for module in (word2vec, word2vec_training):
+    module.write_array = dying(module.write_array, "array")
+word2vec_training.write_json = dying(word2vec_training.write_json, "state")
 word2vec.Documents._open = dying(word2vec.Documents._open, "segment")
 word2vec.draw = dying(word2vec.draw, "end")
 main()
@@ -330,16 +331,16 @@ def command(folder, *settings, driver=("never", -1)):
     ],
 )
 def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(topical, tmp_path, monkeypatch, driver):
-    monkeypatch.setattr(word2vec, "SEGMENT_TOKENS", 5000)
+    monkeypatch.setattr(word2vec_training, "SEGMENT_TOKENS", 5000)
     make(topical, Word2Vec(16), out=tmp_path / "whole")
     killed = command(topical, driver=driver)
     killed.communicate(timeout=limit(400))
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "word2vec").exists()
-    state = read_json(tmp_path / "word2vec.partial" / TASKS / word2vec.STATE)
+    state = read_json(tmp_path / "word2vec.partial" / TASKS / word2vec_training.STATE)
     assert 0 < state["position"] <= 108_000
     positions = []
-    monkeypatch.setattr(word2vec, "_save", lambda model, position, tasks: positions.append(position))
+    monkeypatch.setattr(word2vec_training, "_save", lambda model, position, tasks: positions.append(position))
     make(topical, Word2Vec(16))
     assert positions == [p for p in (36_000, 72_000, 108_000) if p > state["position"]]
     assert (tmp_path / "word2vec" / "vectors.npy").read_bytes() == (tmp_path / "whole" / "vectors.npy").read_bytes()
@@ -350,7 +351,7 @@ def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(topic
 
 def test_ctrl_c_ends_it_at_once_and_loses_only_what_came_after_the_save(topical, tmp_path):
     process = command(topical, "epochs=100000")
-    state = tmp_path / "word2vec.partial" / TASKS / word2vec.STATE
+    state = tmp_path / "word2vec.partial" / TASKS / word2vec_training.STATE
     while not state.exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -383,15 +384,15 @@ def stop_after(monkeypatch, openings):
             raise ScalerError("stopped here")
 
     monkeypatch.setattr(word2vec.Documents, "pieces", pieces)
-    monkeypatch.setattr(word2vec, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(word2vec, "SEGMENT_TOKENS", 5000)
+    monkeypatch.setattr(word2vec_training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(word2vec_training, "SEGMENT_TOKENS", 5000)
 
 
 def test_an_error_while_documents_are_read_ends_it_and_the_next_run_goes_on(topical, tmp_path, monkeypatch):
     stop_after(monkeypatch, 4)
     with pytest.raises(ScalerError, match="stopped here"):
         make(topical)
-    assert read_json(tmp_path / "word2vec.partial" / TASKS / word2vec.STATE)["position"] == 15_000
+    assert read_json(tmp_path / "word2vec.partial" / TASKS / word2vec_training.STATE)["position"] == 15_000
     monkeypatch.undo()
     assert make(topical)
 

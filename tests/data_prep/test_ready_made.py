@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
 
-from data_prep.vocabulary import vectors
+from data_prep.vocabulary import ready_made
 from scaler.core.errors import ScalerError
 
 gensim = pytest.importorskip("gensim.models")
@@ -34,13 +34,13 @@ def write_gensim(path, large=False):
 
 
 def content(path, width=6):
-    words, found = zip(*vectors.read(path, width), strict=True)
+    words, found = zip(*ready_made.read(path, width), strict=True)
     return [word.decode() for word in words], np.stack(found)
 
 
 def refused(path, said, width=6):
     with pytest.raises(ScalerError, match=said) as raised:
-        list(vectors.read(path, width))
+        list(ready_made.read(path, width))
     assert str(raised.value).startswith(str(path))
     assert "\n" not in str(raised.value)
 
@@ -97,7 +97,7 @@ def test_the_c_programs_line_feeds_and_fasttexts_last_space_are_no_part_of_a_wor
 def test_rows_are_read_across_the_edges_of_blocks(tmp_path, monkeypatch):
     path = write_gensim(tmp_path / "a.bin")
     for size in (1, 7, 30, 31):
-        monkeypatch.setattr(vectors, "READ_AT_ONCE", size)
+        monkeypatch.setattr(ready_made, "READ_AT_ONCE", size)
         np.testing.assert_array_equal(content(path)[1], VALUES)
 
 
@@ -203,7 +203,7 @@ def test_a_whole_model_is_refused_for_what_else_it_asks_for(tmp_path):
 def test_the_array_beside_a_pickle_is_needed_and_is_no_pickle(tmp_path):
     path = write_gensim(tmp_path / "a.kv", large=True)
     beside = tmp_path / "a.kv.vectors.npy"
-    assert vectors.files(path) == [path, beside]
+    assert ready_made.files(path) == [path, beside]
     np.save(beside, np.array([Evil()], dtype=object), allow_pickle=True)
     refused(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*Python objects")
     beside.unlink()
@@ -229,7 +229,7 @@ def test_any_damage_is_a_line_or_another_row_and_never_a_traceback(tmp_path, nam
         whole.insert(at, data.draw(st.integers(0, 255)))
     (tmp_path / name).write_bytes(whole)
     try:
-        found = list(vectors.read(tmp_path / name, 6))
+        found = list(ready_made.read(tmp_path / name, 6))
     except ScalerError as error:
         assert "\n" not in str(error)
     else:
@@ -246,7 +246,7 @@ def test_a_large_file_is_read_in_little_memory(tmp_path, name):
     del rows
     tracemalloc.start()
     try:
-        for _ in vectors.read(tmp_path / name, 768):
+        for _ in ready_made.read(tmp_path / name, 768):
             pass
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -269,7 +269,7 @@ def tokenizer_file(tmp_path):
 def test_words_are_matched_by_their_spelling(tmp_path, tokenizer_file):
     entries = ["[UNK]", "the", "The", "日本", "##ing", "gone"]
     file = written(tmp_path / "a.vec", "4 1\nThe 1\n日本 2\n##ing 3\nGONE 4\n")
-    matrix, found = vectors.matched(file, tokenizer_file(entries), len(entries), 1)
+    matrix, found = ready_made.matched(file, tokenizer_file(entries), len(entries), 1)
     assert matrix[:, 0].tolist() == [0, 0, 1, 2, 3, 0]
     assert found.tolist() == [False, False, True, True, True, False]
 
@@ -277,18 +277,18 @@ def test_words_are_matched_by_their_spelling(tmp_path, tokenizer_file):
 def test_where_the_tokenizer_lower_cases_so_are_words_that_have_no_entry(tmp_path, tokenizer_file):
     entries = ["[UNK]", "the", "paris", "été"]
     file = written(tmp_path / "a.vec", "6 1\nThe 1\nParis 2\nPARIS 3\nthe 4\nTHE 5\nÉté 6\n")
-    matrix, found = vectors.matched(file, tokenizer_file(entries, lowercase=True), len(entries), 1)
+    matrix, found = ready_made.matched(file, tokenizer_file(entries, lowercase=True), len(entries), 1)
     assert matrix[:, 0].tolist() == [0, 4, 2, 6]  # the same spelling wins, else the first
     assert found.tolist() == [False, True, True, True]
 
 
 def test_words_that_are_no_utf_8_match_nothing(tmp_path, tokenizer_file):
     file = written(tmp_path / "a.vec", b"2 1\na\xff 1\na 2\n")
-    matrix, _ = vectors.matched(file, tokenizer_file(["[UNK]", "a", "a\ufffd"], lowercase=True), 3, 1)
+    matrix, _ = ready_made.matched(file, tokenizer_file(["[UNK]", "a", "a\ufffd"], lowercase=True), 3, 1)
     assert matrix[1, 0] == 2
 
 
 def test_a_file_without_one_entry_is_refused(tmp_path, tokenizer_file):
     file = written(tmp_path / "a.vec", "1 1\nthe 1\n")
     with pytest.raises(ScalerError, match=r"none of its words is an entry of .*tokenizer\.json"):
-        vectors.matched(file, tokenizer_file(["[UNK]", "Ġthe"]), 2, 1)
+        ready_made.matched(file, tokenizer_file(["[UNK]", "Ġthe"]), 2, 1)

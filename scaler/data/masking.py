@@ -43,9 +43,8 @@ def choose_positions(maskable: np.ndarray, count: int, row_keys: np.ndarray) -> 
     _scramble32(draws)
     draws ^= high
     draws &= ~position_mask
-    np.minimum(
-        draws, ~position_mask - position_mask - np.uint32(1), out=draws
-    )  # positions that cannot be masked get the largest
+    # the largest value is for positions that cannot be masked
+    np.minimum(draws, ~position_mask - position_mask - np.uint32(1), out=draws)
     draws |= np.where(maskable, positions, positions | ~position_mask)
     draws.partition(count - 1, axis=1)
     chosen = draws[:, :count] & position_mask
@@ -76,8 +75,6 @@ def mask_rows(
     fate = (draws >> np.uint64(32)).astype(np.float64) / 2.0**32  # uniform in [0, 1), independent of the low half
     pick = (draws & np.uint64(0xFFFFFFFF)) * np.uint64(len(ordinary_ids)) >> np.uint64(32)
     random_ids = ordinary_ids[pick.astype(np.int64)]
-    replaced = np.where(
-        fate < MASK_FRACTION, mask_id, np.where(fate < MASK_FRACTION + RANDOM_FRACTION, random_ids, labels)
-    )
-    flat_ids[flat_positions] = replaced
+    random_or_same = np.where(fate < MASK_FRACTION + RANDOM_FRACTION, random_ids, labels)
+    flat_ids[flat_positions] = np.where(fate < MASK_FRACTION, mask_id, random_or_same)
     return labels

@@ -44,7 +44,6 @@ def make_reader(
 ) -> RowReader:
     """A reader of documents that were packed and written to so many files."""
     table = pack_documents(documents, seq_len, masked)
-    special = {"begin_id": BEGIN, "end_id": END, "pad_id": PAD}
     edges = np.linspace(0, table.n_rows, files + 1, dtype=int).tolist()
-    parts = [lay_out(np.concatenate(documents), table, range(*edge), special) for edge in pairwise(edges)]
+    parts = [lay_out(np.concatenate(documents), table, range(*edge), VOCABULARY) for edge in pairwise(edges)]
     return open_rows(folder, parts, masked, first, seed)

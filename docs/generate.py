@@ -13,6 +13,8 @@ from pathlib import Path
 import yaml
 
 DOCS = Path(__file__).parent
+BEGIN, END = "<!-- The plan's table, by docs/generate.py -->", "<!-- end of the table -->"
+GPUS = ("v100-16", "rtx4090", "a100-40", "h100")
 COMMANDS = """# Commands
 
 `scaler` lists all commands with a line each. `scaler COMMAND --help` explains one. `scaler --version` has the version.
@@ -99,10 +101,28 @@ def commands() -> str:
     return COMMANDS + "\n".join(groups)
 
 
+def gpu_memory() -> str:
+    """Return the guide to GPU memory with the plan's table between its two marks."""
+    from scaler.config.recipe import RECIPES
+    from scaler.planning.plan import gpu_memory_table
+
+    cells: dict[tuple[object, ...], list[object]] = {}
+    heads: dict[str, str] = {}
+    for row in gpu_memory_table(sorted(path.stem for path in RECIPES.glob("*.yaml")), GPUS):
+        heads[row["gpu"]] = f"`{row['gpu']}`, {row['gpu_bytes'] / 1e9:.0f} GB, {row['precision']}"
+        batch = f"{row['micro_rows']} x {row['accumulation']}"
+        line = cells.setdefault((f"`{row['recipe']}`", row["gpus"], batch), [])
+        line.append(f"{row['peak_bytes'] / 1e9:.2f}" + ("" if row["fits"] else " (does not fit)"))
+    made = table(["recipe", "GPUs", "micro x acc.", *heads.values()], [[*key, *line] for key, line in cells.items()])
+    before, _, rest = (DOCS / "guides" / "gpu-memory.md").read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/hardware.md": hardware,
     "reference/recipe.md": recipe,
     "reference/commands.md": commands,
+    "guides/gpu-memory.md": gpu_memory,
 }
 
 

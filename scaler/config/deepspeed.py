@@ -76,7 +76,8 @@ WEIGHT_BYTES = {"bf16": 2, "fp32": FP32_BYTES}  # of the forward pass, by precis
 def read(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON. Raises ScalerError when it is missing, no JSON, or has an unknown key."""
     if not path.is_file():
-        raise ScalerError(f"--deepspeed_config {path}: no such file; ds_configs/ has some")
+        known = ", ".join(sorted(known.stem for known in DEFAULT_DS_CONFIG.parent.glob("*.json")))
+        raise ScalerError(f"--deepspeed_config {path}: no such file; known by name are {known}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""One optimizer step of the DeepSpeed engine against the same step in plain PyTorch, on every rank."""
+"""Compare an optimizer step of the DeepSpeed engine with the same step in plain PyTorch, on every rank."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN_SGD = Optimizer(name="sgd", learning_rate=1e-2, momentum=0.0, weight_decay
 
 @dataclass(frozen=True)
 class Parity:
-    """What one rank found.
+    """The comparison on one rank.
 
     Attributes:
         loss, gradient_norm: of rows and weights that are the same on all ranks, in plain PyTorch.
@@ -44,7 +44,7 @@ class Parity:
 
 
 def check(job: Job, world: World) -> Parity:
-    """Take the steps, and compare. Every rank must call it."""
+    """Take both steps and compare them. Every rank must call it."""
     device = devices.device(world)
     precision = ds_config.precision_of(job.ds_config)
     bf16 = precision == "bf16"

@@ -38,7 +38,7 @@ GRACE_SECONDS = 5.0  # that the first rank waits for others' reports beyond the 
 
 
 class Rank:
-    """This rank's way through the phases, of which each ends within a set time.
+    """The phases of one rank, each of which ends within a set time.
 
     Args:
         folder: of all reports.
@@ -50,7 +50,7 @@ class Rank:
         self.job: Job | None = None
 
     def write(self) -> None:
-        """Leave the report where the first rank looks."""
+        """Write the report where the first rank reads it."""
         write_json(self.folder / f"rank_{self.world.rank:05d}.json", asdict(self.report))
 
     def go(self, give_up: Callable[[], None]) -> None:
@@ -81,7 +81,7 @@ class Rank:
             give_up()
 
     def settings(self) -> dict[str, Any]:
-        """Recipe, configuration and data are there and agree."""
+        """Check that recipe, configuration and data exist and agree."""
         self.job = job.resolve(self.arguments, self.world)
         manifest = self.job.data.manifest
         empty = dry_run.empty_model(self.job.recipe, self.job.config)
@@ -93,7 +93,7 @@ class Rank:
         }
 
     def machine(self) -> dict[str, Any]:
-        """Device, memory and disks."""
+        """Check device, memory and disks."""
         assert self.job is not None
         device = devices.device(self.world)
         wanted = self.arguments.gpu
@@ -129,7 +129,7 @@ class Rank:
             )
 
     def meeting(self) -> dict[str, Any]:
-        """Go on only once all have come so far, for whoever has not would be waited for in each collective."""
+        """Wait until all ranks are here, because each collective would wait for the missing ones."""
         go, stop = self.folder / "go", self.folder / "stop"
         while self.world.is_first and not go.exists() and not stop.exists():
             ready = PHASES.index("meeting")
@@ -150,7 +150,7 @@ class Rank:
         return {}
 
     def network(self) -> dict[str, Any]:
-        """All ranks meet; clocks and links."""
+        """Join all ranks, and measure clocks and links."""
         # a rank that ends must not take the first one with it before that has spoken
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         process_group.join(self.world, self.arguments.seconds)
@@ -160,13 +160,13 @@ class Rank:
         return {"clock": self._clock(), **of_links}
 
     def _clock(self) -> float:
-        """Seconds by which this clock is ahead of the first rank's; right to the milliseconds that a word takes."""
+        """Return the seconds by which this clock is ahead of the first rank's, accurate to a message's milliseconds."""
         collectives.all_gather(None, self.world)  # from here all go on together
         now = time.time()
         return now - float(collectives.all_gather(now, self.world)[0])
 
     def parity(self) -> dict[str, Any]:
-        """The same rows give the same everywhere, and the engine's step is plain PyTorch's."""
+        """Check that the same rows give the same loss everywhere, and that the engine's step equals plain PyTorch's."""
         assert self.job is not None
         found = parity.check(self.job, self.world)
         return {
@@ -183,13 +183,13 @@ def _write_to(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in a line; of NCCL's words those behind its own "Last error"."""
+    """Return an error in one line; of NCCL's message only the part after "Last error"."""
     said = one_line(error) or type(error).__name__
     return said[max(0, said.find("Last error:")) :][:300]
 
 
 def _is_of_others(error: Exception) -> bool:
-    """The error is that other ranks were not there, or went."""
+    """Return whether the error means that other ranks were missing or have gone."""
     said = str(error).lower()
     if "failed to connect" in said or "trying to connect" in said:  # to the first rank, which others have reached
         return False
@@ -198,7 +198,7 @@ def _is_of_others(error: Exception) -> bool:
 
 
 def read(folder: Path) -> list[Report]:
-    """The reports that are there."""
+    """Read the reports that exist."""
     reports = []
     for path in sorted(folder.glob("rank_?????.json")):
         try:
@@ -209,7 +209,7 @@ def read(folder: Path) -> list[Report]:
 
 
 def conclude(rank: Rank, wait_seconds: float) -> int:
-    """Wait for all ranks' reports, print the table, write the result; the first rank's last act.
+    """Wait for all reports, print the table and write the result, on the first rank.
 
     Returns: the status of the command.
     """
@@ -245,7 +245,7 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
 
 
 def wait_for_the_first(rank: Rank) -> int:
-    """Stay until the first rank has spoken, for a rank that goes may end those that it has a connection with.
+    """Wait for the first rank's result, because a rank that exits may end those that are connected to it.
 
     Returns: 0, so that no launcher ends the first rank for another's status before that.
     """

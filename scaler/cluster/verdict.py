@@ -1,4 +1,4 @@
-"""Which nodes are bad, from what each rank of a preflight has found. Pure."""
+"""Decide which nodes are bad, from the reports of all ranks of a preflight. Needs no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIKE = {"gradient_norm": 1e-3, "loss": 1e-3}  # relative, for the same rows and 
 
 @dataclass
 class Report:
-    """What one rank found, as far as it has come.
+    """The report of one rank, up to the phase that it has reached.
 
     Attributes:
         host: its node.
@@ -46,13 +46,13 @@ class Report:
 
     @property
     def over(self) -> bool:
-        """Nothing more will come of this rank."""
+        """Return whether the report is final."""
         return self.phase == "end" or self.problem is not None
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the reports say together: problems by node; one of a setting; or one that cannot be laid at any door."""
+class NodeVerdict:
+    """A conclusion from all reports: problems by node, a problem of a setting, or one that no node clearly has."""
 
     bad: dict[str, list[str]]
     setting: str | None = None
@@ -60,12 +60,12 @@ class Verdict:
 
     @property
     def status(self) -> int:
-        """Of the command."""
+        """Return the exit status of the command."""
         return EXIT_BAD_INPUT if self.setting else EXIT_TRY_AGAIN if self.bad or self.unclear else 0
 
 
-def judge(reports: Sequence[Report], hosts: Sequence[str], slowest_share: float, seconds: float) -> Verdict:
-    """Tell bad nodes from a bad setting.
+def judge(reports: Sequence[Report], hosts: Sequence[str], slowest_share: float, seconds: float) -> NodeVerdict:
+    """Distinguish bad nodes from a bad setting.
 
     Args:
         reports: of the ranks that gave one.
@@ -78,23 +78,23 @@ def judge(reports: Sequence[Report], hosts: Sequence[str], slowest_share: float,
     if own:
         first = next(iter(own.values()))[0]
         if len(own) == len(nodes) and (len(nodes) > 1 or first.startswith(f"{PHASES[0]}:")):
-            return Verdict(own, setting=f"{first} (on all nodes, so it is a setting)")
+            return NodeVerdict(own, setting=f"{first} (on all nodes, so it is a setting)")
         return _most(own, nodes)
     waiting = [report for report in reports if report.waited]
     if waiting:
         last = min(waiting, key=lambda report: PHASES.index(report.phase))
-        return Verdict({}, unclear=f"all ranks wait for each other in {last.phase}: {last.problem}")
+        return NodeVerdict({}, unclear=f"all ranks wait for each other in {last.phase}: {last.problem}")
     unlike, unclear = _unlike(reports)
     bad: dict[str, list[str]] = {}
     for report, problem in [*unlike, *_slow(reports, slowest_share)]:
         _add(bad, report.host, problem)
     if not bad and unclear:
-        return Verdict({}, unclear=unclear)
+        return NodeVerdict({}, unclear=unclear)
     return _most(bad, nodes)
 
 
 def _own_problems(reports: Sequence[Report], hosts: Sequence[str], seconds: float) -> dict[str, list[str]]:
-    """By node, what ranks say of themselves, and which were not heard of."""
+    """Return the problems by node that ranks report of themselves, and ranks without a report."""
     own: dict[str, list[str]] = {}
     heard = {report.rank for report in reports}
     for rank, host in enumerate(hosts):
@@ -112,15 +112,15 @@ def _add(problems: dict[str, list[str]], host: str, problem: str) -> None:
         problems[host].append(problem)
 
 
-def _most(bad: dict[str, list[str]], nodes: set[str]) -> Verdict:
+def _most(bad: dict[str, list[str]], nodes: set[str]) -> NodeVerdict:
     if len(bad) * 2 > len(nodes) > 1:
         said = "; ".join(f"{host}: {problems[0]}" for host, problems in bad.items())
-        return Verdict(bad, setting=f"most nodes are bad, so it is a setting or the network: {said}")
-    return Verdict(bad)
+        return NodeVerdict(bad, setting=f"most nodes are bad, so it is a setting or the network: {said}")
+    return NodeVerdict(bad)
 
 
 def _unlike(reports: Sequence[Report]) -> tuple[list[tuple[Report, str]], str | None]:
-    """Ranks that are not as most are; and a difference of which nobody can say who is right."""
+    """Return ranks that differ from the majority, and a difference without a majority."""
     found, unclear = [], None
     for key in EQUAL:
         held = [(report, json.dumps(report.facts[key], sort_keys=True)) for report in reports if key in report.facts]
@@ -158,7 +158,7 @@ def _unlike(reports: Sequence[Report]) -> tuple[list[tuple[Report, str]], str | 
 
 
 def _are_few(odd: Sequence[Report], reports: Sequence[Report]) -> bool:
-    """They are on less than half of the nodes, or there is but one node."""
+    """Return whether they are on less than half of the nodes, or there is only one node."""
     nodes = len({report.host for report in reports})
     return nodes == 1 or len({report.host for report in odd}) * 2 < nodes
 
@@ -179,7 +179,7 @@ def _slow(reports: Sequence[Report], share: float) -> list[tuple[Report, str]]:
 
 
 def _median(reports: Sequence[Report], key: str) -> float | None:
-    """Of two, the greater: a node may be slow, but none is too fast."""
+    """Return the median; of two the greater, because a node may be slow, but none is too fast."""
     found = [report.facts.get(key) for report in reports]
     values = [value for value in found if value is not None and math.isfinite(value)]
     return statistics.median_high(values) if values else None
@@ -192,8 +192,8 @@ def _short(value: Any, usual: Any) -> str:
     return f"{value}, not {usual}"
 
 
-def render(reports: Sequence[Report], verdict: Verdict) -> str:
-    """The nodes, a line each."""
+def render(reports: Sequence[Report], verdict: NodeVerdict) -> str:
+    """Format a line for each node, and the problems."""
     header = ("node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all", "")
     lines: list[tuple[str, ...]] = []
     by_host: dict[str, list[Report]] = {}

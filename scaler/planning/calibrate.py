@@ -42,7 +42,7 @@ UNLIMITED = 1e12  # bytes a second of a network that is not known, or adds nothi
 
 @dataclass(frozen=True)
 class Alone:
-    """What one rank measured without others.
+    """The measurements of one rank that runs alone.
 
     Attributes:
         micro_seconds: of every micro-batch, by its rows; all measured ones.
@@ -56,7 +56,7 @@ class Alone:
 
 
 def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
-    """Random tokens in two documents a row, as packed rows have several."""
+    """Return random tokens, two documents in each row, because packed rows have several."""
     seq_len, entries = recipe.data.seq_len, config.vocab_size
     masked = recipe.masked_per_row(0.5)
     segments = torch.ones((rows, seq_len), dtype=torch.int64)
@@ -108,7 +108,7 @@ def alone(world: World, recipe: Recipe, path: Path, sizes: Sequence[int], second
 
 
 def _step(running: engine.Engine, batch: Batch, device: torch.device) -> tuple[float, float]:
-    """Seconds of a step, and of its update."""
+    """Return the seconds of a step, and of its update."""
     start = update = now(device)
     for number in range(ACCUMULATION):
         loss, _ = running(batch)
@@ -125,7 +125,7 @@ def _share_of_memory(world: World) -> float:
 
 
 def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
-    """Operations a second, seconds of a micro-batch beside them, of an update, and spread: medians over the ranks.
+    """Return operations a second, overhead of a micro-batch, seconds of an update, and spread: medians over the ranks.
 
     Two sizes of micro-batch give a line through their medians: its slope is a row's time, and what is left at no rows
     is a micro-batch's. The spread is that of a rank's micro-batches around their median, by the median absolute
@@ -168,7 +168,7 @@ def links_of(world: World, numbers: int) -> dict[str, float]:
 
 
 def without_cores(found: dict[str, float]) -> dict[str, float]:
-    """The same of ranks on CPUs with the network alone in `between`, which was measured with the cores' share."""
+    """Return the links of ranks on CPUs with the network alone in `between`, without the time that the cores take."""
     if "between" not in found:
         return found
     share = 1 / found["between"] - 1 / found["inside"]
@@ -191,7 +191,7 @@ def _links_of_two_processes(numbers: int) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
-    """All measurements; every rank must call it. None on all but the first rank."""
+    """Measure everything; every rank must call it. Return None on all but the first rank."""
     recipe, device = load(arguments.recipe, arguments.overrides), devices.device(world)
     content = ds_config.read(arguments.deepspeed_config)
     base = hardware.load(arguments.hardware) if arguments.hardware else None
@@ -232,7 +232,7 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
 
 
 def described(found: Hardware, recipe: str) -> str:
-    """The hardware as the YAML that the plan reads, with what was not measured set apart."""
+    """Format the hardware as the YAML that the plan reads; what was not measured comes last."""
     plain = typed.plain(dataclasses.asdict(found))
     measured = {key: plain[key] for key in found.measured}
     others = {key: value for key, value in plain.items() if key not in measured and value is not None}

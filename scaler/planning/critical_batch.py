@@ -1,4 +1,4 @@
-"""The critical batch size, from the gradient noise scale: up to where a larger batch saves steps. Needs no torch.
+"""Estimate the critical batch size, up to which a larger batch saves steps, from the gradient noise scale.
 
 McCandlish et al. 2018, "An Empirical Model of Large-Batch Training". B_simple = tr(Sigma) / |G|^2, where G is the
 expected gradient of the loss and Sigma the covariance of one row's gradient; it predicts the critical batch.
@@ -24,14 +24,14 @@ from scaler.core.files import write_whole
 
 FILE = "noise_scale.jsonl"  # in the folder of a run
 LEAST_BATCHES = 3  # a standard error leaves one out, and a variance needs two
-CERTAIN = 2.0  # standard errors by which |G|^2 is above 0, or nothing can be said of what is divided by it
-# What makes the noise scale another training's; it hangs on the step and the batch, too.
+CERTAIN = 2.0  # standard errors by which |G|^2 must be above 0, because the noise scale is divided by it
+# Sections of the recipe on which the noise scale depends; it also depends on the step and the batch.
 DECISIVE = ("corpus", "tokenizer", "data.seq_len", "model", "objective", "optimizer")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What gradients of some batches say of the noise scale. Errors are standard errors, by the jackknife.
+    """An estimate of the noise scale from the gradients of some batches, with standard errors by the jackknife.
 
     Attributes:
         gradient, gradient_error: |G|^2; unbiased, so it may be negative.
@@ -49,14 +49,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Record(Estimate):
-    """The same of a run at a step, a line of its noise_scale.jsonl.
+    """An estimate for a run at one step: a line of its noise_scale.jsonl.
 
     Attributes:
         step: of the checkpoint.
         training_rows: of the batch that the run was trained with.
-        batches, batch_rows: whose gradients were taken.
-        tokens_per_row: of those rows, without padding.
-        seconds: that it took.
+        batches, batch_rows: number and size of the batches whose gradients were taken.
+        tokens_per_row: mean tokens of those rows, without padding.
+        seconds: duration of the measurement.
     """
 
     step: int
@@ -68,7 +68,7 @@ class Record(Estimate):
 
 
 def estimate(squares: np.ndarray, products: np.ndarray, mean_square: float, rows: int) -> Estimate:
-    """The unbiased estimators of appendix A.1, with each of the batches as the small one, and all as the large one.
+    """Return the unbiased estimators of appendix A.1, with each batch as the small one, and all as the large one.
 
     Args:
         squares: |g|^2 of each batch's gradient g, float64 (batches,).
@@ -92,14 +92,14 @@ def estimate(squares: np.ndarray, products: np.ndarray, mean_square: float, rows
 
 
 def _unbiased(square: np.ndarray, mean_square: np.ndarray | float, count: int, rows: int) -> tuple[np.ndarray, ...]:
-    """|G|^2 and tr(Sigma) from the mean of the batches' |g|^2 and the |.|^2 of their mean."""
+    """Return |G|^2 and tr(Sigma) from the mean of the batches' |g|^2 and the |.|^2 of their mean."""
     gradient = (count * mean_square - square) / (count - 1)
     noise = rows * count * (square - mean_square) / (count - 1)
     return gradient, noise
 
 
 def _jackknife(without: np.ndarray) -> float:
-    """The standard error of an estimate, from its values without each of the batches in turn (Efron 1982)."""
+    """Return the standard error of an estimate, from its values without each batch in turn (Efron 1982)."""
     return math.sqrt((len(without) - 1) * float(without.var()))
 
 
@@ -107,7 +107,7 @@ def _jackknife(without: np.ndarray) -> float:
 
 
 def read(run_dir: Path) -> list[Record]:
-    """What was measured of a run, by step; nothing where nothing was. Raises ScalerError for a damaged file."""
+    """Return the measurements of a run by step, none if there is no file. Raise ScalerError for a damaged file."""
     path = run_dir / FILE
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
@@ -117,28 +117,28 @@ def read(run_dir: Path) -> list[Record]:
 
 
 def write(run_dir: Path, records: Sequence[Record]) -> None:
-    """Replace what was measured of a run."""
+    """Replace the measurements of a run."""
     write_whole(run_dir / FILE, "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records))
 
 
 def over_training(records: Sequence[Record]) -> float | None:
-    """The critical batch of a whole training in rows, from the noise scale B at some of its steps; None without any.
+    """Return the critical batch of a whole training in rows, from the noise scale B at some steps; None without any.
 
-    A step with the batch b goes 1 / (1 + B/b) of the way of one without noise. The critical batch is the mean of B
-    over that way (section 2.3), which lies between the measured steps where the trapezoidal rule puts it.
+    A step with the batch b makes 1 / (1 + B/b) of the progress of a step without noise. The critical batch is the mean
+    of B weighted by that progress (section 2.3). Between measured steps the trapezoidal rule interpolates.
     """
     known = sorted((record.step, record.rows, record.training_rows) for record in records if record.rows is not None)
     if not known:
         return None
     steps, scales, rows = np.array(known, dtype=np.float64).T
     between = np.diff(steps)
-    share = (np.append(between, 0) + np.insert(between, 0, 0)) / 2 if len(steps) > 1 else np.ones(1)
-    way = share / (1 + scales / rows)
-    return float((way * scales).sum() / way.sum())
+    weights = (np.append(between, 0) + np.insert(between, 0, 0)) / 2 if len(steps) > 1 else np.ones(1)
+    progress = weights / (1 + scales / rows)
+    return float((progress * scales).sum() / progress.sum())
 
 
 def chosen(critical_rows: float | None, run_dir: Path | None, recipe: Recipe) -> float | None:
-    """The critical batch in rows as given, or as measured of a run; None where neither is asked for.
+    """Return the critical batch in rows as given, or as measured for a run; None if neither is asked for.
 
     Raises: ScalerError where that is no number above 0, the run has none, or is another training than the recipe's.
     """
@@ -164,10 +164,11 @@ def chosen(critical_rows: float | None, run_dir: Path | None, recipe: Recipe) ->
 
 
 def steps(steps_then: float, rows_then: int, rows: int, critical: float | None) -> float:
-    """The steps with another batch to where so many led with the batch `rows_then`, each at its best learning rate.
+    """Return the steps with a batch of `rows` that reach the loss of `steps_then` steps with `rows_then` rows.
 
     Of (S/S_min - 1) (E/E_min - 1) = 1 with B_crit = E_min/S_min: S = S_min (1 + B_crit/B), E = S B = E_min (1 +
-    B/B_crit) (section 2.3). Without a critical batch there is no end to it: twice the batch, half of the steps.
+    B/B_crit) (section 2.3), each at its best learning rate. Without a critical batch, twice the batch needs half of the
+    steps.
     """
     ideal = steps_then * rows_then / rows
     return ideal if critical is None else ideal * (rows + critical) / (rows_then + critical)

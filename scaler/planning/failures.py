@@ -1,4 +1,4 @@
-"""What failures, stragglers and saves cost a run, by formula and by simulation. Pure.
+"""Estimate what failures, stragglers and saves cost a run, by formula and by simulation. Needs no torch.
 
 Nodes fail independently and without memory. A job is as fast as its slowest rank, and a failure of one node ends it.
 """
@@ -20,16 +20,16 @@ MTBF_NODE_HOURS = 54 * 24 * 2048 / 419
 PARTS = ("useful", "straggling", "saving", "lost", "restarting", "idle")
 POINTS = 4096  # at which the distribution of the slowest rank is evaluated
 QUANTILES = 1 << 17  # that stand for a log-normal distribution; eight of them are above the slowest of 16,384
-LEAST_SHARE = 0.01  # of useful time; what promises less is not simulated, for it hardly ends
+MIN_USEFUL = 0.01  # expected fraction of useful time below which a run is not simulated, because it hardly ends
 
 
 def young(save_seconds: float, mtbf_seconds: float) -> float:
-    """Best seconds of work between two saves, to first order (Young 1974)."""
+    """Return the best seconds of work between two saves, to first order (Young 1974)."""
     return math.sqrt(2 * save_seconds * mtbf_seconds)
 
 
 def daly(save_seconds: float, mtbf_seconds: float) -> float:
-    """Best seconds of work between two saves (Daly 2006, equation 37)."""
+    """Return the best seconds of work between two saves (Daly 2006, equation 37)."""
     if save_seconds >= 2 * mtbf_seconds:
         return mtbf_seconds
     ratio = save_seconds / (2 * mtbf_seconds)
@@ -37,7 +37,9 @@ def daly(save_seconds: float, mtbf_seconds: float) -> float:
 
 
 def expected_fraction(every_seconds: float, save_seconds: float, restart_seconds: float, mtbf_seconds: float) -> float:
-    """Work by expected time, where training waits for every save (Daly 2006, the complete model).
+    """Return the expected fraction of time that is useful work, where training waits for every save.
+
+    Source: Daly 2006, the complete model.
 
     Args:
         every_seconds: of work between two saves.
@@ -50,7 +52,7 @@ def expected_fraction(every_seconds: float, save_seconds: float, restart_seconds
 
 @dataclass(frozen=True)
 class Spread:
-    """How long steps take on one rank, as multiples of the median.
+    """A distribution of step times on one rank, as multiples of the median.
 
     Attributes:
         steps: of a rank, by the median of its node, sorted. Each is drawn anew at each step.
@@ -62,7 +64,7 @@ class Spread:
 
 
 def log_normal(deviation: float) -> Spread:
-    """Steps that differ by a relative standard deviation, on equal nodes."""
+    """Return the spread of log-normal steps with a relative standard deviation, on equal nodes."""
     scale = math.sqrt(math.log1p(deviation**2))
     inverse = statistics.NormalDist().inv_cdf
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES if scale else np.array([0.5])
@@ -70,7 +72,7 @@ def log_normal(deviation: float) -> Spread:
 
 
 def read_spread(path: Path) -> Spread:
-    """The spread in a CSV file with the columns `node` and `seconds`, a line a rank and step.
+    """Read the spread from a CSV file with the columns `node` and `seconds`, a line a rank and step.
 
     Raises: ScalerError for a file that is not that.
     """
@@ -95,10 +97,10 @@ def read_spread(path: Path) -> Spread:
 
 
 def slowest(spread: Spread, nodes: int, ranks_per_node: int, runs: int, seed: int) -> np.ndarray:
-    """Mean over steps of the slowest of all ranks, by the median of one: (runs,), for each draws its own nodes.
+    """Return the mean step time of the slowest rank, by the median of one: (runs,), because each run draws its nodes.
 
-    The chance that none of n ranks is above x is the product of their own; the mean of the greatest is the integral of
-    the rest. No rank is slower than the slowest measured.
+    The probability that none of n ranks is above x is the product of theirs; the mean of the greatest is the integral
+    of the rest. No rank is slower than the slowest measured.
     """
     ends = np.outer((spread.nodes.min(), spread.nodes.max()), (spread.steps[0], spread.steps[-1]))
     at = np.geomspace(ends.min(), ends.max(), POINTS)
@@ -111,8 +113,8 @@ def slowest(spread: Spread, nodes: int, ranks_per_node: int, runs: int, seed: in
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run and the machines under it.
+class SimulatedRun:
+    """A run to simulate, and its machines.
 
     Attributes:
         step_seconds: of a rank at its median, on all nodes.
@@ -137,11 +139,11 @@ class Plan:
 
     @property
     def job_mtbf_seconds(self) -> float:
-        """Mean time between failures of any node."""
+        """Return the mean time between failures of any node."""
         return self.mtbf_seconds / self.nodes
 
     def worlds(self) -> np.ndarray:
-        """How many nodes train when so many are up: (nodes + 1,). 0: they wait."""
+        """Return how many nodes train, by the number that are up: (nodes + 1,). 0 means that they wait."""
         up = np.arange(self.nodes + 1)
         able = up == self.nodes
         if self.elastic_rows is not None:
@@ -149,15 +151,15 @@ class Plan:
         return np.maximum.accumulate(np.where(able, up, 0))
 
     def promise(self, every: int, step_seconds: float) -> float:
-        """The share of useful time to expect with a save every so many steps, of the complete model."""
+        """Return the expected fraction of useful time with a save every `every` steps, by the complete model."""
         stall = max(self.save_seconds, self.write_seconds - every * step_seconds)
         wait = self.restart_seconds + (self.replacement_seconds if self.elastic_rows is None else 0.0)
         return expected_fraction(every * step_seconds, stall, wait, self.job_mtbf_seconds)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a plan's runs.
+class SimulationResult:
+    """The result of several simulations of a run.
 
     Attributes:
         parts: by name of PARTS, node-seconds of each run divided by all its nodes: (runs,).
@@ -169,17 +171,17 @@ class Outcome:
 
     @property
     def wall_seconds(self) -> np.ndarray:
-        """(runs,)."""
+        """Return the duration of each run: (runs,)."""
         return np.asarray(sum(self.parts.values()))
 
     @property
-    def shares(self) -> dict[str, float]:
-        """Of all node-seconds of all runs; that of "useful" is the goodput."""
+    def fractions(self) -> dict[str, float]:
+        """Return the fraction of each part in the node-seconds of all runs; that of "useful" is the goodput."""
         return {name: float(part.sum() / self.wall_seconds.sum()) for name, part in self.parts.items()}
 
 
-def simulate(plan: Plan, every: int, step_seconds: np.ndarray, seed: int) -> Outcome:
-    """Run a plan several times, from failure to failure, all runs at once.
+def simulate(plan: SimulatedRun, every: int, step_seconds: np.ndarray, seed: int) -> SimulationResult:
+    """Simulate a run several times, from failure to failure, all at once.
 
     k steps take k times their mean: their own scatter falls with sqrt(k), and is nothing beside that of failures. With
     fewer nodes the slowest rank is taken to be as slow. Healthy nodes that cannot share the batch take the place of
@@ -192,10 +194,10 @@ def simulate(plan: Plan, every: int, step_seconds: np.ndarray, seed: int) -> Out
 
     Raises: ScalerError for a plan that would hardly ever end.
     """
-    if plan.promise(every, float(step_seconds.mean())) < LEAST_SHARE:
+    if plan.promise(every, float(step_seconds.mean())) < MIN_USEFUL:
         raise ScalerError(
             f"{plan.nodes:,} nodes, of which one fails every {plan.job_mtbf_seconds:,.0f} s, do less than "
-            f"{LEAST_SHARE:.0%} useful work with a save every {every:,} steps; save at another interval, or take fewer "
+            f"{MIN_USEFUL:.0%} useful work with a save every {every:,} steps; save at another interval, or take fewer "
             "nodes, spares or --elastic"
         )
     chance = np.random.default_rng(seed)
@@ -240,17 +242,17 @@ def simulate(plan: Plan, every: int, step_seconds: np.ndarray, seed: int) -> Out
         clock, done, failures = end, done + kept, failures + failed
         back = np.sort(np.column_stack([back, np.where(failed, end + plan.replacement_seconds, -np.inf)]), axis=1)
         back = back[:, (back > clock[:, None]).any(axis=0)]
-    return Outcome(parts, failures)
+    return SimulationResult(parts, failures)
 
 
-def best_interval(plan: Plan, step_seconds: np.ndarray, seed: int) -> tuple[int, Outcome]:
-    """The steps between two saves that give the most useful time, of 17 from a quarter of Daly's to four times it.
+def best_interval(plan: SimulatedRun, step_seconds: np.ndarray, seed: int) -> tuple[int, SimulationResult]:
+    """Return the steps between saves with the most useful time, of 17 from a quarter of Daly's to four times it.
 
     Raises: ScalerError where none of them would get anywhere.
     """
     mean = float(step_seconds.mean())
     middle = daly(plan.save_seconds, plan.job_mtbf_seconds) / mean
     near = sorted({min(max(round(middle * 2 ** (power / 4)), 1), plan.steps) for power in range(-8, 9)})
-    able = [every for every in near if plan.promise(every, mean) >= LEAST_SHARE] or near[:1]
+    able = [every for every in near if plan.promise(every, mean) >= MIN_USEFUL] or near[:1]
     outcomes = {every: simulate(plan, every, step_seconds, seed) for every in able}
-    return max(outcomes.items(), key=lambda item: item[1].shares["useful"])
+    return max(outcomes.items(), key=lambda item: item[1].fractions["useful"])

@@ -13,17 +13,17 @@ from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json
 from scaler.core.text import table
 from scaler.planning import failures
-from scaler.planning.failures import Outcome, Plan, Spread
+from scaler.planning.failures import SimulatedRun, SimulationResult, Spread
 
 FEW = 100  # failures in all runs, under which the best interval found is that of a few accidents
 
 
-def measured(every: int, outcome: Outcome) -> dict[str, Any]:
-    """Figures of a simulation."""
+def measured(every: int, outcome: SimulationResult) -> dict[str, Any]:
+    """Return the figures of a simulation, ready for JSON."""
     low, median, high = np.percentile(outcome.wall_seconds, (5, 50, 95))
     return {
         "every": every,
-        "shares": outcome.shares,
+        "shares": outcome.fractions,
         "failures": float(outcome.failures.mean()),
         "failures_in_all": int(outcome.failures.sum()),
         "wall_seconds": {"p5": float(low), "median": float(median), "p95": float(high)},
@@ -31,11 +31,11 @@ def measured(every: int, outcome: Outcome) -> dict[str, Any]:
 
 
 def of_nodes(nodes: int, arguments: argparse.Namespace, spread: Spread) -> dict[str, Any]:
-    """What becomes of a run on so many nodes, with the best interval and with the one given.
+    """Simulate a run on `nodes` nodes, with the best interval between saves and with the given one.
 
     Raises: ScalerError where a run would hardly ever end.
     """
-    plan = Plan(
+    plan = SimulatedRun(
         nodes=nodes,
         steps=arguments.steps,
         step_seconds=arguments.step_seconds,
@@ -60,7 +60,7 @@ def of_nodes(nodes: int, arguments: argparse.Namespace, spread: Spread) -> dict[
 
 
 def render(found: list[dict[str, Any]]) -> str:
-    """A row for each number of nodes."""
+    """Format a row for each number of nodes."""
     losses, given = failures.PARTS[1:], f"at {found[0]['given']['every']}"
     header = ["nodes", "GPUs", "best", "Young", "Daly", "goodput", given, *losses, "failures", "hours", "5-95 %"]
     lines = []

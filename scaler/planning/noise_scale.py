@@ -35,7 +35,9 @@ BOARD = Path("tensorboard") / "noise_scale"
 
 
 class Run:
-    """A run's model and training rows, to take gradients of. Raises ScalerError where there is none, or no data.
+    """A run's model and training rows, whose gradients are measured.
+
+    Raises: ScalerError if there is no run, no checkpoint or no data.
 
     Attributes:
         recipe: of the run.
@@ -63,7 +65,7 @@ class Run:
         self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def load(self, path: Path) -> dict[str, Any] | None:
-        """Take the weights of a checkpoint; return its manifest, or None where the run has just removed it.
+        """Load the weights of a checkpoint and return its manifest; None if the run has just removed it.
 
         Raises: ScalerError when it is damaged, or was trained on other rows than there are now.
         """
@@ -93,12 +95,12 @@ class Run:
         return manifest
 
     def batch(self, first: int, rows: int) -> Iterator[Batch]:
-        """The next `rows` rows of a run that has consumed `first`, as micro-batches of its recipe."""
+        """Return the next `rows` rows of a run that has consumed `first`, as micro-batches of its recipe."""
         most, end = self.recipe.training.max_micro_rows, first + rows
         return (self.reader.at(start, min(most, end - start), self.masked) for start in range(first, end, most))
 
     def gradient(self, first: int, rows: int) -> list[torch.Tensor]:
-        """The gradient of their mean loss, by parameter that trains."""
+        """Return the gradient of the mean loss of those rows, for each trained parameter."""
         torch.manual_seed(int(order.key(self.recipe.seed, first) >> 1))  # of dropout, whichever rank it is
         self.network.zero_grad()
         for some in self.batch(first, rows):
@@ -107,7 +109,7 @@ class Run:
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
 
     def noise_at(self, path: Path, batches: int, rows: int, world: World) -> Record | None:
-        """The noise scale at a checkpoint; None where the run has just removed it. Collective."""
+        """Measure the noise scale at a checkpoint; None if the run has just removed it. Collective."""
         clock = time.perf_counter()
         manifest = collectives.all_or_none(lambda: self.load(path), world)
         there = collectives.all_gather(manifest is not None, world)
@@ -135,10 +137,10 @@ def measure(
     rows: int,
     world: World,
 ) -> Estimate:
-    """The noise scale from the gradients of so many batches, shared among the ranks. Collective.
+    """Estimate the noise scale from the gradients of `batches` batches, divided among the ranks. Collective.
 
-    Each gradient is taken twice, for the standard error needs its product with the mean of all, and to keep them would
-    take as many times the memory of the model.
+    Each gradient is taken twice, because the standard error needs its product with the mean of all, and to keep them
+    would take as many times the memory of the model.
 
     Args:
         gradient_of: the gradient of a batch by its number, always the same; in tensors that may change afterwards.
@@ -159,7 +161,7 @@ def measure(
         pairs = zip(gradient_of(number), mean, strict=True)
         products[number] = sum(float(torch.dot(part.flatten(), whole.flatten())) for part, whole in pairs)
     squares, products = (np.sum(collectives.all_gather(of_rank, world), axis=0) for of_rank in (squares, products))
-    diverged = f"the gradient of {rows} rows is not finite, for the run diverges; lower its learning rate"
+    diverged = f"the gradient of {rows} rows is not finite because the run diverges; lower its learning rate"
     collectives.agree_or_raise(None if np.isfinite(squares).all() else diverged, world)
     return critical_batch.estimate(squares, products, _square(mean), rows)
 
@@ -169,7 +171,7 @@ def _square(parts: Sequence[torch.Tensor]) -> float:
 
 
 def keep(run_dir: Path, record: Record) -> None:
-    """Put a measurement among those of the run, in place of an earlier one at its step; show all in TensorBoard."""
+    """Add a measurement to those of the run, instead of an earlier one at its step; write all for TensorBoard."""
     by_step = {**{old.step: old for old in critical_batch.read(run_dir)}, record.step: record}
     records = [by_step[step] for step in sorted(by_step)]
     with explain_disk_errors(run_dir):
@@ -187,7 +189,7 @@ def keep(run_dir: Path, record: Record) -> None:
 
 
 def render(record: Record) -> str:
-    """A line for people."""
+    """Format a measurement as a line."""
     gradient = f"|G|^2 {record.gradient:.3g} ± {record.gradient_error:.1g}"
     noise = f"tr(Sigma) {record.noise:.3g} ± {record.noise_error:.1g}"
     if record.rows is None:
@@ -198,9 +200,9 @@ def render(record: Record) -> str:
 
 
 def check(run: Run, batches: int, rows: int) -> None:
-    """Raises ScalerError for what cannot be measured."""
+    """Raise ScalerError for batches that cannot be measured."""
     if batches < LEAST_BATCHES:
-        raise ScalerError(f"--batches {batches}: give {LEAST_BATCHES} or more, for their gradients are compared")
+        raise ScalerError(f"--batches {batches}: give {LEAST_BATCHES} or more, because their gradients are compared")
     if rows < 1:
         raise ScalerError(f"--rows {rows}: give 1 or more")
     if batches * rows > len(run.reader.rows):
@@ -211,13 +213,13 @@ def check(run: Run, batches: int, rows: int) -> None:
 
 
 def run(arguments: argparse.Namespace, world: World) -> None:
-    """Measure the checkpoints that are asked for, and keep and print what is found. Collective."""
+    """Measure the requested checkpoints, and save and print the results. Collective."""
     run_dir = arguments.run_dir
 
     def opened() -> Run:
         found = Run(run_dir, devices.device(world))
         check(found, arguments.batches, arguments.rows)
-        critical_batch.read(run_dir)  # before the work, for it may be damaged
+        critical_batch.read(run_dir)  # before the work, because it may be damaged
         return found
 
     this = collectives.all_or_none(opened, world)
@@ -241,7 +243,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
 
 def summary(run_dir: Path) -> str:
-    """What it comes to over the training, for people."""
+    """Format the critical batch over the training."""
     records = critical_batch.read(run_dir)
     critical, batch = critical_batch.over_training(records), records[-1].training_rows
     if critical is None:

@@ -10,10 +10,10 @@ import pytest
 
 from scaler.core.errors import ScalerError
 from scaler.planning import failures
-from scaler.planning.failures import Plan, best_interval, simulate
+from scaler.planning.failures import SimulatedRun, best_interval, simulate
 
 NEVER = 1e15  # seconds
-SMALL = Plan(
+SMALL = SimulatedRun(
     nodes=4,
     steps=100,
     step_seconds=1.0,
@@ -23,7 +23,7 @@ SMALL = Plan(
     replacement_seconds=0.0,
     mtbf_seconds=240.0,
 )
-LLAMA = Plan(  # 16,384 GPUs for about a week
+LLAMA = SimulatedRun(  # 16,384 GPUs for about a week
     nodes=2048,
     steps=60_000,
     step_seconds=10.0,
@@ -94,7 +94,7 @@ def test_without_failures_the_time_is_exact():
     assert simulate(behind, 30, same_steps(plan, 1), seed=0).wall_seconds.tolist() == [100 + 3 * 0.5 + 3]
     assert simulate(behind, 1, same_steps(plan, 1), seed=0).wall_seconds.tolist() == [100 * 3 + 1]  # one at a time
     slower = simulate(plan, 100, np.array([1.25]), seed=0)
-    assert slower.shares == pytest.approx(
+    assert slower.fractions == pytest.approx(
         {"useful": 100 / 127, "straggling": 25 / 127, "saving": 2 / 127, "lost": 0, "restarting": 0, "idle": 0}
     )
 
@@ -223,7 +223,7 @@ def test_nodes_train_where_they_share_the_batch_equally(rows, nodes_that_train):
 def test_going_on_with_fewer_nodes_pays_where_a_replacement_takes_long(replacement_hours, is_better):
     waiting = replace(LLAMA, nodes=256, replacement_seconds=replacement_hours * 3600)
     goodput = [
-        simulate(plan, 100, same_steps(plan, 100), seed=0).shares["useful"]
+        simulate(plan, 100, same_steps(plan, 100), seed=0).fractions["useful"]
         for plan in (waiting, replace(waiting, elastic_rows=15))
     ]
     assert (goodput[1] > goodput[0]) == is_better
@@ -241,7 +241,7 @@ def test_the_best_interval_is_near_dalys(nodes):
     best, outcome = best_interval(plan, same_steps(plan, 100), seed=0)
     daly = failures.daly(plan.save_seconds, plan.job_mtbf_seconds) / plan.step_seconds
     assert daly / 1.5 < best < daly * 1.5
-    assert outcome.shares["useful"] == pytest.approx(plan.promise(round(daly), plan.step_seconds), rel=0.01)
+    assert outcome.fractions["useful"] == pytest.approx(plan.promise(round(daly), plan.step_seconds), rel=0.01)
 
 
 def test_without_failures_the_best_is_one_save_at_the_end():

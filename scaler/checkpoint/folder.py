@@ -1,6 +1,6 @@
-"""The folder of a run's checkpoints, as the rank that keeps it sees it: names, pointers, what stays and what goes.
+"""Keep the folder of a run's checkpoints: names, pointers, manifests, and which checkpoints stay.
 
-A checkpoint is a folder `step_N`; checkpoint_format.py says what is in it.
+A checkpoint is a folder `step_N`; format.py describes its files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTIAL, DAMAGED = ".partial", ".damaged"
 
 
 class CheckpointFolder:
-    """No method is a collective; those that write are for one rank.
+    """The folder of a run's checkpoints. No method is a collective, and only one rank may call those that write.
 
     Args:
         folder: on a disk that all ranks see.
@@ -38,22 +38,22 @@ class CheckpointFolder:
         self._remover = ThreadPoolExecutor(1, thread_name_prefix="checkpoint removal")
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or will be."""
+        """Return the path of a step's checkpoint, which need not exist."""
         return self.root / f"step_{step:08d}"
 
     def partial(self, step: int) -> Path:
-        """Where the checkpoint of a step is written."""
+        """Return the path in which a step's checkpoint is written."""
         return self.root / (self.path(step).name + PARTIAL)
 
     def found(self) -> list[Path]:
-        """Checkpoints, the newest first."""
+        """Return the checkpoints, the newest first."""
         return found(self.root)
 
     def publish(self, step: int) -> None:
-        """Make what has been written a checkpoint."""
+        """Turn a written folder into a checkpoint, by renaming it."""
         partial, final = self.partial(step), self.path(step)
         files.flush(partial)
-        if final.exists():  # a damaged one that a resume went back before
+        if final.exists():  # a damaged one; the run was resumed from an earlier step
             self._remove(final)
         partial.rename(final)
         files.flush(self.root)
@@ -83,7 +83,7 @@ class CheckpointFolder:
         self.tidy(step)
 
     def set_aside_after(self, step: int) -> None:
-        """Rename what is newer than the step that the run goes on from, for it is damaged."""
+        """Rename the checkpoints after the step from which the run goes on, because they are damaged."""
         for path in self._after(step):
             aside = path.with_name(path.name + DAMAGED)
             if aside.exists():
@@ -91,19 +91,19 @@ class CheckpointFolder:
             path.rename(aside)
 
     def clear_partial(self) -> None:
-        """Remove what a killed run left half-written."""
+        """Remove the folders that a killed run was writing."""
         for path in self.root.glob(f"*{PARTIAL}"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def close(self) -> None:
-        """Wait for what is being removed."""
+        """Wait until all removals are done."""
         self._remover.shutdown()
 
     def _after(self, step: int) -> list[Path]:
         return [path for path in self.found() if step_of(path) > step]
 
     def _remove(self, path: Path) -> None:
-        doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that half of one never looks like a whole one
+        doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that a half-removed one never looks complete
         path.rename(doomed)
         self._remover.submit(shutil.rmtree, doomed, ignore_errors=True)
 
@@ -118,13 +118,13 @@ class CheckpointFolder:
 
 
 def found(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, the newest first."""
+    """Return the checkpoints in a folder, the newest first."""
     paths = folder.glob("step_*") if folder.is_dir() else []
     return sorted((path for path in paths if re.fullmatch(r"step_\d+", path.name)), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The optimizer step that a checkpoint's name says."""
+    """Return the optimizer step in a checkpoint's name."""
     return int(path.name.partition("_")[2])
 
 
@@ -146,7 +146,10 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises ScalerError when it is missing, damaged or of another format."""
+    """Return the manifest of a checkpoint.
+
+    Raises: ScalerError when it is missing, damaged or of another format.
+    """
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         kind, found, xxh3 = content["kind"], content["format"], content.pop("xxh3", None)
@@ -164,7 +167,10 @@ def _checksum_of(content: Mapping[str, Any]) -> str:
 
 
 def check_file(path: Path, record: Mapping[str, Any]) -> None:
-    """Raises ScalerError when a file is not the one of which the manifest has the record."""
+    """Check a file against its record in the manifest.
+
+    Raises: ScalerError when it is missing, or has another length or checksum.
+    """
     if not path.is_file():
         raise ScalerError(f"{path}: missing")
     if path.stat().st_size != record["bytes"]:

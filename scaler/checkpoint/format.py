@@ -1,8 +1,8 @@
-"""What a checkpoint is on the disk: one safetensors file a rank, of stretches, and a manifest; read by any rank.
+"""Write, read and hash the tensors of a checkpoint: one safetensors file for each rank, and a manifest.
 
-A file holds stretches of parameters and of their optimizer state, flat and in fp32, each named by what it is, the
-parameter, and where in the flattened parameter it starts. So a rank of another run reads the stretches that it holds
-itself, whatever world size and ZeRO stage wrote them.
+A file holds shards of parameters and of their optimizer state, flat and in fp32. The name of each gives its kind, its
+parameter, and where in the flattened parameter it starts. So any rank can read the elements that it holds, whatever
+world size and ZeRO stage wrote them.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from scaler.core.files import checksum, flush
 from scaler.distributed.collectives import all_gather
 from scaler.distributed.world import World
 
-WEIGHT, FROZEN = "weight", "frozen"  # kinds of parameters: fp32 ones that train, and those that do not, in the run's
-# precision; other kinds are the optimizer's names of its state
-MOMENTUM = "momentum_buffer"  # of SGD, which can be switched on and off
+# Kinds of tensors: trained parameters in fp32, and frozen ones in the run's precision. Other kinds are the names that
+# the optimizer gives to its state.
+WEIGHT, FROZEN = "weight", "frozen"
+MOMENTUM = "momentum_buffer"  # of SGD; a run can switch it on and off
 PROBE = "probe.safetensors"
 _CHUNK = 1 << 20  # elements that are hashed at once
 
 
 @dataclass(frozen=True)
 class ParameterShard:
-    """A stretch of one flattened parameter that this rank holds.
+    """The part of one flattened parameter that this rank holds.
 
     Attributes:
         name: of the parameter.
-        start: of the stretch, in elements of the flattened parameter.
+        start: of the part, in elements of the flattened parameter.
         size: elements of the whole parameter.
-        tensors: kind -> flat tensor, all of one length: "weight" and the optimizer's state, or "frozen". Views of what
-            the engine holds.
-        everywhere: each rank holds this same stretch; then each writes a part of it.
+        tensors: kind -> flat tensor, all of one length: "weight" and the optimizer's state, or "frozen". They are
+            views of what the engine holds.
+        everywhere: every rank holds this same part, so each writes a fraction of it.
     """
 
     name: str
@@ -61,11 +62,11 @@ class ParameterShard:
 
 
 def fingerprint(shards: Iterable[ParameterShard]) -> dict[str, int]:
-    """A 64-bit hash of the elements of each kind; hashes of a parameter's stretches add up to that of the whole.
+    """Return a 64-bit hash of the elements of each kind; the hashes of a parameter's parts add up to that of the whole.
 
-    The sum over all elements of (bits + 1) * (2 * position + 1), times an odd number of the parameter's name, modulo
-    2**64: it depends on every bit and its place, and not on how stretches are cut. It finds damage and mistakes; it is
-    no signature.
+    It is the sum over all elements of (bits + 1) * (2 * position + 1), times an odd hash of the parameter's name,
+    modulo 2**64. So it depends on every bit and its place, and not on how parameters are sharded. It finds damage and
+    mistakes; it is no signature.
     """
     found: dict[str, int] = {}
     for shard in shards:
@@ -82,20 +83,20 @@ def fingerprint(shards: Iterable[ParameterShard]) -> dict[str, int]:
 
 
 def sum_up(fingerprints: Sequence[Mapping[str, int]]) -> dict[str, str]:
-    """The fingerprint of the whole, as hexadecimal digits by kind, from those of its parts."""
+    """Return the fingerprint of the whole, as hexadecimal digits by kind, from those of its parts."""
     kinds = sorted({kind for found in fingerprints for kind in found})
     return {kind: f"{sum(found.get(kind, 0) for found in fingerprints) % (1 << 64):016x}" for kind in kinds}
 
 
 def total_fingerprint(shards: Sequence[ParameterShard], world: World) -> dict[str, str]:
-    """The fingerprint of the whole model and optimizer, from what all ranks hold; every rank must call it."""
+    """Return the fingerprint of the whole model and optimizer, from the shards of all ranks. Collective."""
     return sum_up(all_gather(fingerprint(shard.part_for(world.rank, world.size) for shard in shards), world))
 
 
 def fill(shards: Iterable[ParameterShard], path: Path, manifest: Mapping[str, Any]) -> None:
-    """Read a checkpoint into this rank's shards, in place, from whichever files hold their stretches.
+    """Read a checkpoint into this rank's shards, in place, from all files that have elements of them.
 
-    Raises: ScalerError when the parameters are others, or a stretch is in no file.
+    Raises: ScalerError when the checkpoint has other parameters, or an element is in no file.
     """
     shards = list(shards)
     stored: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
@@ -134,11 +135,11 @@ def fill(shards: Iterable[ParameterShard], path: Path, manifest: Mapping[str, An
 
 
 def write_file(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Write a safetensors file down to the disk. Returns: its record for the manifest."""
+    """Write a safetensors file through to the disk, and return its record for the manifest."""
     try:
         save_file(dict(content), path)
     except SafetensorError as error:  # a full disk among others, and no OSError
         raise ScalerError(f"{path}: cannot be written ({error}); look at the disk, and free some space") from error
     flush(path)
-    # of what the system gives back, which after a failed write is not what was written
+    # of the file as it is read again, which after a failed write differs from what was written
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}

@@ -1,4 +1,4 @@
-"""Checkpoints: every rank writes its part, and together they commit a checkpoint or take the newest whole one."""
+"""Write checkpoints on all ranks together, and find the newest complete one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints. What says so is a collective: every rank calls it.
+    """The checkpoints of a run, which all ranks write and read together. Methods that are collectives say so.
 
     Args:
         folder: on a disk that all ranks see.
@@ -56,25 +56,25 @@ class Checkpoints:
         probe: Mapping[str, torch.Tensor],
         asynchronous: bool,
     ) -> None:
-        """Copy what this rank holds and start to write it; `commit` ends it. Training may go on in between. Collective.
+        """Start to write a checkpoint, which `commit` completes. Training may go on in between. Collective.
 
         Args:
             shards: of this rank.
-            about: goes into the manifest; `step` names the folder.
+            about: the content of the manifest; its `step` names the folder.
             probe: a batch whose loss is in `about`; the first rank writes it.
-            asynchronous: copy first, so that the caller may change the tensors at once. Else the writing is over when
-                this returns, and takes no memory for copies.
+            asynchronous: copy the shards first, so that the caller may change them at once. Otherwise the writing is
+                over when this returns, and takes no memory for copies.
         """
         assert self._write is None, "commit first"
         self._about = {**about, "sizes": {shard.name: shard.size for shard in shards}}
-        shares = [share for shard in shards if len(share := shard.part_for(self.world.rank, self.world.size))]
+        parts = [part for shard in shards if len(part := shard.part_for(self.world.rank, self.world.size))]
         if asynchronous:
-            shares = [self._stage(share) for share in shares]
+            parts = [self._stage(part) for part in parts]
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # for the copies into pinned memory
+                torch.cuda.synchronize()  # the copies into pinned memory are asynchronous
         self._write = self._thread.submit(
             self._write_files,
-            shares,
+            parts,
             {name: tensor.contiguous() for name, tensor in probe.items()} if self.world.is_first else {},
         )
         if not asynchronous:
@@ -90,12 +90,12 @@ class Checkpoints:
             copies[kind] = self._staged[key].copy_(tensor, non_blocking=True)
         return ParameterShard(shard.name, shard.start, shard.size, copies)
 
-    def _write_files(self, shares: Sequence[ParameterShard], probe: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def _write_files(self, parts: Sequence[ParameterShard], probe: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         partial = self.folder.partial(self._about["step"])
         content = {
-            f"{kind}/{share.name}/{share.start}": tensor.detach().float().cpu().contiguous()
-            for share in shares
-            for kind, tensor in share.tensors.items()
+            f"{kind}/{part.name}/{part.start}": tensor.detach().float().cpu().contiguous()
+            for part in parts
+            for kind, tensor in part.tensors.items()
         }
         with explain_disk_errors(self.folder.root):
             partial.mkdir(parents=True, exist_ok=True)
@@ -103,18 +103,18 @@ class Checkpoints:
             if probe:
                 files.append(checkpoint_format.write_file(partial / checkpoint_format.PROBE, probe))
         elements: dict[str, int] = {}
-        for share in shares:
-            elements[share.name] = elements.get(share.name, 0) + len(share)
-        return {"files": files, "fingerprint": fingerprint(shares), "elements": elements}
+        for part in parts:
+            elements[part.name] = elements.get(part.name, 0) + len(part)
+        return {"files": files, "fingerprint": fingerprint(parts), "elements": elements}
 
     @property
     def pending(self) -> bool:
-        """A checkpoint has begun and is not committed."""
+        """Return True while a checkpoint has begun and is not committed."""
         return self._write is not None
 
     @property
     def done(self) -> bool:
-        """This rank has written its part, or failed to."""
+        """Return True once this rank has written its files, or failed to."""
         return self._write is None or self._write.done()
 
     def _wait(self) -> None:
@@ -123,9 +123,9 @@ class Checkpoints:
             futures.wait([self._write] if self._write else [], timeout=1.0)
 
     def commit(self) -> str | None:
-        """Wait for all ranks' parts and make them a checkpoint, or remove them. Collective.
+        """Wait for the files of all ranks and turn them into a checkpoint, or remove them. Collective.
 
-        Returns: what went wrong, the same on every rank, or None.
+        Returns: the problem, the same on every rank, or None.
         """
         assert self._write is not None
         self._wait()
@@ -133,7 +133,7 @@ class Checkpoints:
         record: dict[str, Any] = {}
         try:
             record = write.result()
-        except Exception as error:  # whatever it is, the other ranks wait to hear of it
+        except Exception as error:  # of any kind, because the other ranks wait for this rank's record
             record = {"problem": f"rank {self.world.rank}: {error}"}
         records = all_gather(record, self.world)
         problem = next((found["problem"] for found in records if "problem" in found), None)
@@ -184,9 +184,9 @@ class Checkpoints:
     # ---- reading
 
     def newest(self, skip: int = 0) -> Path | None:
-        """The newest whole checkpoint but `skip`, or the oldest; None where there is none. Collective.
+        """Return the newest complete checkpoint after leaving out `skip` of them, or the oldest. Collective.
 
-        Damaged ones are said.
+        Returns: None where there is no checkpoint. Damaged ones are reported and left out.
 
         Raises: ScalerError where all are damaged.
         """
@@ -209,7 +209,7 @@ class Checkpoints:
         return None
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint, or None; the ranks share the reading. Collective."""
+        """Return what is wrong with a checkpoint, or None. The ranks divide its files among them. Collective."""
         problem = None
         try:
             files = read_manifest(path)["files"]
@@ -221,6 +221,6 @@ class Checkpoints:
         return next((found for found in all_gather(problem, self.world) if found), None)
 
     def close(self) -> None:
-        """End the threads that write and remove."""
+        """End the threads that write and remove files."""
         self._thread.shutdown()
         self.folder.close()

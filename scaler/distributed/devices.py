@@ -15,7 +15,7 @@ from scaler.distributed.world import World
 
 
 def bf16_is_native(device: torch.device) -> bool:
-    """True where bf16 matrix multiplications run on hardware; emulated on a CPU they are a hundred times slower."""
+    """Return True where bf16 matrix products run in hardware; emulated on a CPU they are a hundred times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     abilities = torch.cpu.get_capabilities()
@@ -23,7 +23,7 @@ def bf16_is_native(device: torch.device) -> bool:
 
 
 def device(world: World) -> torch.device:
-    """The device this rank trains on: its own GPU where there is one, else the CPU.
+    """Return the device on which this rank trains: its own GPU where there is one, else the CPU.
 
     Raises: ScalerError when there are fewer GPUs than ranks on this host.
     """
@@ -37,13 +37,13 @@ def device(world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-CEILING_SIZE = 1024  # rows and columns of the matrices that measure the ceiling
+CEILING_SIZE = 1024  # rows and columns of the matrices whose product is timed
 
 
 def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """The most floating-point operations a second that this rank reached in plain square matrix multiplications.
+    """Return the highest rate of floating-point operations a second that this rank reaches in square matrix products.
 
-    All ranks should measure at the same time, for they share the machine.
+    All ranks should measure at the same time, because they share the machine.
     """
     size = CEILING_SIZE * (8 if device.type == "cuda" else 1)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -58,23 +58,23 @@ def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: floa
 
 
 def memory_bytes(device: torch.device) -> int:
-    """This rank's memory: the peak allocated on its GPU, or the process's resident set."""
+    """Return this rank's memory in bytes: the peak allocated on its GPU, or the process's resident set."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let the peak of this rank's memory begin anew, as far as the kernel can forget it."""
+    """Reset the peak of this rank's memory, where the kernel allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(OSError):  # some containers forbid it; then it stays the peak of the process
+        with contextlib.suppress(OSError):  # some containers forbid it; then the peak stays that of the whole process
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak since then: allocated on its GPU, or the process's resident set."""
+    """Return the peak in bytes since `forget_peak`: allocated on the GPU, or the process's resident set."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status").read_text(encoding="ascii")

@@ -23,9 +23,9 @@ VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 
 
 def use_launchers_library(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let mpi4py load the MPI that started this process; by itself it takes whichever it finds first.
+    """Make mpi4py load the MPI that started this process; by itself it loads the first one that it finds.
 
-    Must be called before mpi4py.MPI is imported. Settings of the user's stay.
+    It must be called before mpi4py.MPI is imported. Variables that the user has set stay.
     """
     number = "40" if "OMPI_COMM_WORLD_SIZE" in environ else "12"  # of libmpi.so: Open MPI's, and MPICH's ABI
     own = Path(f"{sys.prefix}/lib/libmpi.so.{number}")
@@ -43,7 +43,7 @@ def load() -> Any:
     """
     use_launchers_library()
     try:
-        with warnings.catch_warnings():  # of another MPI's variables; whoever counts the ranks says it better
+        with warnings.catch_warnings():  # about variables of another MPI; a wrong number of ranks is reported later
             warnings.simplefilter("ignore")
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # mpi4py raises the second for a missing or foreign library
@@ -60,23 +60,23 @@ def meeting_point(ranks: int) -> tuple[str, str]:
 
     Raises: ScalerError when MPI does not know so many ranks, or cannot be used.
     """
-    asked = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "scaler.distributed.mpi", str(ranks)],
         capture_output=True,
         text=True,
         check=False,
-        close_fds=False,  # through one of which MPICH's ranks speak to mpiexec
+        close_fds=False,  # MPICH's ranks reach mpiexec through one of them
     )
-    found = asked.stdout.split()
-    if asked.returncode or len(found) != 2:
-        lines = asked.stderr.splitlines()
+    found = done.stdout.split()
+    if done.returncode or len(found) != 2:
+        lines = done.stderr.splitlines()
         reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), " ".join(lines))
         raise ScalerError(f"MPI cannot tell where the first rank is ({reason[-400:]}); set MASTER_ADDR and MASTER_PORT")
     return found[0], found[1]
 
 
 def host_name(environ: Mapping[str, str] = os.environ) -> str:
-    """Return this host's name by which its MPI reaches it."""
+    """Return the name by which MPI reaches this host."""
     return environ.get("PMI_HOSTNAME") or environ.get("PMIX_HOSTNAME") or socket.gethostname()
 
 

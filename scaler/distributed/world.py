@@ -1,4 +1,4 @@
-"""Who am I among the ranks, whoever started me; and the few collectives that decisions need."""
+"""Detect which rank this process is, whatever launcher started it, and where the ranks meet."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scaler.core import slurm
 from scaler.core.errors import ScalerError
 from scaler.distributed import mpi
 
-# (launcher, rank, size, local rank, local size): the variables that each launcher gives to its ranks. Inside a SLURM
-# job MPI's daemons are started by srun, and their ranks inherit its variables; so srun comes last.
+# (launcher, rank, size, local rank, local size): the variables that each launcher sets for its ranks. In a SLURM job
+# srun starts MPI's daemons, whose ranks inherit its variables; so srun comes last.
 LAUNCHERS = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     ("deepspeed", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"),
@@ -27,16 +27,14 @@ LAUNCHERS = (
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     ("the environment", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
 )
-# torchrun from deepspeed, both from variables that somebody else has set, and mpiexec from `srun --mpi=pmi2`
-TOLD_BY_LOCAL_SIZE = ("torchrun", "deepspeed", "MPICH or Intel MPI")
+# only the local size distinguishes torchrun from deepspeed, both from variables that somebody else has set, and mpiexec
+# from `srun --mpi=pmi2`
+RECOGNISED_BY_LOCAL_SIZE = ("torchrun", "deepspeed", "MPICH or Intel MPI")
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank facts of this process.
-
-    `rank` of `size` ranks in all, `local_rank` of `local_size` ranks on this host, and what started them.
-    """
+    """This process among the ranks: `rank` of `size`, `local_rank` of `local_size` on this host, and their launcher."""
 
     rank: int = 0
     size: int = 1
@@ -46,17 +44,17 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """True on the one rank that writes and prints."""
+        """Return True on the one rank that writes and prints."""
         return self.rank == 0
 
 
 def detect_world(environ: Mapping[str, str] = os.environ) -> World:
-    """Read the rank facts from whichever launcher's variables are there; one rank if there are none.
+    """Return this process's world from the first launcher whose variables are set; one rank if there are none.
 
-    Raises ScalerError when a launcher's variables are not numbers or contradict each other.
+    Raises: ScalerError when a launcher's variables are not numbers or contradict each other.
     """
     for launcher, rank, size, local_rank, local_size in LAUNCHERS:
-        needed = {rank, size, *([local_size] if launcher in TOLD_BY_LOCAL_SIZE else [])}
+        needed = {rank, size, *([local_size] if launcher in RECOGNISED_BY_LOCAL_SIZE else [])}
         if not needed <= environ.keys():
             continue
         try:
@@ -76,20 +74,20 @@ def detect_world(environ: Mapping[str, str] = os.environ) -> World:
     return World()
 
 
-def _local_size(launcher: str, said: str, environ: Mapping[str, str]) -> int:
+def _local_size(launcher: str, value: str, environ: Mapping[str, str]) -> int:
     if launcher != "srun":
-        return int(said)
-    counts = slurm.tasks_per_node(said)
+        return int(value)
+    counts = slurm.tasks_per_node(value)
     return counts[int(environ.get("SLURM_NODEID", 0))]
 
 
 def hosts_of_ranks(world: World) -> list[str]:
-    """The node of each rank, where the launcher says it; else ""."""
+    """Return the host of each rank where the launcher gives it, else ""."""
     return (slurm.step_hosts() if world.launcher == "srun" else []) or [""] * world.size
 
 
 def launch_id(environ: Mapping[str, str] = os.environ) -> str:
-    """A name for this start, the same on all its ranks, and another than any start's before, where there is one."""
+    """Return a name of this start under SLURM, the same on all ranks and new for each start; else "by-hand"."""
     if "SLURM_STEP_ID" not in environ:
         return "by-hand"
     return "-".join((environ["SLURM_JOB_ID"], environ.get("SLURM_RESTART_COUNT", "0"), environ["SLURM_STEP_ID"]))
@@ -98,7 +96,7 @@ def launch_id(environ: Mapping[str, str] = os.environ) -> str:
 def publish(world: World, environ: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables that torch.distributed and DeepSpeed read, where the launcher has not set them.
 
-    Raises: ScalerError when nobody knows where the first rank is.
+    Raises: ScalerError when the address of the first rank is unknown.
     """
     facts = {
         "RANK": world.rank,
@@ -129,7 +127,7 @@ def _meeting_point(world: World, environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens at."""
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The only package that imports DeepSpeed. This file runs before any module of it, and so before DeepSpeed."""
+"""Train by DeepSpeed. No other package imports it, and this file runs before it is imported."""
 
 import os
 

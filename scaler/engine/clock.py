@@ -1,4 +1,4 @@
-"""A clock of a rank's own computing, which shows the slowest rank although all take the same time for a step."""
+"""Measure a rank's own computing, which shows the slowest rank although a step takes the same time on all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class ComputeClock:
-    """The seconds that this rank's device computes inside `with`, where it waits for no other rank."""
+    """A clock that runs inside `with`, where this rank's device computes and waits for no other rank."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"

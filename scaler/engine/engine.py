@@ -107,7 +107,7 @@ class Engine:
 
     @property
     def module(self) -> Any:
-        """The model."""
+        """Return the model."""
         return self.deepspeed.module
 
     def full_state(self) -> dict[str, torch.Tensor]:

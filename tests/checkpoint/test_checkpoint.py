@@ -1,4 +1,4 @@
-"""The checkpoint's format: stretches of parameters, cut and put together in any way; names, pointers, retention."""
+"""The checkpoint's format: shards of parameters, cut and put together in any way; names, pointers, retention."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ def parameters(seed=0):
 
 
 def shards(tensors, cuts=1):
-    """All parameters, each in so many stretches, with a second kind beside."""
+    """Yield all parameters, each in `cuts` shards, with a second kind beside."""
     for name, tensor in tensors.items():
         bounds = [len(tensor) * number // cuts for number in range(cuts + 1)]
         for begin, end in pairwise(bounds):
@@ -44,7 +44,7 @@ def saved(folder, tensors, step=1, **more):
 
 
 @pytest.mark.parametrize("cuts", [2, 3, 7])
-def test_the_fingerprint_does_not_hang_on_how_parameters_are_cut(cuts):
+def test_the_fingerprint_does_not_depend_on_how_parameters_are_cut(cuts):
     assert checkpoint_format.fingerprint(shards(parameters(), cuts)) == checkpoint_format.fingerprint(
         shards(parameters())
     )

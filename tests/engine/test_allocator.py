@@ -1,4 +1,4 @@
-"""What the allocator keeps, measured in processes of their own."""
+"""The allocator keeps freed memory: measured in processes of their own."""
 
 import os
 import platform

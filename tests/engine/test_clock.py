@@ -1,4 +1,4 @@
-"""The clock that tells the slowest rank."""
+"""The clock of a rank's own computing."""
 
 import pytest
 import torch

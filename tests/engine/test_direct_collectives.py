@@ -11,7 +11,7 @@ from scaler.config import deepspeed as ds_config
 
 @pytest.fixture(scope="module")
 def figures(worker_figures, tiny_recipe_file):
-    """What three ranks found."""
+    """Return the results of three ranks."""
     return worker_figures(sys.executable, ROOT / "tests" / "workers" / "exchange_worker.py", tiny_recipe_file)
 
 

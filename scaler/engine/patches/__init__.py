@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patch:
-    """Where a replacement applies.
+    """A replacement of library code, and where it applies.
 
     Attributes:
         module: has its head and its code.

@@ -35,7 +35,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class HiddenWords:
-    """How well a model guesses the hidden words.
+    """A model's score on the hidden words.
 
     Attributes:
         words: number of hidden words.

@@ -22,7 +22,7 @@ class MaskedLM(nn.Module):
     """A Transformers masked LM whose head sees the masked positions alone, and scores some of them at a time.
 
     A hook narrows the encoder's output from (rows, seq_len, hidden) to (rows, masked, hidden) before the model's own
-    head, so every architecture keeps its exact mathematics. Where the head's last layer is linear and its scores are
+    head. So every architecture keeps its exact mathematics. Where the head's last layer is linear and its scores are
     the model's logits, that layer returns the loss instead of logits.
     """
 

@@ -14,7 +14,7 @@ NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in its
 
 
 class Verdict(Enum):
-    """What is done about one step."""
+    """The reaction to one step."""
 
     FINE = "fine"
     SKIPPED = "batch skipped"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +50,7 @@ def train(
         started = time.perf_counter()
         summed_loss, norm = train_batch(engine, job, progress, world)
         loss, stopped_by, written = agree(job, world, summed_loss, checkpoints, monitor, requests)
-        progress.step += 1
-        progress.consumed_rows += training.rows
-        progress.updates += math.isfinite(norm)
+        progress.count_step(training.rows, norm)
         monitor.add_step(progress, loss, norm, time.perf_counter() - started)
         if written:
             checkpoints.commit()
@@ -63,7 +60,7 @@ def train(
             loss_by_rank = collectives.all_gather(float(summed_loss) / job.batch.accumulation, world)
             monitor.add_fault(progress, verdict, loss_by_rank, norm)
         if verdict is Verdict.STOP:
-            stop_run(job, world, progress, sum(loss_by_rank) / world.size, norm)
+            end_run(job, world, progress, sum(loss_by_rank) / world.size, norm)
         if verdict is Verdict.GO_BACK:
             go_back(progress, checkpoints, monitor, judge)
             continue
@@ -76,9 +73,7 @@ def train(
         # after batches that had to be skipped it is not clear whether the weights are good, unless they are the best
         if is_best or (progress.step % keep.every == 0 and not judge.skipped):
             checkpoints.begin(progress, keep.asynchronous)
-    checkpoints.commit()
-    if checkpoints.saved_at != progress.step:
-        checkpoints.begin(progress, asynchronous=False)
+    checkpoints.finish(progress)
     if stopped_by:
         requests.honoured()
     if stopped_by and checkpoints.saved_at is None:
@@ -168,7 +163,7 @@ def go_back(progress: Progress, checkpoints: CheckpointPolicy, monitor: Monitor,
     monitor.go_back(progress.step)
 
 
-def stop_run(job: Job, world: World, progress: Progress, loss: float, norm: float) -> None:
+def end_run(job: Job, world: World, progress: Progress, loss: float, norm: float) -> None:
     """Raise ScalerError on rank 0 and end the others, because returning to a checkpoint did not help."""
     record = job.run_dir / files.FAULTS
     problem = (

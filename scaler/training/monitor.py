@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """What shows a run to its user. Every rank has one; rank 0's has the log and writes.
+    """The display and record of a run. Every rank has one; rank 0's has the log and writes.
 
     Args:
         log: of rank 0; None on the others.

@@ -12,7 +12,7 @@ STORED_NAMES = {"evaluations_since_best": "worse"}  # names in checkpoints that 
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint.
+    """The progress of a run, saved with every checkpoint.
 
     Attributes:
         step: optimizer steps done, skipped ones included; the learning rate depends on it.
@@ -46,6 +46,12 @@ class Progress:
     def go_to(self, other: Progress) -> None:
         """Take over another's values."""
         vars(self).update(vars(other))
+
+    def count_step(self, rows: int, norm: float) -> None:
+        """Count a step over so many rows; one whose gradient norm is not finite did not move the weights."""
+        self.step += 1
+        self.consumed_rows += rows
+        self.updates += math.isfinite(norm)
 
     def judge_evaluation(self, loss: float) -> bool:
         """Note a held-out loss of this step; return whether it is the lowest so far."""

@@ -114,7 +114,7 @@ def restore(
 
 
 class CheckpointPolicy:
-    """What a run does to save, what when it cannot, and how it returns. All methods are collectives.
+    """The saving of a run: when it fails, and how the run returns to a checkpoint. All methods are collectives.
 
     Args:
         saved_at: step of the checkpoint that the run went on from, if any.
@@ -149,6 +149,12 @@ class CheckpointPolicy:
         self._stall_seconds = time.perf_counter() - clock
         if not asynchronous:
             self.commit()
+
+    def finish(self, progress: Progress) -> None:
+        """Save the run where it stands, unless its newest checkpoint is of this step."""
+        self.commit()
+        if self.saved_at != progress.step:
+            self.begin(progress, asynchronous=False)
 
     def commit(self) -> None:
         """Make a checkpoint of what all ranks have written since `begin`, if anything.

@@ -199,7 +199,7 @@ def forward(
 ) -> Output:
     """Compute attention as Transformers calls it: (rows, heads, seq_len, size) to (rows, seq_len, heads, size).
 
-    torch's own kernel is used on a GPU, without gradients, with any mask that does not just keep documents apart, and
+    torch's own kernel is used on a GPU, without gradients, where the mask does more than keep documents apart, and
     where a model changes its scores.
     """
     if isinstance(query, FakeTensor):  # for planning memory, which counts what fused attention keeps

@@ -32,11 +32,11 @@ class WideCrossEntropy(torch.autograd.Function):
     Inputs: hidden (positions, width), weight (entries, width), bias (entries,) or None, labels int64 (positions,), and
     the number of entries scored at once.
 
-    The forward pass sums exponentials relative to the highest score so far, and the gradient of the hidden states with
-    them (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). Where the weight trains, the
+    The forward pass sums exponentials relative to the highest score so far, and with them the gradient of the hidden
+    states. (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".) Where the weight trains, the
     backward pass scores again: each score's probability is then known, so one product gives the whole gradient of a
     block of the weight. Scores are laid out (positions, entries) in the forward pass and (entries, positions) in the
-    backward pass, so that products need no transpose, with which CPUs take up to twice as long.
+    backward pass, so that products need no transpose. With one, CPUs take up to twice as long.
     """
 
     @staticmethod

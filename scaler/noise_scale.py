@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scaler.core import log
 from scaler.core.cli import Parser, command
 from scaler.distributed.world import detect_world
 
@@ -32,6 +33,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
     world = detect_world()
+    log.set_up(arguments.verbosity, world.rank)
     from scaler.distributed.collectives import explaining_errors
     from scaler.planning.noise_scale import run
 

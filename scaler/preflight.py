@@ -17,6 +17,7 @@ if not __package__:  # run as a file: find the package beside it, and let no fil
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from scaler.config.command_line import run_parser
+from scaler.core import log
 from scaler.core.cli import Parser, command
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import detect_world
@@ -47,7 +48,9 @@ def main() -> None:
         raise ScalerError("--run_dir is needed: the ranks leave their reports there")
     from scaler.cluster.preflight import run
 
-    status = run(arguments, detect_world())
+    world = detect_world()
+    log.set_up(arguments.verbosity, world.rank)
+    status = run(arguments, world)
     sys.stdout.flush()
     os._exit(status)  # a process group that never met does not end by itself
 

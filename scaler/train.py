@@ -54,7 +54,7 @@ def main() -> None:
 
         dry_run.show(arguments, world)
         return
-    log.set_up(arguments.verbosity, world.rank)
+    log.set_up(arguments.verbosity, world.rank, on_stdout=True)
     logger.info("starting; loading PyTorch and DeepSpeed")
     from scaler.distributed.collectives import explaining_errors
     from scaler.engine import process_group

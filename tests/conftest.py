@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
 from scaler.config.recipe import Recipe, load
+from scaler.core import log
 from scaler.data import prepared
 from scaler.data.batches import RowReader
 from scaler.model import build, masked_lm
@@ -173,6 +175,15 @@ def worker_figures(run_command, tmp_path_factory) -> Callable[..., Any]:
     return run
 
 
+def without_console() -> None:
+    """Undo what a command's parser set up for its log, so that pytest sees what is logged."""
+    for name in log.PACKAGES:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
+    logging.getLogger("DeepSpeed").filters.clear()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     """What tests leave to their process (accelerate a rank and a process group, say) is gone for the next module."""
@@ -180,6 +191,7 @@ def environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+    without_console()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

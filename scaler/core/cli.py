@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from scaler.core import commands
+from scaler.core import commands, log
 from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, nearest, one_line, status_of
 
 REQUIRED = "the following arguments are required: "
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         }
 
     def parse(self, given: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parse the words of a command line, by default those of this process.
+        """Parse the words of a command line, by default those of this process, and set up logging.
 
         Raises: ScalerError for an unknown option or value, and for missing arguments.
         """
@@ -109,6 +109,7 @@ class Parser(argparse.ArgumentParser):
             ) from None
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        log.set_up(arguments.verbosity)
         return arguments
 
     def _missing(self, words: Sequence[str], options: _Missing) -> list[str]:

@@ -1,6 +1,6 @@
-"""Log to the console with time and rank: progress on stdout, warnings on stderr. Needs no torch.
+"""Log to the console with time and rank. Needs no torch.
 
-Modules log by `logging.getLogger(__name__)`; a command calls `set_up` before it imports anything heavy.
+Modules log by `logging.getLogger(__name__)`. Parsing a command line calls `set_up`, before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ QUIET_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_B
 class Console(logging.Handler):
     """A handler that writes lines such as "11-30 14:02:11 rank 0 | step 10/60 | loss 3.2".
 
-    A closed stdout or a full disk behind it does not end the process.
+    Warnings go to stderr. A closed console or a full disk behind it does not end the process.
+
+    Args:
+        rank: of this process.
+        on_stdout: whether progress goes to stdout.
 
     Attributes:
         last: when the last line was written, by the monotonic clock.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, on_stdout: bool) -> None:
         super().__init__()
+        self.on_stdout = on_stdout
         self.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} | %(message)s", "%m-%d %H:%M:%S"))
         self.last = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as a line."""
         self.last = time.monotonic()
-        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        stream = sys.stdout if self.on_stdout and record.levelno < logging.WARNING else sys.stderr
         try:
             stream.write(f"{self.format(record)}\n")  # in one piece, because ranks share the console
             stream.flush()
@@ -76,15 +81,16 @@ class Heartbeat:
                 logger.info(f"{doing}, for {time.monotonic() - since:.0f} s")
 
 
-def set_up(verbosity: int, rank: int) -> None:
+def set_up(verbosity: int, rank: int = 0, on_stdout: bool = False) -> None:
     """Send what this project's modules log to the console.
 
     Args:
         verbosity: 0 shows progress, results and warnings of rank 0, and warnings of the others. 1 shows all of every
             rank, and what libraries say. -1 shows results and warnings alone.
         rank: of this process; it stands in each line.
+        on_stdout: whether progress is a result, as that of a training, and goes to stdout.
     """
-    console = Console(rank)
+    console = Console(rank, on_stdout)
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.handlers, logger.propagate = [console], False

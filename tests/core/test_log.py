@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import without_console
 
 from scaler.core import log
 
@@ -15,14 +16,9 @@ LINE = re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d rank (\d+) \| (.*)")
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Give other tests their loggers back."""
-    loggers = [logging.getLogger(name) for name in log.PACKAGES]
-    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    """Leave the loggers as they were."""
     yield
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
-    logging.getLogger("DeepSpeed").filters.clear()
+    without_console()
 
 
 def messages(text):
@@ -39,7 +35,7 @@ def messages(text):
     ],
 )
 def test_progress_goes_to_stdout_of_the_first_rank_and_warnings_to_stderr(capsys, verbosity, rank, out, err):
-    log.set_up(verbosity, rank)
+    log.set_up(verbosity, rank, on_stdout=True)
     logger = logging.getLogger("scaler.training.anything")
     logger.debug("debug")
     logger.info("info")
@@ -48,6 +44,13 @@ def test_progress_goes_to_stdout_of_the_first_rank_and_warnings_to_stderr(capsys
     written = capsys.readouterr()
     assert messages(written.out) == [(str(rank), word) for word in out]
     assert messages(written.err) == [(str(rank), word) for word in err]
+
+
+def test_stdout_is_for_results_where_the_log_is_none(capsys):
+    log.set_up(1)
+    logging.getLogger("scaler.training.anything").info("info")
+    written = capsys.readouterr()
+    assert written.out == "" and messages(written.err) == [("0", "info")]
 
 
 @pytest.mark.parametrize(("verbosity", "shown"), [(0, []), (1, ["a warning"])])
@@ -65,7 +68,8 @@ def test_warnings_of_deepspeed_are_shown_with_v_alone(verbosity, shown):
 
 def test_a_reader_that_has_gone_ends_nothing():
     program = (
-        "import logging; from scaler.core import log; log.set_up(0, 0); logger = logging.getLogger('scaler.x')\n"
+        "import logging; from scaler.core import log; log.set_up(0, 0, on_stdout=True)\n"
+        "logger = logging.getLogger('scaler.x')\n"
         "for _ in range(3): logger.info('line')\n"
         "logger.warning('still here')"
     )

@@ -23,6 +23,7 @@ from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, render
 from scaler.core import provenance, slurm
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
+from scaler.core.text import quantity
 from scaler.distributed import collectives, devices, links
 from scaler.distributed.world import World, hosts_of_ranks, launch_id
 from scaler.engine import process_group
@@ -237,7 +238,9 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
         names = ", ".join(verdict.bad)
         print(f"error: preflight: bad nodes: {names}; start again without them", file=sys.stderr, flush=True)
     elif not arguments.json:
-        print(f"preflight: {world.size} ranks on {len(set(hosts))} nodes are well", flush=True)
+        print(
+            f"preflight: {quantity(world.size, 'rank')} on {quantity(len(set(hosts)), 'node')}: all is well", flush=True
+        )
     known = [host for host in verdict.bad if host in hosts] if not verdict.setting else []
     (rank.folder / BAD_NODES).write_text("".join(f"{','.join(known)}\n" for _ in known[:1]), encoding="utf-8")
     write_json(rank.folder / RESULT, result)  # others wait for it

@@ -94,9 +94,10 @@ def read_request(arguments: argparse.Namespace, world: World) -> Request:
     In the folder of a run its own recipe and configuration are the defaults; so is the configuration beside a recipe.
     """
     if arguments.ranks not in (None, world.size):
+        which = "the only rank" if world.size == 1 else f"one of {world.size} ranks"
         raise ScalerError(
-            f"--ranks {arguments.ranks}, but this is one of {world.size} ranks started by {world.launcher}; start them "
-            "by srun, deepspeed, torchrun or mpiexec, or give the right number"
+            f"--ranks {arguments.ranks}, but this is {which}, started by {world.launcher}; start them by "
+            "srun, deepspeed, torchrun or mpiexec, or give the right number"
         )
     began_with = run_recipe(arguments.run_dir)
     name, settings = chosen_recipe(arguments)

@@ -13,7 +13,7 @@ from scaler.checkpoint.folder import step_of
 from scaler.config import recipe
 from scaler.core.errors import ScalerError
 from scaler.core.files import FAULTS, METRICS, records
-from scaler.core.text import duration
+from scaler.core.text import duration, quantity
 from scaler.training import run_folder
 
 SILENT_SECONDS = 900  # after which a run that says it is running may be dead
@@ -92,7 +92,9 @@ def render(found: dict[str, Any]) -> str:
         lines.append(("slowest", f"rank {found['slowest_rank']}, {slower}"))
     hosts = ", ".join(f"{host} ({count})" for host, count in (found["hosts"] or {}).items())
     job = f", SLURM job {found['slurm']['id']}" if found["slurm"] else ""
-    lines.append(("starts", f"{found['starts']}; the last one: {found['ranks']} ranks on {hosts}{job}"))
+    lines.append(
+        ("starts", f"{found['starts']}; the last one: {quantity(found['ranks'] or 0, 'rank')} on {hosts}{job}")
+    )
     if found["last_fault"]:
         fault = found["last_fault"]
         lines.append(("faults", f"{found['faults']}; the last at step {fault['step']:,}: {fault['verdict']}"))

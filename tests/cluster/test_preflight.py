@@ -179,7 +179,7 @@ def preflight(run_command, tiny_recipe_file, tmp_path):
 def test_two_ranks_are_well(preflight, tmp_path):
     done = preflight("--ranks", 2, "--slowest_share", 0.01)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "preflight: 2 ranks on 1 nodes are well" in done.stdout
+    assert "preflight: 2 ranks on 1 node: all is well" in done.stdout
     result = json.loads((tmp_path / "run" / "preflight" / "by-hand" / "result.json").read_text())
     assert result["bad_nodes"] == {} and result["setting"] is None
     for rank in result["ranks"]:

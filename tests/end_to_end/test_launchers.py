@@ -106,5 +106,5 @@ def test_ranks_that_do_not_know_of_each_other_are_refused(cluster, folder, tiny_
     words = ["srun", "-N2", "--ntasks-per-node=1", "env", "-u", "SLURM_PROCID", sys.executable, *TRAIN]
     done = cluster.inside("node1", *map(str, words), "--recipe", str(tiny_recipe_file), "--ranks", "2", cwd=folder)
     assert done.returncode == 2
-    assert "error: --ranks 2, but this is one of 1 ranks started by none" in done.stderr
+    assert "error: --ranks 2, but this is the only rank, started by none" in done.stderr
     assert not (folder / "runs" / "tiny").exists()

@@ -111,7 +111,7 @@ def test_from_text_to_an_evaluated_model_on_two_nodes(site):
     number = site.submit("slurm/pretrain.sh", "--recipe", "mine.yaml", RUN_PREFLIGHT="yes", RUN_EVALUATION="yes")
     said = site.over(number, "COMPLETED")
     run = site.folder / "runs" / f"pretrain-{number}"
-    assert "preflight: 2 ranks on 2 nodes are well" in said and "2 ranks, ZeRO-2" in said and "done in" in said
+    assert "preflight: 2 ranks on 2 nodes: all is well" in said and "2 ranks, ZeRO-2" in said and "done in" in said
     assert (run / "export" / "model.safetensors").is_file()
     logs = sorted(path.name for path in (run / "logs" / f"job-{number}-start-0").iterdir())
     assert logs == ["node1-rank0.txt", "node2-rank1.txt", "preflight.txt", "srun.txt"], said
@@ -175,7 +175,7 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
         [sys.executable, "-m", "scaler.status", site.folder / run], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert f"stopped (a file STOP)\n  step     {progress['step']:,} of 30,000" in status.stdout
-    assert f"5; the last one: 1 ranks on node1 (1), SLURM job {number}" in status.stdout
+    assert f"5; the last one: 1 rank on node1 (1), SLURM job {number}" in status.stdout
 
 
 def digest(recipe, rows: int, batch: int) -> int:

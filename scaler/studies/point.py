@@ -1,7 +1,7 @@
-"""Measure a point of a study, on the ranks that it asks for: `srun python -m scaler.studies.point FOLDER POINT`.
+"""Measure a point of a study, on as many ranks as it needs: `srun python -m scaler.studies.point FOLDER POINT`.
 
-Any launcher may start the ranks, as for scaler/train.py; `python -m scaler.study` starts those of one machine. Recipe,
-data, model, engine and steps are those of a training; there is no run folder, evaluation, log or checkpoint.
+Any launcher may start the ranks, as for scaler/train.py; `scaler study` starts those of one machine. Recipe, data,
+model, engine and steps are those of a training. There is no run folder, evaluation, log or checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scaler.studies.folder import Measured, Point
 from scaler.training import job, loop
 from scaler.training.progress import Progress
 
-COMMUNICATION_STEPS = 5  # after the measured ones; each collective is waited for in them, so they are slower
+COMMUNICATION_STEPS = 5  # after the measured ones; they are slower, because each collective is waited for
 
 
 def parser() -> Parser:
@@ -45,19 +45,22 @@ def parser() -> Parser:
 
 
 def check_ranks(point: Point, world: World) -> None:
-    """Raises ScalerError on the first rank where others were started than the point is for; the others end."""
+    """Check that as many ranks were started as the point needs.
+
+    Raises: ScalerError on the first rank if not; the other ranks exit.
+    """
     if (world.size, world.local_size) != (point.ranks, point.ranks_per_node):
         if not world.is_first:
             raise SystemExit(EXIT_BAD_INPUT)
         raise ScalerError(
-            f"{point.name}: is for {point.nodes} nodes x {point.ranks_per_node} ranks, but this is one of {world.size} "
-            f"ranks, {world.local_size} of them here, started by {world.launcher}; start as many as it says"
+            f"{point.name}: needs {point.nodes} nodes x {point.ranks_per_node} ranks, but {world.launcher} started "
+            f"{world.size} ranks, {world.local_size} of them on this node; start as many as it needs"
         )
 
 
 def resolved(study: Path, point: Point, world: World) -> job.Job:
-    """The point as a training. Raises ScalerError where recipe, configuration and data do not agree."""
-    asked = argparse.Namespace(
+    """Return the point as a training. Raises ScalerError where recipe, configuration and data do not agree."""
+    arguments = argparse.Namespace(
         recipe=str(study / study_folder.RECIPE),
         overrides=[f"training.rows={point.rows}", f"training.max_micro_rows={point.micro_rows}"],
         deepspeed_config=study_folder.folder_of(study, point) / study_folder.DS_CONFIG,
@@ -66,19 +69,19 @@ def resolved(study: Path, point: Point, world: World) -> job.Job:
         allow_changes=False,
         allow_untested_ds_keys=True,  # the study has refused what it was not allowed to measure
     )
-    return job.resolve(asked, world)
+    return job.resolve(arguments, world)
 
 
-def with_masks(this: job.Job, share: float) -> job.Job:
-    """The same with this share of masks at every step."""
-    objective = dataclasses.replace(this.recipe.objective, mask_probability=share, final_mask_probability=None)
+def with_masks(this: job.Job, probability: float) -> job.Job:
+    """Return the same job with this mask probability at every step."""
+    objective = dataclasses.replace(this.recipe.objective, mask_probability=probability, final_mask_probability=None)
     return dataclasses.replace(this, recipe=dataclasses.replace(this.recipe, objective=objective))
 
 
 def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
     """Train for the warm-up, the measured steps, and some in which communication is timed. Every rank calls it.
 
-    All have the mean share of masks, but for one step that has the most, for its memory.
+    All steps have the mean mask probability, except one that has the largest, because it needs the most memory.
     """
     from scaler.engine import engine
     from scaler.engine.collective_times import timed_collectives
@@ -103,7 +106,7 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
         seconds = time.perf_counter() - clock
         progress.step += 1
         progress.consumed_rows += this.batch.rows
-        if not math.isfinite(norm):  # on all ranks; a loss that is not finite makes it so
+        if not math.isfinite(norm):  # on all ranks; also where the loss is not finite
             problem = f"step {progress.step}: the gradient norm is {norm}; lower optimizer.learning_rate"
             collectives.agree_or_raise(problem, world)
         return seconds
@@ -143,7 +146,7 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
 
 
 def run(arguments: argparse.Namespace, point: Point, world: World) -> None:
-    """Measure the point, and write it into the study."""
+    """Measure the point, and write the measurements into the study."""
     from scaler.engine import process_group
 
     study: Path = arguments.folder

@@ -69,19 +69,19 @@ def measure(arguments: argparse.Namespace) -> None:
             continue
         log = study / study_folder.LOGS / f"{entry.point.name}-{tried + 1}.txt"
         log.unlink(missing_ok=True)  # left by a start that was stopped
-        words = [str(study), entry.point.name, f"--steps={arguments.steps}", f"--warmup={arguments.warmup}"]
-        status = local_ranks.start(entry.point.ranks, point.main, words, log, PRELOAD)
+        options = [str(study), entry.point.name, f"--steps={arguments.steps}", f"--warmup={arguments.warmup}"]
+        status = local_ranks.start(entry.point.ranks, point.main, options, log, PRELOAD)
         found = study_folder.read_measured(folder)
         if found is None:
             study_folder.note_failure(study, entry.point, local_ranks.reason_of(log, status))
         done += found is not None or tried + 1 == ATTEMPTS
         left = (time.monotonic() - began) / max(done, 1) * (len(to_do) - done)
-        came = (
+        outcome = (
             f"{study_folder.step_seconds(found):.4g} s a step"
             if found
             else f"failed: {local_ranks.reason_of(log, status)}"
         )
-        print(f"{done}/{len(to_do)} {entry.point.name}: {came}; {text.duration(left)} left", flush=True)
+        print(f"{done}/{len(to_do)} {entry.point.name}: {outcome}; {text.duration(left)} left", flush=True)
     conclude(study)
 
 

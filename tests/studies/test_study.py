@@ -272,7 +272,7 @@ def test_other_ranks_than_the_point_is_for_are_refused(begin, call, tmp_path):
     name = NAMES[0].format(2, 3)
     status, _, errors = call(study_point.main, tmp_path / "study", name)
     assert status == 2 and errors.count("\n") == 1
-    assert f"error: {name}: is for 1 nodes x 2 ranks, but this is one of 1 ranks, 1 of them here" in errors
+    assert f"error: {name}: needs 1 nodes x 2 ranks, but" in errors
     status, _, errors = call(study_point.main, tmp_path / "study", "nowhere")
     assert status == 2 and "nowhere/point.json: not readable" in errors
 

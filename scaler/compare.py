@@ -43,11 +43,11 @@ def parser() -> Parser:
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
-    from scaler.finetuning.folder import of_finetunings
+    from scaler.finetuning.folder import test_scores
     from scaler.model import exported
 
     folders = [exported.find(path).resolve() for path in arguments.models]
-    scores = of_finetunings(arguments.finetuned, folders)
+    scores = test_scores(arguments.finetuned, folders)
     from scaler.evaluation import compare
 
     compare.run(arguments, folders, scores)

@@ -24,8 +24,8 @@ def claim(
     Args:
         markers: names of the files and folders that the folder of such an output has.
         what: that output with its article, such as "a run".
-        first_written: names that a start writes before the markers are complete. A folder with nothing else in it
-            was left by a start that was killed, and counts as new, as does one with an abandoned lock.
+        first_written: names that a start writes, beside its lock, before the markers are complete. A folder with
+            nothing else in it was left by a start that was killed, and counts as new.
         option: the command-line option that named the folder; the error message repeats it.
 
     Raises: ScalerError for a folder with anything else in it, and for a file.

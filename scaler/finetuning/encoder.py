@@ -62,25 +62,25 @@ def tokenizer(source: str, config: Any) -> Any:
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         # Transformers would make one without entries, of the model's type
         raise ScalerError(f"{folder}: no tokenizer here; save there the one that the model was trained with")
-    found = from_pretrained(source, "save it again")
-    if not found.is_fast:
+    loaded = from_pretrained(source, "save it again")
+    if not loaded.is_fast:
         raise ScalerError(f"{source}: the tokenizer has no tokenizer.json, which tells pieces apart; save it as one")
-    entries = max(found.get_vocab().values(), default=-1) + 1
+    entries = max(loaded.get_vocab().values(), default=-1) + 1
     if entries > config.vocab_size:
         raise ScalerError(
             f"{source}: the tokenizer has {entries:,} entries, but the model's embedding {config.vocab_size:,} rows; "
             "save the model's own tokenizer there"
         )
-    if found.pad_token_id is None:
+    if loaded.pad_token_id is None:
         raise ScalerError(f"{source}: the tokenizer has no pad token, which batches need; save one that has")
     for role in ROLES:
-        of_model, of_tokenizer = (getattr(thing, f"{role}_token_id", None) for thing in (config, found))
+        of_model, of_tokenizer = (getattr(thing, f"{role}_token_id", None) for thing in (config, loaded))
         if None not in (of_model, of_tokenizer) and of_model != of_tokenizer:
             raise ScalerError(
                 f"{source}: the model's {role}_token_id is {of_model}, the tokenizer's {of_tokenizer}; save the "
                 "model's own tokenizer there"
             )
-    return found
+    return loaded
 
 
 def most_tokens(config: Any, asked: int | None, source: str) -> int:

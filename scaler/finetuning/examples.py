@@ -78,13 +78,13 @@ def read(path: Path, how: Reading) -> tuple[list[Example], int]:
     return without_empty(READERS[kind](path, _decoded(path, how.encoding), how), how, str(path))
 
 
-def without_empty(found: Iterator[Example], how: Reading, source: str) -> tuple[list[Example], int]:
+def without_empty(examples: Iterator[Example], how: Reading, source: str) -> tuple[list[Example], int]:
     """Return the examples that have text, and the number of those without.
 
     Raises: ScalerError where empty ones are not allowed, or none has text.
     """
     kept, skipped = [], 0
-    for example in found:
+    for example in examples:
         if SURROGATE.search(example.text):
             raise ScalerError(f"{example.where}: half of a character (\\ud800 to \\udfff) in the text; take it out")
         if example.text.strip() and all(map(str.strip, example.words)):
@@ -237,14 +237,14 @@ def _conll(path: Path, text: str, how: Reading) -> Iterator[Example]:
             continue
         if not columns:
             split_at = "\t" if "\t" in line else ""
-        found = line.split(split_at) if split_at else line.split()
-        columns = columns or len(found)
-        if len(found) != columns or columns < 2:
+        fields = line.split(split_at) if split_at else line.split()
+        columns = columns or len(fields)
+        if len(fields) != columns or columns < 2:
             between = "tabs" if split_at else "spaces"
             rule = f"the first line has {columns}" if columns > 1 else "a word and its tag are needed"
-            raise ScalerError(f"{where}: {len(found)} columns between {between}, but {rule}; mend the line")
-        words.append(found[0])
-        tags.append(found[-1].strip())
+            raise ScalerError(f"{where}: {len(fields)} columns between {between}, but {rule}; mend the line")
+        words.append(fields[0])
+        tags.append(fields[-1].strip())
         places.append(where)
 
 

@@ -43,13 +43,13 @@ def encode(examples: Sequence[Example], tokenizer: Any, labels: Sequence[str], t
     Raises: ScalerError for a text for which the tokenizer returns no piece.
     """
     ids = {label: number for number, label in enumerate(labels)}
-    found = tokenizer([example.text for example in examples], truncation=True, max_length=max_length)
+    tokenized = tokenizer([example.text for example in examples], truncation=True, max_length=max_length)
     rows, first_pieces, cut = [], [], 0
-    for number, (example, encoding) in enumerate(zip(examples, found.encodings, strict=True)):
+    for number, (example, encoding) in enumerate(zip(examples, tokenized.encodings, strict=True)):
         if all(encoding.special_tokens_mask):
             raise ScalerError(f"{example.where}: the tokenizer returns nothing for {example.text[:40]!r}; take it out")
         cut += bool(encoding.overflowing)
-        row = {name: values[number] for name, values in found.items()}
+        row = {name: values[number] for name, values in tokenized.items()}
         if task == TOKENS:
             pieces = align(example.words, encoding.offsets, encoding.special_tokens_mask)
             first_pieces.append(pieces)

@@ -55,10 +55,10 @@ def record(folder: Path, learning_rate: float, seed: int) -> dict[str, Any] | No
     return read_json(path) if path.is_file() else None
 
 
-def is_best(folder: Path, found: Mapping[str, Any], seeds: Sequence[int], chosen_by: str) -> bool:
+def is_best(folder: Path, new: Mapping[str, Any], seeds: Sequence[int], chosen_by: str) -> bool:
     """Return whether a run is better on the validation examples than all others done with its learning rate."""
-    others = (record(folder, found["learning_rate"], seed) for seed in seeds)
-    return all(found["validation"][chosen_by] > other["validation"][chosen_by] for other in others if other)
+    others = (record(folder, new["learning_rate"], seed) for seed in seeds)
+    return all(new["validation"][chosen_by] > other["validation"][chosen_by] for other in others if other)
 
 
 def keep_candidate(folder: Path, learning_rate: float, partial: Path) -> None:
@@ -73,12 +73,12 @@ def candidate(folder: Path, learning_rate: float) -> Path:
     return folder / CANDIDATES / f"lr-{learning_rate}"
 
 
-def write_record(folder: Path, found: Mapping[str, Any]) -> None:
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the record of a run, which marks it as done."""
-    write_json(folder / RUNS / f"{name_of(found['learning_rate'], found['seed'])}.json", found)
+    write_json(folder / RUNS / f"{name_of(content['learning_rate'], content['seed'])}.json", content)
 
 
-def of_finetunings(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, dict[str, Any]]]:
+def test_scores(folders: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, dict[str, Any]]]:
     """Return test scores of fine-tunings by model and data: mean and deviation over their seeds.
 
     Raises: ScalerError for a folder without results, or of another model.

@@ -25,7 +25,9 @@ def summary(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
     chosen_by = scores.chosen_by(task)
     rates = list(dict.fromkeys(record["learning_rate"] for record in records))
     of_rate = {rate: [record for record in records if record["learning_rate"] == rate] for rate in rates}
-    validation = {rate: spread([record["validation"][chosen_by] for record in some]) for rate, some in of_rate.items()}
+    validation = {
+        rate: spread([record["validation"][chosen_by] for record in of_one]) for rate, of_one in of_rate.items()
+    }
     rate = max(rates, key=lambda rate: validation[rate]["mean"] or 0.0)
     best = max(of_rate[rate], key=lambda record: record["validation"][chosen_by])
     return {

@@ -58,13 +58,13 @@ def score(
     if task == TOKENS:
         return _entities(gold, predictions)
     if task == MULTILABEL:
-        marked = [_marked(many, labels) for many in (gold, predictions)]
+        marked = [_marked(of_all, labels) for of_all in (gold, predictions)]
         averaged = {f"{kind}_f1": f1_score(*marked, average=kind, zero_division=0) for kind in ("micro", "macro")}
         return {
             **{name: float(value) for name, value in averaged.items()},
             "exact": float(accuracy_score(*marked)),
         }
-    truth, guess = ([some[0] for some in many] for many in (gold, predictions))
+    truth, guess = ([labels_of_text[0] for labels_of_text in of_all] for of_all in (gold, predictions))
     return {
         "accuracy": float(accuracy_score(truth, guess)),
         "macro_f1": float(f1_score(truth, guess, labels=list(labels), average="macro", zero_division=0)),
@@ -73,7 +73,7 @@ def score(
 
 def _marked(many: Sequence[Sequence[str]], labels: Sequence[str]) -> NDArray[np.bool_]:
     """Return which labels each text has: (texts, labels)."""
-    return np.array([[label in some for label in labels] for some in many])
+    return np.array([[label in labels_of_text for label in labels] for labels_of_text in many])
 
 
 def _entities(gold: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:

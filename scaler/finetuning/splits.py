@@ -65,7 +65,7 @@ def load(sources: Sources, how: Reading) -> Splits:
         for split in (VALIDATION, TEST):
             if given[split]:
                 examples[split] = _files(given[split], how, notes)
-        checksums = {f"{sources.train[0]}/{split}": _digest(found) for split, found in examples.items()}
+        checksums = {f"{sources.train[0]}/{split}": _digest(of_split) for split, of_split in examples.items()}
     else:
         examples = {split: _files(paths, how, notes) for split, paths in given.items() if paths}
         checksums = {path: checksum(Path(path)) for paths in given.values() for path in paths}
@@ -80,8 +80,8 @@ def load(sources: Sources, how: Reading) -> Splits:
 def _files(paths: Sequence[str], how: Reading, notes: list[str]) -> list[Example]:
     examples = []
     for path in paths:
-        found, skipped = labelled.read(Path(path), how)
-        examples += found
+        of_file, skipped = labelled.read(Path(path), how)
+        examples += of_file
         if skipped:
             notes.append(f"{path}: empty texts left out: {skipped:,}")
     return examples
@@ -101,16 +101,16 @@ def split_off(examples: Sequence[Example], percent: Mapping[str, float]) -> dict
         if not 0 < share < 50:
             raise ScalerError(f"--{split}_percent {share}: 0 < share < 50 is needed, or files for --{split}")
     names, bounds = [*percent, TRAIN], list(accumulate(percent.values()))
-    shares: dict[str, list[Example]] = {split: [] for split in names}
+    splits: dict[str, list[Example]] = {split: [] for split in names}
     for example in examples:
         place = xxhash.xxh3_64_intdigest(key(example).encode(), seed=SPLIT_SEED) / 2**64 * 100
-        shares[names[bisect_right(bounds, place)]].append(example)
-    for split, found in shares.items():
-        if not found:
+        splits[names[bisect_right(bounds, place)]].append(example)
+    for split, of_split in splits.items():
+        if not of_split:
             raise ScalerError(
                 f"{len(examples)} examples leave none for {split}; name files for it, or raise its percentage"
             )
-    return shares
+    return splits
 
 
 def classes(examples: Mapping[str, Sequence[Example]], task: str) -> list[str]:
@@ -118,21 +118,23 @@ def classes(examples: Mapping[str, Sequence[Example]], task: str) -> list[str]:
 
     Raises: ScalerError for a split with a single class, or a label that does not occur in training.
     """
-    found = {split: {label for example in some for label in example.labels} for split, some in examples.items()}
-    for split, labels in found.items():
+    labels_of = {
+        split: {label for example in of_split for label in example.labels} for split, of_split in examples.items()
+    }
+    for split, labels in labels_of.items():
         entities = labels - {"O"} if task == TOKENS else labels
         if len(entities) < (1 if task == TOKENS else 2):
             file = examples[split][0].where.rpartition(":")[0]
             only = f"only the class {min(labels)!r}" if labels else "no label at all"
             raise ScalerError(f"{file}: the {split} examples have {only}, but two classes are needed; name other files")
     if task == TOKENS:
-        kinds = sorted({label[2:] for label in found[TRAIN] - {"O"}})
+        kinds = sorted({label[2:] for label in labels_of[TRAIN] - {"O"}})
         ordered = ["O", *(f"{begin}-{kind}" for kind in kinds for begin in "BI")]
     else:
-        numbers = all(label.isdecimal() for label in found[TRAIN])
-        ordered = sorted(found[TRAIN], key=lambda label: (int(label) if numbers else 0, label))
-    for split, some in examples.items():
-        for example in some:
+        numbers = all(label.isdecimal() for label in labels_of[TRAIN])
+        ordered = sorted(labels_of[TRAIN], key=lambda label: (int(label) if numbers else 0, label))
+    for split, of_split in examples.items():
+        for example in of_split:
             for label in sorted(set(example.labels).difference(ordered)):
                 raise ScalerError(
                     f"{example.where}: the label {label!r} ({split}) does not occur in training; add examples of it "
@@ -150,8 +152,8 @@ def classes(examples: Mapping[str, Sequence[Example]], task: str) -> list[str]:
 def _remarks(examples: Mapping[str, Sequence[Example]]) -> Iterator[str]:
     """Yield notes on what in the data limits the scores."""
     labels_of: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for some in examples.values():
-        for example in some:
+    for of_split in examples.values():
+        for example in of_split:
             labels_of[key(example)].add(tuple(sorted(example.labels)) if not example.words else example.labels)
     if contradicted := sum(len(different) > 1 for different in labels_of.values()):
         yield f"texts that occur with different labels: {contradicted:,}; no model can be right about both"
@@ -167,18 +169,22 @@ def _hub(sources: Sources, how: Reading, notes: list[str]) -> dict[str, list[Exa
 
     name = sources.train[0]
     try:
-        found = datasets.load_dataset(name, sources.hub_config, revision=sources.hub_revision)
+        data_set = datasets.load_dataset(name, sources.hub_config, revision=sources.hub_revision)
     except Exception as error:  # the hub client's errors have no common base
         reason = " ".join(str(error).split())[:SHOWN]
         raise ScalerError(
             f"{name!r}: no such file, and no Hugging Face data set that can be loaded ({reason})"
         ) from error
-    if TRAIN not in found:
-        raise ScalerError(f"{name}: has no split {TRAIN!r}, only {', '.join(map(str, found))}; name another data set")
+    if TRAIN not in data_set:
+        raise ScalerError(
+            f"{name}: has no split {TRAIN!r}, only {', '.join(map(str, data_set))}; name another data set"
+        )
     examples = {}
     for split in (TRAIN, VALIDATION, TEST):
-        if split in found:
-            examples[split], skipped = labelled.without_empty(_of_rows(found[split], f"{name}/{split}", how), how, name)
+        if split in data_set:
+            examples[split], skipped = labelled.without_empty(
+                _of_rows(data_set[split], f"{name}/{split}", how), how, name
+            )
             if skipped:
                 notes.append(f"{name}/{split}: empty texts left out: {skipped:,}")
     return examples

@@ -127,8 +127,8 @@ def _encoded(
     tokenizer = encoder.tokenizer(settings.source, config)
     max_length = encoder.most_tokens(config, arguments.max_length, settings.source)
     encoded = {
-        split: features.encode(some, tokenizer, splits.labels, settings.task, max_length)
-        for split, some in splits.examples.items()
+        split: features.encode(examples, tokenizer, splits.labels, settings.task, max_length)
+        for split, examples in splits.examples.items()
     }
     return tokenizer, max_length, encoded
 
@@ -136,20 +136,20 @@ def _encoded(
 def cut(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
     """Return notes on the parts of the examples that the model never sees."""
     notes = []
-    for split, some in encoded.items():
-        if some.cut:
-            fraction = some.cut / len(some.rows)
+    for split, of_split in encoded.items():
+        if of_split.cut:
+            fraction = of_split.cut / len(of_split.rows)
             notes.append(
-                f"{split} examples that are cut at {max_length} tokens: {some.cut:,} of "
-                f"{len(some.rows):,} ({fraction:.1%})"
+                f"{split} examples that are cut at {max_length} tokens: {of_split.cut:,} of "
+                f"{len(of_split.rows):,} ({fraction:.1%})"
             )
-        if some.lost_words:
-            notes.append(f'words of {split} without a token, which count as predicted "O": {some.lost_words:,}')
+        if of_split.lost_words:
+            notes.append(f'words of {split} without a token, which count as predicted "O": {of_split.lost_words:,}')
     return notes
 
 
 def _print_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int, to: TextIO) -> None:
-    sizes = ", ".join(f"{split} {len(some):,}" for split, some in splits.examples.items())
+    sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in splits.examples.items())
     print(f"{out}: {sizes}; {len(splits.labels)} labels; {len(missing)} of {of} runs to do", file=to)
     for note in notes:
         print(f"  note: {note}", file=to, flush=True)
@@ -172,8 +172,10 @@ def _keep(
             shutil.rmtree(beside, ignore_errors=True)
             save(result.model, tokenizer, max_length, beside)
             lines = (
-                json.dumps({"example": example.where, "labels": example.labels, "predicted": found}, ensure_ascii=False)
-                for example, found in zip(splits.examples[TEST], result.predicted, strict=True)
+                json.dumps(
+                    {"example": example.where, "labels": example.labels, "predicted": predicted}, ensure_ascii=False
+                )
+                for example, predicted in zip(splits.examples[TEST], result.predicted, strict=True)
             )
             write_whole(beside / finetune_folder.PREDICTIONS, "".join(line + "\n" for line in lines))
             finetune_folder.keep_candidate(out, record["learning_rate"], beside)
@@ -206,7 +208,7 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
     ]
     content = {
         **{"settings": identity, "labels": splits.labels},
-        "examples": {split: len(some) for split, some in splits.examples.items()},
+        "examples": {split: len(examples) for split, examples in splits.examples.items()},
         **finetune_report.summary([record for record in records if record], task),
         "without_learning": scores.without_learning(splits.examples[TRAIN], splits.examples[TEST], splits.labels, task),
         **{"notes": notes, "runs": records},

@@ -238,10 +238,10 @@ def _configure_accelerate() -> None:
 
 def _history(log: Sequence[dict[str, Any]], chosen_by: str) -> list[dict[str, Any]]:
     """Return loss and validation score of each epoch, from the Trainer's log."""
-    found: dict[int, dict[str, Any]] = {}
+    epochs: dict[int, dict[str, Any]] = {}
     names = {"loss": "train_loss", "eval_loss": "validation_loss", f"eval_{chosen_by}": chosen_by}
     for entry in log:
-        epoch = found.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
+        epoch = epochs.setdefault(round(entry["epoch"]), {"epoch": round(entry["epoch"])})
         # null where it is not finite, because JSON has no such number
         epoch |= {name: entry[key] if np.isfinite(entry[key]) else None for key, name in names.items() if key in entry}
-    return [found[epoch] for epoch in sorted(found) if chosen_by in found[epoch]]
+    return [epochs[epoch] for epoch in sorted(epochs) if chosen_by in epochs[epoch]]

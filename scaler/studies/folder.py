@@ -173,10 +173,10 @@ def step_seconds(measured: Measured) -> float:
 
 def read_point(folder: Path) -> Point:
     """Read the point of a folder. Raises ScalerError where there is none."""
-    found = _read(Point, folder / POINT)
-    if found.name != folder.name:
-        raise ScalerError(f"{folder}: holds the point {found.name}; rename the folder, or delete it")
-    return found
+    point = _read(Point, folder / POINT)
+    if point.name != folder.name:
+        raise ScalerError(f"{folder}: holds the point {point.name}; rename the folder, or delete it")
+    return point
 
 
 def read_measured(folder: Path) -> Measured | None:

@@ -29,7 +29,7 @@ OFFLOAD = {"no": (False,), "yes": (True,), "both": (False, True)}
 
 def kinds(arguments: argparse.Namespace, bucket: int, left_out: dict[str, str]) -> list[tuple[int, bool, int]]:
     """Return valid combinations of stage, offload and bucket; add others to `left_out` with the reason."""
-    found = []
+    combinations = []
     buckets = arguments.buckets or (bucket,)
     for stage, offload, size in itertools.product(arguments.stages, OFFLOAD[arguments.offload], buckets):
         if stage == 0 and offload:
@@ -37,8 +37,8 @@ def kinds(arguments: argparse.Namespace, bucket: int, left_out: dict[str, str]) 
         elif stage == 0 and size != buckets[0]:
             left_out[f"stage 0 with a bucket of {size:,}"] = "stage 0 does not read reduce_bucket_size; one is enough"
         else:
-            found.append((stage, offload, size))
-    return found
+            combinations.append((stage, offload, size))
+    return combinations
 
 
 def grid(

@@ -41,17 +41,17 @@ def threads(study: Path, entries: Sequence[Entry]) -> int:
     """
     cores, most = len(os.sched_getaffinity(0)), max(entry.point.ranks for entry in entries)
     given = os.environ.get("OMP_NUM_THREADS", "")
-    found = int(given) if given.isdigit() and int(given) else max(1, cores // most)
+    count = int(given) if given.isdigit() and int(given) else max(1, cores // most)
     for entry in entries:
         before = entry.measured.threads if entry.measured else 0
-        if before not in (0, found):
+        if before not in (0, count):
             raise ScalerError(
                 f"{study}: {entry.point.name} was measured with {before} threads a rank, and now there would be "
-                f"{found}; set OMP_NUM_THREADS={before}, or name another folder"
+                f"{count}; set OMP_NUM_THREADS={before}, or name another folder"
             )
     if most > cores and not torch.cuda.is_available():
         print(f"note: {most} ranks share {cores} cores, so they are slower than on a core each", flush=True)
-    return found
+    return count
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -71,14 +71,14 @@ def measure(arguments: argparse.Namespace) -> None:
         log.unlink(missing_ok=True)  # left by a start that was stopped
         options = [str(study), entry.point.name, f"--steps={arguments.steps}", f"--warmup={arguments.warmup}"]
         status = local_ranks.start(entry.point.ranks, point.main, options, log, PRELOAD)
-        found = study_folder.read_measured(folder)
-        if found is None:
+        measured = study_folder.read_measured(folder)
+        if measured is None:
             study_folder.note_failure(study, entry.point, local_ranks.reason_of(log, status))
-        done += found is not None or tried + 1 == ATTEMPTS
+        done += measured is not None or tried + 1 == ATTEMPTS
         left = (time.monotonic() - began) / max(done, 1) * (len(to_do) - done)
         outcome = (
-            f"{study_folder.step_seconds(found):.4g} s a step"
-            if found
+            f"{study_folder.step_seconds(measured):.4g} s a step"
+            if measured
             else f"failed: {local_ranks.reason_of(log, status)}"
         )
         print(f"{done}/{len(to_do)} {entry.point.name}: {outcome}; {text.duration(left)} left", flush=True)

@@ -53,8 +53,8 @@ def write(folder: Path) -> str:
     if content["best"] is not None:
         plain = typed.apply(read_json(folder / SETTINGS)["recipe"], trials[0]["overrides"])
         best = replace(typed.build(Recipe, plain, ""), name=f"{plain['name']}-best")
-        found = " ".join(trials[0]["overrides"]) or "the recipe as it was"
-        write_whole(folder / BEST, f"# trial {trials[0]['trial']} of {folder.name}: {found}\n{best.to_yaml()}")
+        overrides = " ".join(trials[0]["overrides"]) or "the recipe as it was"
+        write_whole(folder / BEST, f"# trial {trials[0]['trial']} of {folder.name}: {overrides}\n{best.to_yaml()}")
     write_json(folder / RESULTS, content)
     pictures.draw(space, trials, folder / PICTURE)
     _write_scalars(trials, folder / BOARD)

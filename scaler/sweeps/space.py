@@ -64,7 +64,7 @@ def parse(texts: Sequence[str], recipe_with: Callable[[list[str]], Recipe]) -> t
 
     Raises: ScalerError for other forms, for an empty range, and for what the recipe refuses.
     """
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     own = recipe_with([])
     for given in texts:
         key, _, text = given.partition("=")
@@ -73,17 +73,17 @@ def parse(texts: Sequence[str], recipe_with: Callable[[list[str]], Recipe]) -> t
             raise ScalerError(
                 f"--space {given}: trials would not be comparable, or there is no such key; {names} can be searched"
             )
-        if key in found:
+        if key in parameters:
             raise ScalerError(f"--space {given}: {key} is given twice; leave one out")
 
         def as_recipe(value: Any, key: str = key) -> Any:
             return value_of(recipe_with([f"{key}={format_value(value)}"]), key)
 
-        found[key] = (_choices if text.startswith("[") else _range)(given, key, text, as_recipe)
+        parameters[key] = (_choices if text.startswith("[") else _range)(given, key, text, as_recipe)
         # a model's keys have the type of their value
-        if isinstance(value_of(own, key), float) and not found[key].choices:
-            found[key] = replace(found[key], low=float(found[key].low), high=float(found[key].high))
-    return tuple(found.values())
+        if isinstance(value_of(own, key), float) and not parameters[key].choices:
+            parameters[key] = replace(parameters[key], low=float(parameters[key].low), high=float(parameters[key].high))
+    return tuple(parameters.values())
 
 
 def _choices(given: str, key: str, text: str, as_recipe: Callable[[Any], Any]) -> Parameter:
@@ -135,12 +135,12 @@ def overrides(parameters: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
     All trials see as many tokens and evaluations as the recipe, to half a batch per evaluation.
     """
-    training, found = recipe.training, [f"{key}={format_value(value)}" for key, value in parameters.items()]
+    training, changes = recipe.training, [f"{key}={format_value(value)}" for key, value in parameters.items()]
     if "training.rows" in parameters:
         evaluations = training.steps // training.evaluate_every
         every = max(1, round(training.rows * training.evaluate_every / parameters["training.rows"]))
-        found += [f"training.steps={every * evaluations}", f"training.evaluate_every={every}"]
-    return found
+        changes += [f"training.steps={every * evaluations}", f"training.evaluate_every={every}"]
+    return changes
 
 
 def propose(space: Sequence[Parameter], records: Sequence[Mapping[str, Any]], seed: int, number: int) -> dict[str, Any]:
@@ -182,15 +182,15 @@ def _distributions(space: Sequence[Parameter]) -> dict[str, Any]:
     """Return the parameters as Optuna has them; of choices it knows the numbers alone, because it wants scalars."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    found: dict[str, Any] = {}
+    distributions: dict[str, Any] = {}
     for one in space:
         if one.choices:
-            found[one.key] = CategoricalDistribution(range(len(one.choices)))
+            distributions[one.key] = CategoricalDistribution(range(len(one.choices)))
         elif isinstance(one.low, int):
-            found[one.key] = IntDistribution(one.low, int(one.high), one.log)
+            distributions[one.key] = IntDistribution(one.low, int(one.high), one.log)
         else:
-            found[one.key] = FloatDistribution(one.low, one.high, one.log)
-    return found
+            distributions[one.key] = FloatDistribution(one.low, one.high, one.log)
+    return distributions
 
 
 def _study(space: Sequence[Parameter], records: Sequence[Mapping[str, Any]], seed: int | None = None) -> Any:

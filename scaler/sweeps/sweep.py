@@ -130,12 +130,12 @@ def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
     """Return the environment of a trial in a slot of this process, with its part of the cores and GPUs."""
     cores, given = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores // (arguments.workers * arguments.ranks))
-    found = {**os.environ, "OMP_NUM_THREADS": str(min(threads, int(given)) if given.isdigit() else threads)}
+    environ = {**os.environ, "OMP_NUM_THREADS": str(min(threads, int(given)) if given.isdigit() else threads)}
     if count := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        mine = [visible.split(",")[(slot * arguments.ranks + rank) % count] for rank in range(arguments.ranks)]
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
-    return found
+        devices = [visible.split(",")[(slot * arguments.ranks + rank) % count] for rank in range(arguments.ranks)]
+        environ["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(devices))
+    return environ
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -128,15 +128,15 @@ class Trial:
         """Record the new evaluations, and check whether the trial is among the best at each."""
         every, last = self.record["evaluate_every"], self.record["of_steps"] // self.record["evaluate_every"]
         self.record["steps"] = max((record["step"] for record in measured), default=0)
-        found = {
+        losses = {
             record["step"] // every: record["heldout_loss"]
             for record in measured
             if "heldout_loss" in record and record["step"] and record["step"] % every == 0
         }
-        for number in sorted(number for number in found if number > self._judged):
+        for number in sorted(number for number in losses if number > self._judged):
             if self._poor or self._problem:
                 break
-            self._judged, loss = number, found[number]
+            self._judged, loss = number, losses[number]
             if not math.isfinite(loss):
                 self._problem = f"the held-out loss is {loss} after step {number * every}"
                 break

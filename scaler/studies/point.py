@@ -27,7 +27,8 @@ from scaler.distributed.world import World, detect_world
 from scaler.model.masked_lm import MaskedLM
 from scaler.studies import folder as study_folder
 from scaler.studies.folder import Measured, Point
-from scaler.training import job, loop
+from scaler.training import loop
+from scaler.training.job import Job, resolve, starting_point
 from scaler.training.progress import Progress
 
 COMMUNICATION_STEPS = 5  # after the measured ones; they are slower, because each collective is waited for
@@ -58,7 +59,7 @@ def check_ranks(point: Point, world: World) -> None:
         )
 
 
-def resolved(study: Path, point: Point, world: World) -> job.Job:
+def resolved(study: Path, point: Point, world: World) -> Job:
     """Return the point as a training. Raises ScalerError where recipe, configuration and data do not agree."""
     arguments = argparse.Namespace(
         recipe=str(study / study_folder.RECIPE),
@@ -69,16 +70,16 @@ def resolved(study: Path, point: Point, world: World) -> job.Job:
         allow_changes=False,
         allow_untested_ds_keys=True,  # the study has refused what it was not allowed to measure
     )
-    return job.resolve(arguments, world)
+    return resolve(arguments, world)
 
 
-def with_masks(this: job.Job, probability: float) -> job.Job:
+def with_masks(job: Job, probability: float) -> Job:
     """Return the same job with this mask probability at every step."""
-    objective = dataclasses.replace(this.recipe.objective, mask_probability=probability, final_mask_probability=None)
-    return dataclasses.replace(this, recipe=dataclasses.replace(this.recipe, objective=objective))
+    objective = dataclasses.replace(job.recipe.objective, mask_probability=probability, final_mask_probability=None)
+    return dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, objective=objective))
 
 
-def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
+def measure(job: Job, world: World, steps: int, warmup: int) -> Measured:
     """Train for the warm-up, the measured steps, and some in which communication is timed. Every rank calls it.
 
     All steps have the mean mask probability, except one that has the largest, because it needs the most memory.
@@ -87,25 +88,25 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
     from scaler.engine.collective_times import timed_collectives
 
     started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), devices.device(world)
-    collectives.all_or_none(lambda: engine.check(this.ds_config, this.ds_config_file), world)
-    unigram_counts = collectives.all_or_none(this.data.manifest.unigram_counts, world)
+    collectives.all_or_none(lambda: engine.check(job.ds_config, job.ds_config_file), world)
+    unigram_counts = collectives.all_or_none(job.data.manifest.unigram_counts, world)
     base = 0 if device.type == "cuda" else devices.memory_bytes(device)
-    network = collectives.all_or_none(lambda: job.starting_point(this, unigram_counts), world)
+    network = collectives.all_or_none(lambda: starting_point(job, unigram_counts), world)
     running = collectives.all_or_none(
-        lambda: engine.Engine(MaskedLM(network), this.recipe.optimizer, this.ds_config), world
+        lambda: engine.Engine(MaskedLM(network), job.recipe.optimizer, job.ds_config), world
     )
     running.train(True)
-    progress, objective = Progress(), this.recipe.objective
-    mean = with_masks(this, objective.at(0.5))
+    progress, objective = Progress(), job.recipe.objective
+    mean = with_masks(job, objective.at(0.5))
 
-    def step(job_of_step: job.Job = mean) -> float:
+    def step(job_of_step: Job = mean) -> float:
         clock = time.perf_counter()
         _, norm = loop.train_batch(running, job_of_step, progress, world)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - clock
         progress.step += 1
-        progress.consumed_rows += this.batch.rows
+        progress.consumed_rows += job.batch.rows
         if not math.isfinite(norm):  # on all ranks; also where the loss is not finite
             problem = f"step {progress.step}: the gradient norm is {norm}; lower optimizer.learning_rate"
             collectives.agree_or_raise(problem, world)
@@ -115,7 +116,7 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
         step()
     devices.forget_peak(device)
     times = [step() for _ in range(steps)]
-    step(with_masks(this, max(objective.at(0.0), objective.at(1.0))))
+    step(with_masks(job, max(objective.at(0.0), objective.at(1.0))))
     peak = devices.peak_bytes(device) - base
     own, waited = [], []
     with timed_collectives(device) as calls:
@@ -125,9 +126,9 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
             waited.append(sum(calls))
             own.append(max(0.0, seconds - waited[-1]))
     running.close()
-    found = (slurm.node_name(), times, own, statistics.median(waited), peak)
-    hosts, step_seconds, own_seconds, communication, peaks = zip(*collectives.all_gather(found, world), strict=True)
-    manifest = this.data.manifest
+    of_rank = (slurm.node_name(), times, own, statistics.median(waited), peak)
+    hosts, step_seconds, own_seconds, communication, peaks = zip(*collectives.all_gather(of_rank, world), strict=True)
+    manifest = job.data.manifest
     return Measured(
         hosts=hosts,
         warmup=warmup,
@@ -136,7 +137,7 @@ def measure(this: job.Job, world: World, steps: int, warmup: int) -> Measured:
         communication_seconds=communication,
         peak_bytes=peaks,
         tokens_per_row=manifest.count("train", "tokens") / manifest.count("train", "rows"),
-        precision=ds_config.precision_of(this.ds_config),
+        precision=ds_config.precision_of(job.ds_config),
         versions={name: version for name, version in provenance.versions().items() if version is not None},
         commit=provenance.commit(),
         started=started,
@@ -154,13 +155,13 @@ def run(arguments: argparse.Namespace, point: Point, world: World) -> None:
     folder = study_folder.folder_of(study, point)
     lock = collectives.all_or_none(lambda: folders.lock(folder) if world.is_first else None, world)
     try:
-        this = collectives.all_or_none(lambda: resolved(study, point, world), world)
-        found = measure(this, world, arguments.steps, arguments.warmup)
+        job = collectives.all_or_none(lambda: resolved(study, point, world), world)
+        measured = measure(job, world, arguments.steps, arguments.warmup)
         collectives.all_or_none(
-            lambda: study_folder.write_measured(study, point, found) if world.is_first else None, world
+            lambda: study_folder.write_measured(study, point, measured) if world.is_first else None, world
         )
         if world.is_first:
-            print(f"{point.name}: {study_folder.step_seconds(found):.4g} s a step", flush=True)
+            print(f"{point.name}: {study_folder.step_seconds(measured):.4g} s a step", flush=True)
     finally:
         if lock:
             lock.close()

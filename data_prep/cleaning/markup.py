@@ -1,4 +1,4 @@
-"""Plain text out of HTML."""
+"""Turn HTML into plain text."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SPACES = re.compile(r"[^\S\n]+")
 
 
 def plain(text: str) -> str:
-    """The text without tags, comments, scripts and style sheets, entities decoded; blocks end their line."""
+    """Return the text without tags, comments, scripts and style sheets, entities decoded; blocks end their line."""
     text = TAG.sub(" ", BLOCK_END.sub("\n", _seen(text)))
     lines = (SPACES.sub(" ", line).strip() for line in html.unescape(text).split("\n"))
     return "\n".join(lines).strip()
 
 
 def _seen(text: str) -> str:
-    """The text without comments, scripts and style sheets; in one pass, as a regular expression of all would not be."""
+    """Return the text without comments, scripts and style sheets, in one pass, whatever is left unclosed."""
     kept, begin, place = [], 0, 0
     unclosed = set()
     while opening := OPENING.search(text, place):

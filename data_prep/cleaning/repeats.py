@@ -1,4 +1,4 @@
-"""Which documents bear a key that an earlier document bears: found part by part, in bounded memory.
+"""Find the documents that have a key of an earlier document: part by part, in bounded memory.
 
 Keys are 64-bit hashes. With a thousand million distinct ones, the chance that any two are equal by accident is 3 %
 (the birthday bound, n**2 / 2**65).
@@ -16,12 +16,12 @@ KEYS_AT_ONCE = 1 << 22  # of one part: about 200 MB
 
 
 def parts_for(documents: int) -> int:
-    """In how many parts the search for repeats among so many documents is done."""
+    """Return the number of parts in which repeats among so many documents are searched."""
     return max(1, -(-documents // KEYS_AT_ONCE))
 
 
 def find(key_files: Sequence[Path], row: int, part: int, parts: int, out: Path) -> dict[str, Any]:
-    """Write which documents repeat a key of an earlier one, of the keys that fall in this part.
+    """Write the numbers of documents that repeat a key of an earlier one, for the keys of one part.
 
     Args:
         key_files: .npy files of uint64 (rows, documents); the documents of all files, in this order, are numbered.

@@ -1,4 +1,4 @@
-"""Folders of text: what corpus, clean and dedup write. Files NAME.jsonl.zst, a document a line, and a manifest.
+"""Write and read folders of text, as corpus, clean and dedup make them: NAME.jsonl.zst, a document a line; a manifest.
 
 A file holds documents of one source and one split, so that each later stage can take the files one by one.
 """
@@ -31,12 +31,12 @@ class Document(NamedTuple):
 
 
 class Writer:
-    """Writes documents to a file NAME, or to NAME-0000 and so on of about `part_bytes` of text each.
+    """A writer of documents to a file NAME, or to NAME-0000 and so on of about `part_bytes` of text each.
 
     A file appears once it is whole.
 
     Attributes:
-        entries: of the files that are whole: name, source, documents, characters, bytes, xxh3.
+        entries: a manifest entry for each complete file: name, source, documents, characters, bytes, xxh3.
     """
 
     def __init__(self, folder: Path, name: str, source: str, part_bytes: int | None = None) -> None:
@@ -74,7 +74,7 @@ class Writer:
 
 
 def read(folder: Path, entry: dict[str, Any]) -> Iterator[Document]:
-    """The documents of one file, which is checked first. Raises ScalerError when it is missing or damaged."""
+    """Yield the documents of one file, after a check of its checksum. Raises ScalerError when it is damaged."""
     path = folder / (entry["name"] + EXTENSION)
     check_file(path, entry["xxh3"])
     with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as lines:
@@ -84,7 +84,7 @@ def read(folder: Path, entry: dict[str, Any]) -> Iterator[Document]:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of text, whichever stage made it. Raises ScalerError when it is none."""
+    """Return the manifest of a folder of text, whichever stage made it. Raises ScalerError when there is none."""
     for kind in KINDS:
         try:
             return read_manifest(folder, kind)
@@ -94,7 +94,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def entries(content: dict[str, Any], split: str | None = None) -> list[dict[str, Any]]:
-    """The file entries of one split or of all, those of each split in order."""
+    """Return the file entries of one split or of all, split by split."""
     return [entry for name in SPLITS if split in (None, name) for entry in content["splits"].get(name, [])]
 
 
@@ -112,12 +112,12 @@ def split_manifest(
 
 
 def or_without(split: str) -> str:
-    """What to add to the remedy for an empty split: the test split is one that can be left out."""
+    """Return an addition to the remedy for an empty split: the test split can be left out."""
     return ", or set corpus.test_percent=0 to have no test split" if split == "test" else ""
 
 
 def describe(folder: Path) -> str:
-    """A line for each split: documents, megabytes, files."""
+    """Return a line for each split: documents, megabytes, files."""
     content = manifest(folder)
     lines = []
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Token shards on disk: Megatron-LM's indexed format (`.bin` + `.idx`), in which data sets come and go.
+"""Write and map token shards in Megatron-LM's indexed format (`.bin` + `.idx`), which other programs read and write.
 
 `.idx`, little endian: 9 bytes `MMIDIDX\\0\\0` | uint64 version (1) | uint8 dtype code | uint64 sequences |
 uint64 document indices | int32 length of each sequence | int64 byte offset of each sequence |
@@ -88,7 +88,7 @@ def _check_ids(ids: np.ndarray, vocab_size: int, prefix: Path) -> None:
 
 
 def count_tokens(ids: np.ndarray, vocab_size: int, prefix: Path) -> np.ndarray:
-    """How often each token occurs: int64 (vocab_size,). Raises ScalerError for an id outside the vocabulary."""
+    """Return how often each token occurs: int64 (vocab_size,). Raises ScalerError for an id outside the vocabulary."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(ids), TOKENS_AT_ONCE):
         some = np.asarray(ids[start : start + TOKENS_AT_ONCE])
@@ -98,7 +98,7 @@ def count_tokens(ids: np.ndarray, vocab_size: int, prefix: Path) -> np.ndarray:
 
 
 class Shard:
-    """One memory-mapped shard.
+    """A memory-mapped shard.
 
     Attributes:
         ids: (tokens,) token ids, mapped read-only.
@@ -150,11 +150,11 @@ class Shard:
 
     @property
     def document_lengths(self) -> np.ndarray:
-        """(documents,) int64, tokens of each document."""
+        """Return the tokens of each document, int64 (documents,)."""
         return np.diff(self.document_ends, prepend=0)
 
     def documents(self, strip_ids: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Where each document begins in `ids`, and its tokens, without `strip_ids` at its ends: int64 (documents,)."""
+        """Return each document's start in `ids`, and its tokens, less `strip_ids` at both ends: int64 (documents,)."""
         lengths = self.document_lengths
         starts = self.document_ends - lengths
         while strip_ids and lengths.any():

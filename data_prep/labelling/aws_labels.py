@@ -1,4 +1,4 @@
-"""What botocore's service models say about their own documentation: whose it is, and which words in it are names."""
+"""Read labels from botocore's service models: the service of a description, and the words in it that are names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from data_prep.cleaning.markup import BLOCK_END, TAG, plain
 
 BRAND = re.compile(r"^(amazon web services|amazon|aws)\s+|\s+service$")
-SHORT = 3  # letters of a name that is looked for as a word of its own, for it occurs within others
+SHORT = 3  # letters of a name that is searched as a word of its own, because it occurs within others
 WORD = re.compile(r"\w+(?:[-.:/*@'\u2019]+\w+)*|[^\w\s]")
 MARK = re.compile(r"<(/?)(code|a)\b[^>]*>", re.IGNORECASE)
 OPERATION, PARAMETER, VALUE = "operation", "parameter", "value"
 
 
 def descriptions(api: Mapping[str, Any]) -> Iterator[str]:
-    """The documentation of each operation, data type and member of a service, in HTML."""
+    """Yield the documentation of each operation, data type and member of a service, in HTML."""
     for part in (*api["operations"].values(), *api["shapes"].values()):
         yield part.get("documentation", "")
         for member in part.get("members", {}).values():
@@ -28,7 +28,7 @@ def descriptions(api: Mapping[str, Any]) -> Iterator[str]:
 
 
 def names_of(service: str, api: Mapping[str, Any]) -> set[str]:
-    """What a service is called in its model, in lower case, with and without "Amazon", "AWS" and "service"."""
+    """Return the names of a service in its model, in lower case, with and without "Amazon", "AWS" and "service"."""
     keys = ("serviceFullName", "serviceAbbreviation", "serviceId", "endpointPrefix")
     given = {service, *(str(api["metadata"].get(key) or "") for key in keys)}
     names: set[str] = set()
@@ -41,7 +41,7 @@ def names_of(service: str, api: Mapping[str, Any]) -> set[str]:
 
 
 def pattern(name: str) -> str:
-    """A regular expression of the words in which a service's name occurs, written apart, together or with hyphens."""
+    """Return a regular expression of the words with a service's name, written apart, together or with hyphens."""
     core = r"[\s-]*".join(map(re.escape, name.split()))
     if len(name) <= SHORT:
         return rf"(?<![A-Za-z])(?i:{core})(?![a-z])|(?<![A-Z]){core.upper()}"
@@ -49,12 +49,12 @@ def pattern(name: str) -> str:
 
 
 def without(names: re.Pattern[str], text: str) -> str:
-    """The text without the words in which a name occurs."""
+    """Return the text without the words in which a name occurs."""
     return " ".join(names.sub(" ", text).split())
 
 
 def text_of(description: str) -> str:
-    """A description on one line, without markup."""
+    """Return a description on one line, without markup."""
     return " ".join(plain(description).split())
 
 
@@ -62,19 +62,19 @@ def text_of(description: str) -> str:
 
 
 def blocks(description: str) -> Iterator[str]:
-    """The paragraphs and list items of a description, in HTML."""
+    """Yield the paragraphs and list items of a description, in HTML."""
     yield from filter(str.strip, BLOCK_END.split(description))
 
 
 def known_names(api: Mapping[str, Any]) -> dict[str, str]:
-    """The names of a service's operations and members, and which of the two they are."""
+    """Return the names of a service's operations and members, each with its kind."""
     members = {name for shape in api["shapes"].values() for name in shape.get("members", {})}
     either = {name[:1].swapcase() + name[1:] for name in members}  # documentation writes maxItems and MaxItems
     return {**dict.fromkeys(members | either, PARAMETER), **dict.fromkeys(api["operations"], OPERATION)}
 
 
 def tagged(block: str, known: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """The words of a block and their BIO tags, from its markup.
+    """Return the words of a block and their BIO tags, from its markup.
 
     What stands in <code> is the name of an operation or a parameter (any member of a data type), or else a value; what
     stands in <a> is one of these names, or nothing.

@@ -1,4 +1,4 @@
-"""Make labelled tasks out of the AWS API reference."""
+"""Make labelled tasks from the AWS API reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAME = Dedup(ngram=2, bands=32, band_rows=4)
 
 
 class Text(NamedTuple):
-    """A text with what is asked of it: a service, or a tag for each word."""
+    """A text with its labels: a service, or a tag for each word."""
 
     service: str
     text: str
@@ -40,12 +40,12 @@ class Text(NamedTuple):
 
 
 def hashed(text: str, seed: int) -> float:
-    """A number in [0, 1) that hangs on the text and the seed alone."""
+    """Return a number in [0, 1) that depends on the text and the seed alone."""
     return float(xxhash.xxh3_64_intdigest(text.encode(), seed=seed) / 2**64)
 
 
 def split_of(text: str) -> str:
-    """The split that a text or a service falls into."""
+    """Return the split that a text or a service falls into."""
     place = hashed(text, SPLIT_SEED) * 100
     for split, percent in PERCENT.items():
         if place < percent:
@@ -55,10 +55,10 @@ def split_of(text: str) -> str:
 
 
 def without_repeats(found: Iterable[Text], shared_too: bool) -> tuple[list[Text], int]:
-    """The texts that no earlier one repeats or nearly repeats, and how many do.
+    """Return the texts that repeat no earlier one, not even nearly, and the number of those that do.
 
     Args:
-        shared_too: leave a text out, too, when another service has one like it, for then nobody can tell whose it is.
+        shared_too: leave a text out, too, when another service has one like it, because it fits both.
     """
     every = list(found)
     keys = [keys_of(text.text.lower(), SAME) for text in every]
@@ -78,7 +78,7 @@ def without_repeats(found: Iterable[Text], shared_too: bool) -> tuple[list[Text]
 
 
 def some_of_each(found: Iterable[Text], most: int) -> list[Text]:
-    """At most so many texts of each service, chosen by hash."""
+    """Return at most `most` texts of each service, chosen by hash."""
     of: dict[str, list[Text]] = defaultdict(list)
     for text in found:
         of[text.service].append(text)
@@ -88,7 +88,7 @@ def some_of_each(found: Iterable[Text], most: int) -> list[Text]:
 
 
 def service_texts(models: Mapping[str, dict[str, Any]], count: int) -> Iterator[Text]:
-    """Texts of the `count` services with the most operations, without the names of these."""
+    """Yield texts of the `count` services with the most operations, without the names of these."""
     chosen = sorted(models, key=lambda name: (-len(models[name]["operations"]), name))[:count]
     names = name_pattern({service: models[service] for service in chosen})
     for service in chosen:
@@ -100,13 +100,13 @@ def service_texts(models: Mapping[str, dict[str, Any]], count: int) -> Iterator[
 
 
 def name_pattern(models: Mapping[str, dict[str, Any]]) -> re.Pattern[str]:
-    """What finds any of the services' names, longer ones first."""
+    """Return a pattern of all the services' names, longer ones first."""
     names = {name for service, api in models.items() for name in aws_labels.names_of(service, api)}
     return re.compile("|".join(map(aws_labels.pattern, sorted(names, key=lambda name: (-len(name), name)))))
 
 
 def name_sentences(models: Mapping[str, dict[str, Any]]) -> Iterator[Text]:
-    """Paragraphs and list items in which something is marked, as words with tags."""
+    """Yield paragraphs and list items in which something is marked, as words with tags."""
     for service, api in models.items():
         known = aws_labels.known_names(api)
         for description in aws_labels.descriptions(api):
@@ -118,7 +118,7 @@ def name_sentences(models: Mapping[str, dict[str, Any]]) -> Iterator[Text]:
 
 
 def by_name(models: Mapping[str, dict[str, Any]], texts: Sequence[Text], most_common: str, removed: bool) -> float:
-    """Accuracy of a rule without learning: the service whose name a text has (the longest one), else the most common.
+    """Return the accuracy of a rule without learning: the service of the longest name in a text, else the most common.
 
     Args:
         removed: look at the texts as they are given out, not as they were written.
@@ -138,7 +138,7 @@ def by_name(models: Mapping[str, dict[str, Any]], texts: Sequence[Text], most_co
 
 
 def make(folder: Path, services: int, texts_a_service: int, sentences_a_service: int) -> bool:
-    """Write both tasks unless the folder already is what comes out; say whether it was written."""
+    """Write both tasks unless the folder already is the result; return True when it was written."""
     made_from = {
         **{"botocore": aws_docs.version(), "services": services},
         **{"texts_a_service": texts_a_service, "sentences_a_service": sentences_a_service},
@@ -168,7 +168,7 @@ def make(folder: Path, services: int, texts_a_service: int, sentences_a_service:
 
 
 def rules(models: Mapping[str, dict[str, Any]], texts: Sequence[Text]) -> dict[str, float]:
-    """Accuracy on the test texts of what needs no learning."""
+    """Return the accuracies of rules without learning on the test texts."""
     of = {split: [text for text in texts if split_of(text.text) == split] for split in (*PERCENT, "train")}
     most_common = Counter(text.service for text in of["train"]).most_common(1)[0][0]
     test = of["test"]
@@ -209,7 +209,7 @@ def _as_conll(text: Text) -> str:
 
 
 def _card(made_from: Mapping[str, Any], content: Mapping[str, Any]) -> str:
-    """The folder's README."""
+    """Return the folder's README."""
     rows = [
         f"| {task} | {split} | {entry['examples']:,} | {entry['services']:,} | {sum(entry['labels'].values()):,} |"
         for task, splits in content["tasks"].items()

@@ -1,4 +1,4 @@
-"""The README of a prepared folder: where it came from, with what settings, what was dropped, what is in it."""
+"""Write the README of a prepared folder: its sources, settings, contents, and the documents that were dropped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHAT = {
 
 
 def render(kind: str, content: dict[str, Any]) -> str:
-    """The card of a folder of some kind, as Markdown, out of its manifest."""
+    """Return the README of a folder of one kind, as Markdown, from its manifest."""
     parts = [f"# {kind}", WHAT[kind], *_sources(content), *_splits(content), *_mix(content), *_coverage(content)]
     for step in content.get("history", []):
         parts.append(f"## {step['stage']}")

@@ -1,4 +1,4 @@
-"""A stage's output folder: it appears whole, with a manifest of what it was made from, or not at all.
+"""Write a stage's output folder, which appears complete, with a manifest of its inputs, or not at all.
 
 Until it is whole it is NAME.partial, which keeps the tasks that are done, so that a run that was stopped goes on.
 """
@@ -18,14 +18,14 @@ from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
 from scaler.core.folders import try_lock
 
-ADOPTED = {"adopted": True}  # what the shards were made from that `data_prep.adopt` took over
+ADOPTED = {"adopted": True}  # `made_from` of shards that `data_prep.adopt` adopted
 TASKS = "tasks"  # below NAME.partial: a record of each task that is done
 STARTED_FROM = "made_from.json"
 LOCK = "lock"
 
 
 def is_current(folder: Path, kind: str, made_from: dict[str, Any]) -> bool:
-    """True when the folder was made from exactly these inputs and settings."""
+    """Return True when the folder was made from exactly these inputs and settings."""
     try:
         return bool(read_manifest(folder, kind)["made_from"] == as_json(made_from))
     except (ScalerError, KeyError):
@@ -33,18 +33,18 @@ def is_current(folder: Path, kind: str, made_from: dict[str, Any]) -> bool:
 
 
 def as_json(content: Any) -> Any:
-    """What reading `content` back from JSON gives: tuples become lists."""
+    """Return `content` as it would be read back from JSON: tuples become lists."""
     return json.loads(json.dumps(content))
 
 
 def checksum_of_manifest(folder: Path, kind: str) -> str:
-    """Checksum of a folder's manifest, which names the checksums of all its files."""
+    """Return the checksum of a folder's manifest, which holds the checksums of all its files."""
     read_manifest(folder, kind)
     return checksum(folder / MANIFEST)
 
 
 def write_manifest(folder: Path, kind: str, made_from: dict[str, Any], **content: Any) -> None:
-    """Write the manifest, which makes a folder what it is, and the card that tells people the same."""
+    """Write the manifest, which makes a folder a complete output, and a README with the same facts."""
     (folder / "README.md").write_text(card.render(kind, content), encoding="utf-8")
     write_json(folder / MANIFEST, {"format": FORMAT, "kind": kind, "made_from": made_from, **content})
 
@@ -62,7 +62,7 @@ def _may_replace(folder: Path, kind: str) -> bool:
 
 @contextmanager
 def staged(folder: Path, kind: str, made_from: dict[str, Any]) -> Iterator[Path]:
-    """Give a folder to write into that takes the place of `folder` on success.
+    """Yield a folder to write into that replaces `folder` on success.
 
     On failure the tasks that are done stay (see `workers.WorkerPool.run`), and the next run with the same `made_from`
     goes on from there; where none is done, nothing stays.

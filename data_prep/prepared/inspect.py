@@ -25,13 +25,13 @@ WORDS, NEIGHBOURS = 8, 5
 
 
 def histogram(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents by length, in bins that double: int64 (bins,), and the least length of each bin, (bins,)."""
+    """Count documents by length in bins that double: int64 (bins,), and the least length of each bin, (bins,)."""
     bins = np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64)
     return np.bincount(bins), 1 << np.arange(int(bins.max(initial=0)) + 1)
 
 
 def bars(counts: np.ndarray, least: np.ndarray) -> str:
-    """The histogram as text, a line a bin."""
+    """Return the histogram as text, a line a bin."""
     width = len(f"{least[-1] * 2 - 1:,}")
     longest = max(1, int(counts.max()))
     return "\n".join(
@@ -41,7 +41,7 @@ def bars(counts: np.ndarray, least: np.ndarray) -> str:
 
 
 def draw(lengths: dict[str, np.ndarray], path: Path) -> None:
-    """A picture of the documents' lengths, source by source."""
+    """Draw the documents' lengths, source by source."""
     from scaler.core import charts  # a second for matplotlib
 
     longest = max(int(found.max()) for found in lengths.values())
@@ -55,7 +55,7 @@ def draw(lengths: dict[str, np.ndarray], path: Path) -> None:
 
 
 def lengths_by_source(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Tokens of each training document of the shards, source by source."""
+    """Return the tokens of each training document of the shards, source by source."""
     found: dict[str, list[np.ndarray]] = {}
     for entry in content["splits"]["train"]:
         found.setdefault(entry.get("source") or "adopted", []).append(
@@ -65,7 +65,7 @@ def lengths_by_source(folder: Path, content: dict[str, Any]) -> dict[str, np.nda
 
 
 def show_text(folder: Path) -> None:
-    """What a folder of text holds, and what the step that made it dropped."""
+    """Print the contents of a folder of text, and what the step that made it dropped."""
     content = texts.manifest(folder)
     print(f"\n{folder}")
     print(texts.describe(folder))
@@ -84,7 +84,7 @@ def show_text(folder: Path) -> None:
 
 
 def show_shards(folder: Path, text: Path | None) -> None:
-    """Documents, tokens, lengths, and bytes a token of each source."""
+    """Print documents, tokens, lengths, and bytes a token of each source."""
     content = read_manifest(folder, "shards")
     print(f"\n{folder}")
     of_text = texts.entries(texts.manifest(text), "train") if text else []
@@ -102,7 +102,7 @@ def show_shards(folder: Path, text: Path | None) -> None:
 
 
 def show_vectors(folder: Path, tokenizer: Tokenizer) -> None:
-    """How many entries have a trained vector, and which vectors are nearest, by cosine, to some frequent ones."""
+    """Print how many entries have a trained vector, and the nearest vectors, by cosine, of some frequent ones."""
     content = read_manifest(folder, word_vectors.KIND)
     found = word_vectors.read(folder, content["tokenizer_xxh3"], content["vector_size"])
     print(f"\n{folder}")
@@ -118,7 +118,7 @@ def show_vectors(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def show_rows(folder: Path, tokenizer: Tokenizer, unknown: int | None, samples: int) -> None:
-    """The mix, how full the rows are, which tokens are frequent, and some rows."""
+    """Print the mix, how full the rows are, which tokens are frequent, and some rows."""
     content = read_manifest(folder, "rows")
     manifest = token_rows.read(folder)
     print(f"\n{folder}")

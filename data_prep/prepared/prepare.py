@@ -20,7 +20,7 @@ from scaler.core.files import read_manifest
 
 
 def prepare(recipe: Recipe, pool: WorkerPool, threads: int | None = None) -> None:
-    """Make corpus, clean text, tokenizer, shards, word vectors and rows in the recipe's data folder; say what was done.
+    """Make corpus, clean text, tokenizer, shards, word vectors and rows in the recipe's data folder; print each step.
 
     The vectors are trained by `threads` of this machine (one a core).
     """

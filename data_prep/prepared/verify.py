@@ -48,7 +48,7 @@ def check_rows(
     vocabulary: Vocabulary,
     counts_file: Path,
 ) -> dict[str, Any]:
-    """Compare one file of rows with its entry, its ids with the vocabulary, and look where its documents end.
+    """Compare one file of rows with its entry, its ids with the vocabulary, and check its documents' ends.
 
     Writes to `counts_file` how often each ordinary token occurs, .npy, int64 (vocab_size,).
     """
@@ -98,7 +98,7 @@ def _compared(entry: dict[str, Any], found: dict[str, int]) -> dict[str, Any]:
 
 
 def problems(folder: Path, pool: WorkerPool) -> Iterator[str]:
-    """All that is wrong in the folder of one stage."""
+    """Yield every problem in the folder of one stage."""
     kind = next(kind for kind in KINDS if _is(folder, kind))
     content = read_manifest(folder, kind)
     tokenizer = folder.parent / "tokenizer"
@@ -158,7 +158,7 @@ def _problem_of(check: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _belongs(folder: Path, content: dict[str, Any], tokenizer: Path) -> None:
-    """Raises ScalerError when the tokenizer is not the one that the ids were made with."""
+    """Raise ScalerError when the tokenizer is not the one that the ids were made with."""
     if not (tokenizer / "tokenizer.json").is_file():
         raise ScalerError(f"{tokenizer}: no tokenizer here, so the ids in {folder} cannot be checked")
     if checksum(tokenizer / "tokenizer.json") != content["tokenizer_xxh3"]:
@@ -174,7 +174,7 @@ def _is(folder: Path, kind: str) -> bool:
 
 
 def stages(folder: Path) -> list[Path]:
-    """The prepared folders that `folder` is or holds, in the order in which they are made.
+    """Return the prepared folders that `folder` is or holds, in the order in which they are made.
 
     Raises: ScalerError when there is none, or one whose manifest cannot be read.
     """

@@ -1,4 +1,4 @@
-"""The AWS API reference that the package botocore carries, as plain text."""
+"""Read the AWS API reference from the package botocore, as plain text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TAG = re.compile(r"<[^>]+>")
 
 
 def version() -> str:
-    """The version of botocore. Raises ScalerError where it is not installed."""
+    """Return the version of botocore. Raises ScalerError where it is not installed."""
     try:
         return metadata.version("botocore")
     except metadata.PackageNotFoundError as error:
@@ -22,7 +22,7 @@ def version() -> str:
 
 
 def models(share: int = 0, of: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and model of every `of`-th service from the `share`-th on, each API in its newest version alone."""
+    """Yield name and model of every `of`-th service from the `share`-th on, each API in its newest version alone."""
     version()
     from botocore.loaders import Loader
 
@@ -32,10 +32,10 @@ def models(share: int = 0, of: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def documents(share: int = 0, of: int = 1) -> Iterator[str]:
-    """The AWS API reference that botocore carries, as plain text: every `of`-th service from the `share`-th on.
+    """Yield the pages of the AWS API reference as plain text: every `of`-th service from the `share`-th on.
 
     A page is a service, an operation with the parameters that go in and come out, or a data type with its members.
-    Older versions of an API are left out, for they repeat most of the newest.
+    Older versions of an API are left out, because they repeat most of the newest.
     """
     for _, api in models(share, of):
         yield from filter(None, _pages(api))

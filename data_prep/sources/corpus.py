@@ -23,7 +23,7 @@ BUCKETS = 1 << 32
 
 
 def split_of(text: str, heldout_percent: float, test_percent: float) -> str:
-    """The split of a document, by its own hash, so that it never moves as others come and go.
+    """Return the split of a document by its own hash, so that it never moves as others come and go.
 
     The first buckets are "heldout", the next ones "test", all others "train".
     """
@@ -36,7 +36,8 @@ def split_of(text: str, heldout_percent: float, test_percent: float) -> str:
 def read_piece(piece: readers.Piece, name: str, settings: Corpus, cap: float, folder: Path) -> dict[str, Any]:
     """Write the documents of one piece of a source; return the entries of the files and the count of blank documents.
 
-    `cap` is the bytes of text after which no more is read.
+    Args:
+        cap: bytes of text after which no more is read.
     """
     writers = {
         split: texts.Writer(folder, f"{split}-{name}", piece.source.name, settings.part_mib * MIB)
@@ -61,7 +62,7 @@ def read_piece(piece: readers.Piece, name: str, settings: Corpus, cap: float, fo
 
 
 def make(settings: Corpus, folder: Path, pool: WorkerPool) -> bool:
-    """Write the corpus unless the folder already is what these settings make; say whether it was written.
+    """Write the corpus unless the folder already is the result of these settings; return True when it was written.
 
     Raises: ScalerError when a source cannot be read, is empty, names two documents alike or holds the folder, or a
     split is empty.
@@ -111,7 +112,7 @@ def make(settings: Corpus, folder: Path, pool: WorkerPool) -> bool:
 
 
 def _what_is_read(source: Source) -> dict[str, Any]:
-    """The settings of a source but for its part of the mix, which comes later."""
+    """Return the settings of a source without its part of the mix, which is applied later."""
     return {**dataclasses.asdict(source), "weight": None, "epochs": None}
 
 
@@ -130,7 +131,7 @@ def _count(source: Source, records: list[dict[str, Any]], files: list[tuple[str,
 
 
 def _refuse_equal_ids(source: Source, paths: list[Path]) -> None:
-    """Raises ScalerError where two documents bear one id. Takes 8 bytes of memory a document."""
+    """Raise ScalerError where two documents have the same id. Takes 8 bytes of memory a document."""
     ids = np.sort(np.concatenate([np.load(path) for path in paths]))
     if len(ids) > 1 and (again := int((ids[1:] == ids[:-1]).sum())):
         raise ScalerError(

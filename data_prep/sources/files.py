@@ -1,4 +1,4 @@
-"""Documents out of files: text, JSON lines, Parquet; plain or compressed; whole files or ranges of large ones."""
+"""Read documents from files: text, JSON lines, Parquet; plain or compressed; whole files or ranges of large ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FEW_ROWS = 1000  # of a Parquet file, read at once
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes `begin` to `end` of a file (to its end if None), which is of this size and time of change."""
+    """A range of bytes of a file, to its end if `end` is None, with the size and the time of change of the file."""
 
     path: Path
     size: int
@@ -38,7 +38,7 @@ class Span:
 
 
 class Place(NamedTuple):
-    """A line: which one of those from byte `begin` of a file on, 1 for the first. Counted through only when said."""
+    """The place of a line, numbered from 1 after byte `begin` of a file; lines before are counted only for messages."""
 
     path: Path
     begin: int
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
 
 def find(path: Path) -> list[Path]:
-    """The text files at or below `path`, sorted by name. Raises ScalerError when there is none."""
+    """Return the text files at or below `path`, sorted by name. Raises ScalerError when there is none."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     found = [file for file in files if file.name.endswith(EXTENSIONS)]
     if not found:
@@ -62,7 +62,7 @@ def find(path: Path) -> list[Path]:
 
 
 def spans(file: Path, source: Source, span_bytes: int) -> Iterator[Span]:
-    """Ranges of a file whose documents are lines; others can only be read from the start to the end."""
+    """Yield ranges of a file whose documents are lines; one range of others, which are read from start to end."""
     found = file.stat()
     lines = file.name.endswith(".jsonl") or (file.name.endswith(".txt") and source.text_unit == "line")
     step = span_bytes if lines and found.st_size > span_bytes else max(1, found.st_size)
@@ -72,9 +72,9 @@ def spans(file: Path, source: Source, span_bytes: int) -> Iterator[Span]:
 
 
 def read(span: Span, source: Source, max_bytes: int) -> Iterator[Document]:
-    """The documents of a span, in order.
+    """Yield the documents of a span, in order.
 
-    Raises: ScalerError that names file and place for what cannot be read, has changed since it was cut, or has a
+    Raises: ScalerError with file and place for input that cannot be read, has changed since it was cut, or has a
     document of more than `max_bytes`.
     """
     path = span.path
@@ -120,7 +120,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _lines(span: Span, max_bytes: int) -> Iterator[tuple[Place, str]]:
-    """The lines that begin in a span, without their ends, and where each is."""
+    """Yield the lines that begin in a span, without their line ends, and the place of each."""
     with _open(span.path) as file:
         begin = 0
         if span.begin:
@@ -137,7 +137,7 @@ def _lines(span: Span, max_bytes: int) -> Iterator[tuple[Place, str]]:
 
 
 def _count_lines(file: IO[bytes], end: int) -> int:
-    """Line ends before the byte `end`."""
+    """Return the number of line ends before the byte `end`."""
     count, left = 0, end
     while left and (block := file.read(min(left, MIB))):
         count += block.count(b"\n")

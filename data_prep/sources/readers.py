@@ -1,7 +1,7 @@
-"""Where documents come from: the AWS documentation in botocore, local files and folders, Hugging Face data sets.
+"""Read documents from a source: the AWS documentation in botocore, local files and folders, Hugging Face data sets.
 
 A source is cut into pieces, which are read independently of each other: files, ranges of large files, files of a hub
-data set. The pieces hang on the source alone, so what is read is the same however many processes read it.
+data set. The pieces depend on the source alone, so what is read is the same however many processes read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_ERROR_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a source: spans of files, or one of `of` shares of a hub data set or of the AWS documentation."""
+    """A part of a source: spans of files, or one of `of` shares of a hub data set or of the AWS documentation."""
 
     source: Source
     spans: tuple[Span, ...] = ()
@@ -57,7 +57,7 @@ def pieces(source: Source, piece_bytes: int) -> list[Piece]:
 
 
 def identity(source: Source, cut: list[Piece]) -> dict[str, Any]:
-    """What a source is made of, so that a change of it is seen: a version, or files with sizes and times."""
+    """Return what identifies a source, so that a change of it is seen: a version, or files with sizes and times."""
     if source.source == AWS_DOCS:
         return {"botocore": aws_docs.version()}
     of_files = {str(span.path): [span.size, span.changed] for piece in cut for span in piece.spans}
@@ -65,9 +65,9 @@ def identity(source: Source, cut: list[Piece]) -> dict[str, Any]:
 
 
 def read(piece: Piece, max_bytes: int) -> Iterator[Document]:
-    """The documents of a piece, in a fixed order.
+    """Yield the documents of a piece, in a fixed order.
 
-    Raises: ScalerError that names file and place for input that cannot be read, has changed since the piece was cut,
+    Raises: ScalerError with file and place for input that cannot be read, has changed since the piece was cut,
     or has a document of more than `max_bytes`.
     """
     if piece.source.source == AWS_DOCS:

@@ -1,6 +1,6 @@
-"""The mix: how many tokens of each source one pass over the training data holds, exactly, and which ones.
+"""Compute the mix: how many tokens of each source one pass over the training data has, exactly, and which ones.
 
-Everything is a function of integers: counts of tokens in, spans of documents out.
+Everything is a function of integers: from counts of tokens to documents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scaler.data import order
 
 
 def apportion(total: int, shares: Sequence[Fraction]) -> list[int]:
-    """Deal `total` in whole numbers by shares, which sum to 1, by the largest remainders (Hamilton's method)."""
+    """Divide `total` into whole numbers by fractions, which sum to 1, by the largest remainders (Hamilton's method)."""
     exact = [total * share for share in shares]
     dealt = [int(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda place: (dealt[place] - exact[place], place))
@@ -26,7 +26,7 @@ def apportion(total: int, shares: Sequence[Fraction]) -> list[int]:
 
 
 def tokens_of_each(corpus: Corpus, available: dict[str, int]) -> dict[str, int]:
-    """How many training tokens each source gives to one pass.
+    """Return the training tokens of each source in one pass.
 
     With weights, in their proportion: `corpus.tokens` in all, or as many as there are until the first source is used
     up. Otherwise each source's tokens, times its epochs.
@@ -55,7 +55,7 @@ def tokens_of_each(corpus: Corpus, available: dict[str, int]) -> dict[str, int]:
 
 
 def _exact(number: float) -> Fraction:
-    """The number as it was written, 0.1 and not 0.1000000000000000055."""
+    """Return the number as it was written, 0.1 and not 0.1000000000000000055."""
     return Fraction(repr(number))
 
 

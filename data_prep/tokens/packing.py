@@ -1,7 +1,8 @@
 """Pack document chunks into rows of fixed length: a pure function of the documents' lengths.
 
 Best-fit decreasing over the histogram of lengths, as in Krell et al. 2021 ("Efficient sequence packing without
-cross-contamination"): all chunks of a length are placed at once, so the cost hangs on `seq_len`, hardly on the corpus.
+cross-contamination"). All chunks of a length are placed at once, so the cost depends on `seq_len`, hardly on the
+corpus.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 SPECIAL_TOKENS = 2  # every chunk stands between a begin and an end token
-MIN_FILL = 0.99  # share of real tokens below which documents are cut into smaller chunks
+MIN_FILL = 0.99  # fraction of real tokens below which documents are cut into smaller chunks
 FINEST_CUT = 8  # chunks are never made shorter than an eighth of a row
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """Which chunks make up which row.
+    """The chunks that make up each row.
 
     Attributes:
         seq_len: tokens in a row, special and padding tokens included.
@@ -38,12 +39,12 @@ class RowTable:
 
     @property
     def n_rows(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.row_starts) - 1
 
     @property
     def real_fraction(self) -> float:
-        """Share of all positions that are not padding (special tokens count as real)."""
+        """Return the fraction of all positions that are not padding; special tokens count as real."""
         real = self.chunk_lengths.sum() + SPECIAL_TOKENS * len(self.chunk_lengths)
         return float(real / max(1, self.n_rows * self.seq_len))
 
@@ -58,7 +59,7 @@ def cut(offsets: np.ndarray, lengths: np.ndarray, longest: int) -> tuple[np.ndar
 
 
 def best_fit(histogram: dict[int, int], seq_len: int) -> Counter[tuple[int, ...]]:
-    """Place `histogram[size]` items of each size into rows of `seq_len`: how often each row pattern occurs."""
+    """Place `histogram[size]` items of each size into rows of `seq_len`; return how often each row pattern occurs."""
     open_rows: defaultdict[int, list[tuple[tuple[int, ...], int]]] = defaultdict(list)  # by space left
     spaces: list[int] = []  # keys of open_rows that hold something, ascending
 
@@ -148,7 +149,7 @@ def _pack_chunks(offsets: np.ndarray, lengths: np.ndarray, seq_len: int, min_tok
 
 
 def _spread(n: int) -> np.ndarray:
-    """A fixed order of [0, n) in which neighbours lie far apart, so that a row mixes distant documents.
+    """Return a fixed order of [0, n) in which neighbours lie far apart, so that a row mixes distant documents.
 
     Multiples of the golden section modulo n (Knuth, The Art of Computer Programming 6.4), with a factor coprime to n.
     """

@@ -106,7 +106,7 @@ def pack_shards(
 
 
 def _taken(offsets: np.ndarray, lengths: np.ndarray, tokens: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Where the documents to take begin, and their lengths, of all documents': int64 (documents,)."""
+    """Return offsets and lengths of the documents to take: int64 (documents,)."""
     offsets, lengths = offsets[lengths > 0], lengths[lengths > 0]
     if tokens is not None:
         chosen, lengths = mix.choose(lengths, tokens, seed=0)
@@ -130,7 +130,7 @@ def make(
     corpus: Corpus,
     pool: WorkerPool,
 ) -> bool:
-    """Pack the shards unless the folder already is what they make; say whether it was written.
+    """Pack the shards unless the folder already is the result; return True when it was written.
 
     Args:
         min_tokens: ordinary tokens that each row of a split has at least, so that as many can be masked.
@@ -212,7 +212,7 @@ def make(
 
 
 def _groups(entries: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Shards in a row, of one source, that share a file of rows."""
+    """Yield groups of neighbouring shards, of one source each, that share a file of rows."""
     group: list[dict[str, Any]] = []
     for entry in entries:
         if group and (entry.get("source") != group[0].get("source") or sum(e["tokens"] for e in group) >= FILE_TOKENS):
@@ -224,7 +224,7 @@ def _groups(entries: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _mix(corpus: Corpus, train: list[dict[str, Any]]) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Training tokens that each shard gives, by its name, and what to say of the mix, source by source."""
+    """Return the training tokens to take of each shard, by its name, and the manifest's entry of the mix by source."""
     known = [source for source in corpus.sources if any(entry.get("source") == source.name for entry in train)]
     if not known:  # adopted shards
         return {}, []

@@ -48,7 +48,7 @@ def _tokenizer(file: Path, xxh3: str) -> Tokenizer:
 
 
 def make(text: Path, tokenizer: Path, folder: Path, pool: WorkerPool) -> bool:
-    """Tokenise the text unless the folder already is what it makes; say whether it was written.
+    """Tokenise the text unless the folder already is the result; return True when it was written.
 
     Raises: ScalerError when text or tokenizer are damaged or absent, or a process dies.
     """
@@ -84,7 +84,7 @@ def make(text: Path, tokenizer: Path, folder: Path, pool: WorkerPool) -> bool:
 
 
 def _can_be_opened(folder: Path) -> bool:
-    """Whether every shard is there and of full length."""
+    """Return True when every shard is there and of full length."""
     try:
         for entries in read_manifest(folder, "shards")["splits"].values():
             for entry in entries:

@@ -1,4 +1,4 @@
-"""The training documents of a folder of shards as one stretch of tokens, in pieces that gensim takes."""
+"""Read the training documents of a folder of shards as one sequence of tokens, in pieces that gensim takes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LONGEST_PIECE = 10_000  # tokens; gensim leaves out what a sentence has beyond i
 
 
 class Documents:
-    """The training documents of a folder of shards, end to end: one stretch of tokens, gone through epoch by epoch.
+    """The training documents of a folder of shards, end to end: one sequence of tokens, read epoch by epoch.
 
-    A position counts the tokens since the first epoch began. In each epoch the shards have an order of their own, for
-    the learning rate falls along it.
+    A position counts the tokens since the first epoch began. In each epoch the shards have an order of their own,
+    because the learning rate falls along it.
 
     Attributes:
         tokens: of one epoch.
@@ -33,7 +33,7 @@ class Documents:
         self.tokens = sum(self._sizes)
 
     def pieces(self, begin: int, end: int) -> Iterator[np.ndarray]:
-        """Ids of the tokens from position `begin` to `end`, both of one epoch.
+        """Yield the ids of the tokens from position `begin` to `end`, both of one epoch.
 
         A piece ends with its document, with every 10,000 tokens of one, and at `end`.
         """
@@ -57,7 +57,7 @@ class Documents:
             begin, document = stop, document + 1
 
     def _open(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids of a shard; where its documents begin in them; and where they end when laid end to end."""
+        """Return a shard's ids, where its documents begin in them, and where they end when laid end to end."""
         if self._opened is None or self._opened[0] != number:
             shard = Shard(self._prefixes[number])
             starts, lengths = shard.documents(self._strip_ids)
@@ -65,7 +65,7 @@ class Documents:
         return self._opened[1:]
 
     def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each entry occurs: int64 (vocab_size,). Raises ScalerError for an id that is none."""
+        """Return how often each entry occurs: int64 (vocab_size,). Raises ScalerError for an id outside of it."""
         counts = np.zeros(vocab_size, dtype=np.int64)
         sizes = tqdm(self._sizes, unit=" shards", desc="counting", disable=None)
         for number, size in enumerate(sizes):

@@ -1,4 +1,4 @@
-"""Word vectors that others made: word2vec's text and binary files, and gensim's KeyedVectors, with checks of our own.
+"""Read word vectors of other programs: word2vec's text and binary files, and gensim's KeyedVectors, with checks.
 
 gensim's readers take a row of one number, more rows than the header says, and words that are blank, in silence, and
 leave zeros for a repeated word. A .kv file is a pickle, which can run any program; here it can make a KeyedVectors of
@@ -28,7 +28,7 @@ NUMBER = re.compile(r"<?[iuf][1248]")  # NumPy's name of one
 
 @dataclass(frozen=True)
 class _File:
-    """An opened file of vectors: its rows, each a word in UTF-8 and its numbers; and what to call the first of them."""
+    """An opened file of vectors: its rows, each a word in UTF-8 and its numbers, and the number of the first one."""
 
     count: int
     width: int
@@ -38,7 +38,7 @@ class _File:
 
 
 def files(path: Path) -> list[Path]:
-    """The files that a file of vectors consists of. Raises ScalerError when it is missing."""
+    """Return the files that a file of vectors consists of. Raises ScalerError when it is missing."""
     if not path.is_file():
         raise ScalerError(f"{path}: no such file; word2vec.ready_made names one, or is left out to train the vectors")
     beside = path.with_name(path.name + ".vectors.npy")
@@ -46,7 +46,7 @@ def files(path: Path) -> list[Path]:
 
 
 def read(path: Path, width: int) -> Iterator[tuple[bytes, np.ndarray]]:
-    """Each word of a file, in UTF-8, and its vector, float32 (width,), in constant memory but for the words.
+    """Yield each word of a file, in UTF-8, and its vector, float32 (width,), in constant memory but for the words.
 
     Raises: ScalerError that names the line or row that is damaged, blank, a repeat, of another width, or not finite.
     """
@@ -112,7 +112,7 @@ def _shown(word: bytes) -> str:
 
 
 def _header(path: Path, line: bytes) -> tuple[int, int]:
-    """Rows and width, of the first line of both word2vec formats."""
+    """Return rows and width from the first line of both word2vec formats."""
     parts = line.split()
     if len(parts) != 2 or not all(part.isdigit() for part in parts) or not line.endswith(b"\n"):
         raise ScalerError(
@@ -168,7 +168,7 @@ def _binary(path: Path, file: IO[bytes]) -> _File:
 
 
 class _KeyedVectors:
-    """What a .kv file is allowed to make; its attributes are looked at below."""
+    """The one class that a .kv file may make; its attributes are checked below."""
 
 
 class _Array:
@@ -230,7 +230,7 @@ def _keyed_vectors(path: Path, file: IO[bytes]) -> _File:
         content = vars(_Unpickler(file).load())
         words, vectors = content["index_to_key"], content.get("vectors")
         vectors = vectors.value if isinstance(vectors, _Array) else vectors
-    except Exception as error:  # of any kind, for a pickle that is damaged
+    except Exception as error:  # of any kind where a pickle is damaged
         reason = " ".join(str(error).split())[:200]
         raise ScalerError(f"{path}: not KeyedVectors as gensim 4 saves them ({reason}); save them as .vec") from error
     if vectors is None:

@@ -34,7 +34,7 @@ SAMPLE_SEED = 1  # another than that of the splits
 
 
 def sample(text: Path, most_bytes: int) -> Iterator[str]:
-    """Training documents of a folder of text: all, or about `most_bytes` of them, chosen by their hash."""
+    """Yield training documents of a folder of text: all, or about `most_bytes` of them, chosen by their hash."""
     files = texts.entries(texts.manifest(text), "train")
     share = most_bytes / max(1, sum(entry["bytes"] for entry in files))
     for entry in files:
@@ -44,7 +44,7 @@ def sample(text: Path, most_bytes: int) -> Iterator[str]:
 
 
 def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
-    """Train the tokenizer unless the folder already is what this text makes; say whether it was trained."""
+    """Train the tokenizer unless the folder already is the result; return True when it was trained."""
     of_kind = {"byte_bpe": set(), "wordpiece": {"kind", "lowercase"}, "words": {"kind", "lowercase", "pieces"}}
     made_from = {
         "text": folders.checksum_of_manifest(text, texts.manifest(text)["kind"]),
@@ -84,7 +84,7 @@ def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
 
 
 def _trained(text: Path, settings: Tokenizer) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer, which puts special tokens around a text and between two, and these by their roles."""
+    """Return a tokenizer that puts special tokens around a text and between two, and these tokens by their roles."""
 
     def texts_of_sample() -> Iterator[str]:
         return sample(text, settings.sample_mib << 20)

@@ -1,4 +1,4 @@
-"""Vocabularies that BERT's tokenizer reads: a trained WordPiece, and whole words with a small WordPiece behind them.
+"""Train vocabularies of BERT's tokenizer: a WordPiece, or whole words with a small WordPiece behind them.
 
 WordPiece takes the longest entry that a word begins with (Wu et al. 2016), so a word that is an entry is always one
 token, and only the other words are cut. Unknown are words with a character that no entry has, and those of more than
@@ -30,7 +30,7 @@ def train(sample: Callable[[], Iterator[str]], settings: Settings) -> Tokenizer:
     """Train a tokenizer of kind "wordpiece" or "words".
 
     Args:
-        sample: gives the texts, each time anew.
+        sample: returns an iterator over the texts, a new one at each call.
 
     Raises: ScalerError when the texts have fewer words than the vocabulary asks for.
     """
@@ -54,7 +54,7 @@ def train(sample: Callable[[], Iterator[str]], settings: Settings) -> Tokenizer:
 
 
 def _alphabet(texts: Iterator[str], settings: Settings, most: int) -> list[str]:
-    """The most frequent characters, in the order of their codes."""
+    """Return the most frequent characters, in the order of their codes."""
     counts: Counter[str] = Counter()
     normalise = _normalizer(settings).normalize_str
     for text in texts:
@@ -64,7 +64,7 @@ def _alphabet(texts: Iterator[str], settings: Settings, most: int) -> list[str]:
 
 
 def _pieces(texts: Iterator[str], settings: Settings, alphabet: list[str], vocab_size: int) -> dict[str, int]:
-    """Entries of a WordPiece by their text."""
+    """Return the entries of a WordPiece: id by text."""
     tokenizer = _with({}, settings)
     # what continues a word would get its ids in an order of chance, and with them pieces of one frequency their turn
     given = [*SPECIAL_TOKENS.values(), *alphabet, *(f"##{character}" for character in alphabet)]
@@ -83,7 +83,7 @@ def _pieces(texts: Iterator[str], settings: Settings, alphabet: list[str], vocab
 
 
 def _words(texts: Iterator[str], settings: Settings) -> list[str]:
-    """The words of the texts, the most frequent first."""
+    """Return the words of the texts, the most frequent first."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer, tokenizer.pre_tokenizer = _normalizer(settings), pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordLevelTrainer(
@@ -99,7 +99,7 @@ def _normalizer(settings: Settings) -> normalizers.Normalizer:
 
 
 def _with(entries: dict[str, int], settings: Settings) -> Tokenizer:
-    """A tokenizer that cuts text into these entries."""
+    """Return a tokenizer that cuts text into these entries."""
     unknown = SPECIAL_TOKENS["unk_token"]
     tokenizer = Tokenizer(models.WordPiece(entries, unk_token=unknown, max_input_chars_per_word=LONGEST))
     tokenizer.normalizer, tokenizer.pre_tokenizer = _normalizer(settings), pre_tokenizers.BertPreTokenizer()

@@ -93,7 +93,7 @@ lint: $(VENV)/dev.stamp
 	@$(BIN)/lint-imports
 
 docs: $(VENV)/dev.stamp
-	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "== open build/site/index.html"
 
 reference: $(VENV)/dev.stamp

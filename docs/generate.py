@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation: `python docs/generate.py` (`make reference`).
+"""Write the generated pages of the documentation, and the schema of recipes: `python docs/generate.py` (`make reference`).
 
 With `--check` nothing is written: pages that are out of date are named, and the status is 1 if there are any.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- The plan's table, by docs/generate.py -->", "<!-- end of the table -->"
 GPUS = ("v100-16", "rtx4090", "a100-40", "h100")
 COMMANDS = """# Commands
@@ -101,6 +101,13 @@ def commands() -> str:
     return COMMANDS + "\n".join(groups)
 
 
+def schema() -> str:
+    """Return the JSON schema by which editors complete and check recipes."""
+    from scaler.config.schema import text
+
+    return text()
+
+
 def gpu_memory() -> str:
     """Return the guide to GPU memory with the plan's table between its two marks."""
     from scaler.config.recipe import RECIPES
@@ -122,6 +129,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/hardware.md": hardware,
     "reference/recipe.md": recipe,
     "reference/commands.md": commands,
+    "../scaler/recipes/schema.json": schema,
     "guides/gpu-memory.md": gpu_memory,
 }
 
@@ -137,7 +145,7 @@ def main() -> None:
             if not check:
                 path.write_text(content, encoding="utf-8")
     for name in outdated:
-        print(f"docs/{name} {'is out of date' if check else 'written'}")
+        print(f"{(DOCS / name).resolve().relative_to(DOCS.parent)} {'is out of date' if check else 'written'}")
     if check and outdated:
         raise SystemExit(1)
 

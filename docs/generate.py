@@ -1,4 +1,4 @@
-"""Write the generated pages of the documentation, and the schema of recipes: `python docs/generate.py` (`make reference`).
+"""Write the generated pages and the schema of recipes: `python docs/generate.py` (`make reference`).
 
 With `--check` nothing is written: pages that are out of date are named, and the status is 1 if there are any.
 """

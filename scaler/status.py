@@ -33,7 +33,7 @@ def main() -> None:
         found = [status.status(folder) for folder in runs or arguments.runs]
         text = "\n".join(map(status.render, found))
     else:
-        found = [status.status(folder) for folder in status.runs_in(RUNS)]
+        found = [status.status_or_problem(folder) for folder in status.runs_in(RUNS)]
         text = status.listing(found) if found else f"no runs in {RUNS}/; `scaler train` starts one"
     print(json.dumps(found, indent=2) if arguments.json else text)
 

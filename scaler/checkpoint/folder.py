@@ -156,7 +156,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ScalerError(f"{path / MANIFEST}: missing or damaged") from error
     if (kind, found) != ("checkpoint", FORMAT):
-        raise ScalerError(f"{path / MANIFEST}: no checkpoint of format {FORMAT}")
+        raise ScalerError(
+            f"{path / MANIFEST}: is a {kind} of format {found}; a checkpoint of format {FORMAT} is needed"
+        )
     if xxh3 != _checksum_of(content):
         raise ScalerError(f"{path / MANIFEST}: its checksum is another, the file is damaged")
     return cast(dict[str, Any], content)

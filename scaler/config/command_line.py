@@ -11,6 +11,7 @@ from scaler.config.deepspeed import DEFAULT_DS_CONFIG
 from scaler.config.recipe import DEFAULT_RECIPE, RECIPES, Recipe
 from scaler.core.cli import Parser, at_least
 from scaler.core.errors import nearest
+from scaler.core.provenance import explaining_versions
 
 RECIPE_FILE = "recipe.yaml"  # in the folder of a run
 DS_CONFIGS = DEFAULT_DS_CONFIG.parent
@@ -105,10 +106,22 @@ def run_recipe(run_dir: Path | None) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
+def load_run_recipe(run_dir: Path) -> Recipe:
+    """Load the recipe that a run began with.
+
+    Raises: ScalerError if it is invalid; if another version wrote it, the error names both versions.
+    """
+    with explaining_versions(run_dir):
+        return recipe.load(str(run_dir / RECIPE_FILE))
+
+
 def chosen_recipe(arguments: argparse.Namespace) -> tuple[str, Recipe]:
     """Return the recipe's name or file, and the recipe. In the folder of a run the run's own recipe is the default.
 
     Raises: ScalerError if there is no such recipe, or it is invalid.
     """
-    name = arguments.recipe or str(run_recipe(arguments.run_dir) or DEFAULT_RECIPE)
+    began_with = run_recipe(arguments.run_dir)
+    name = arguments.recipe or str(began_with or DEFAULT_RECIPE)
+    if began_with is not None and arguments.recipe is None:
+        load_run_recipe(began_with.parent)
     return name, recipe.load(name, arguments.overrides)

@@ -1,13 +1,20 @@
-"""Name the versions and the commit that a result was made with."""
+"""Name the versions and the commit that a result was made with, and those that wrote the folder of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from scaler.core.errors import ScalerError
+from scaler.core.files import read_json
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "safetensors", "scaler")
+ENVIRONMENT = "environment.json"  # in the folder of a run: versions and commit of each start
 _SOURCE = Path(__file__).resolve().parent.parent
 
 
@@ -44,3 +51,38 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """Return all starts of the run in a folder, the oldest first."""
+    path = folder / ENVIRONMENT
+    return list(read_json(path).get("attempts", [])) if path.is_file() else []
+
+
+def written_by(folder: Path) -> tuple[str | None, str | None] | None:
+    """Return version and commit of the program that last started the run; None if they are not recorded."""
+    try:
+        starts = attempts(folder)
+    except ScalerError:  # not readable, which is no reason to hide another error
+        starts = []
+    last = starts[-1] if starts else {}
+    return (last["packages"].get("scaler"), last.get("commit")) if "packages" in last else None
+
+
+@contextlib.contextmanager
+def explaining_versions(folder: Path) -> Iterator[None]:
+    """Add to an error which version wrote the folder of a run and which one reads it, if they differ.
+
+    Raises: ScalerError, as the block raised it or with both versions.
+    """
+    try:
+        yield
+    except ScalerError as error:
+        theirs, ours = written_by(folder), (versions()["scaler"], commit())
+        if theirs is None or theirs == ours:
+            raise
+        written, reading = (f"scaler {version}, commit {made_of or '?'}" for version, made_of in (theirs, ours))
+        raise ScalerError(
+            f"{folder} was written by {written}, and this is {reading}: {error}; use the version that wrote it, or "
+            "begin a new run"
+        ) from error

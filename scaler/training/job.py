@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from scaler.config import deepspeed as ds_config
 from scaler.config import recipe, schedule
 from scaler.config.batch import SolvedBatch, solve_batch
-from scaler.config.command_line import chosen_recipe, prepare_command, run_recipe
+from scaler.config.command_line import chosen_recipe, load_run_recipe, prepare_command, run_recipe
 from scaler.config.deepspeed import DEFAULT_DS_CONFIG
 from scaler.config.recipe import Recipe
 from scaler.config.typed import differences
@@ -108,7 +108,7 @@ def read_request(arguments: argparse.Namespace, world: World) -> Request:
     resolved = ds_config.resolve(given, path, settings, batch, native_bf16, arguments.allow_untested_ds_keys)
     changes: tuple[str, ...] = ()
     if began_with is not None:
-        before = {**recipe.load(str(began_with)).to_plain(), **_of_learning(_configuration_beside(began_with))}
+        before = {**load_run_recipe(began_with.parent).to_plain(), **_of_learning(_configuration_beside(began_with))}
         now = {**settings.to_plain(), **_of_learning(path)}
         changes = check_changes(began_with, before, now, arguments.allow_changes)
     run_dir = run_folder.choose(arguments.run_dir, settings.name)

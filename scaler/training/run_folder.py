@@ -12,9 +12,10 @@ from scaler.config import command_line
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json
 from scaler.core.folders import claim
+from scaler.core.provenance import ENVIRONMENT, attempts
 
 RECIPE = command_line.RECIPE_FILE
-DS_CONFIG, ENVIRONMENT, STATE = "ds_config.json", "environment.json", "state.json"
+DS_CONFIG, STATE = "ds_config.json", "state.json"
 FIRST_WRITTEN = (STATE, ENVIRONMENT, DS_CONFIG, RECIPE)  # in this order
 HUNG = "hung"  # reports of ranks that made no progress
 LOGS, PREFLIGHT = "logs", "preflight"  # of starts by a job scheduler
@@ -46,12 +47,6 @@ def is_run(folder: Path | None) -> bool:
 def add_attempt(folder: Path, attempt: dict[str, Any]) -> None:
     """Write a start of the run into environment.json, after the earlier ones."""
     write_json(folder / ENVIRONMENT, {"attempts": [*attempts(folder), attempt]})
-
-
-def attempts(folder: Path) -> list[dict[str, Any]]:
-    """Return all starts of the run, the oldest first."""
-    path = folder / ENVIRONMENT
-    return list(read_json(path).get("attempts", [])) if path.is_file() else []
 
 
 def set_state(folder: Path, state: str, **more: Any) -> None:

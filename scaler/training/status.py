@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from scaler.checkpoint.folder import found as checkpoints
 from scaler.checkpoint.folder import step_of
-from scaler.config import recipe
+from scaler.config.command_line import load_run_recipe
 from scaler.core.errors import ScalerError
 from scaler.core.files import FAULTS, METRICS, records
-from scaler.core.text import duration, quantity
+from scaler.core.provenance import attempts
+from scaler.core.text import duration, quantity, table
 from scaler.training import run_folder
 
 SILENT_SECONDS = 900  # after which a run that says it is running may be dead
@@ -35,7 +35,7 @@ def status(folder: Path) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     for record in records(folder / METRICS):
         measured |= record
-    starts = run_folder.attempts(folder)
+    starts = attempts(folder)
     faults = records(folder / FAULTS)
     words = [path.stat().st_mtime for name in (METRICS, run_folder.STATE) if (path := folder / name).is_file()]
     reached = max(saved or 0, int(measured.get("step", 0)))
@@ -45,7 +45,7 @@ def status(folder: Path) -> dict[str, Any]:
         "state": said.get("state"),
         "why": said.get("why") or said.get("by"),
         "step": reached,
-        "steps": _steps(folder),
+        **_steps(folder),
         "saved_step": saved,
         "train_loss": measured.get("train_loss"),
         "heldout_loss": measured.get("heldout_loss"),
@@ -64,10 +64,12 @@ def status(folder: Path) -> dict[str, Any]:
     }
 
 
-def _steps(folder: Path) -> int | None:
-    with contextlib.suppress(ScalerError):  # a recipe of another version, which is no reason to say nothing
-        return recipe.load(str(folder / run_folder.RECIPE)).training.steps
-    return None
+def _steps(folder: Path) -> dict[str, Any]:
+    """Return the steps of the run's recipe; if it cannot be read, None and why, because the rest is still known."""
+    try:
+        return {"steps": load_run_recipe(folder).training.steps, "recipe_problem": None}
+    except ScalerError as error:
+        return {"steps": None, "recipe_problem": str(error)}
 
 
 def render(found: dict[str, Any]) -> str:
@@ -98,6 +100,8 @@ def render(found: dict[str, Any]) -> str:
     if found["last_fault"]:
         fault = found["last_fault"]
         lines.append(("faults", f"{found['faults']}; the last at step {fault['step']:,}: {fault['verdict']}"))
+    if found["recipe_problem"]:
+        lines.append(("recipe", found["recipe_problem"]))
     if found["hung"]:
         lines.append(("hung", f"reports in {run_folder.HUNG}/: {', '.join(found['hung'])}"))
     return "\n".join([found["run"], *(f"  {name:<8} {value}" for name, value in lines)])
@@ -108,19 +112,25 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if run_folder.is_run(path))
 
 
+def status_or_problem(folder: Path) -> dict[str, Any]:
+    """Read how a run stands; where its files cannot be read, the problem is its state, so that others are listed."""
+    try:
+        return status(folder)
+    except ScalerError as error:
+        fields = ("step", "steps", "heldout_loss", "seconds_since_last_word")
+        return {"run": str(folder), "state": f"unreadable: {error}", **dict.fromkeys(fields)}
+
+
 def listing(found: Sequence[dict[str, Any]]) -> str:
     """Render the status of several runs, a line each: state, step, held-out loss, and the age of the last record."""
-    lines = [["run", "state", "step", "held-out loss", "last record"]]
+    lines = []
     for run in found:
         steps = "?" if run["steps"] is None else f"{run['steps']:,}"
         loss, age = run["heldout_loss"], run["seconds_since_last_word"]
         lines.append(
             [
-                *(run["run"], str(run["state"]), f"{run['step']:,} of {steps}"),
+                *(run["run"], str(run["state"]), "-" if run["step"] is None else f"{run['step']:,} of {steps}"),
                 *("-" if loss is None else f"{loss:.3f}", "-" if age is None else f"{duration(age)} ago"),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join(table(lines, ["run", "state", "step", "held-out loss", "last record"]))

@@ -201,7 +201,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
     path = saved(tmp_path, parameters())
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(ScalerError, match="no checkpoint of format 2"):
+    with pytest.raises(ScalerError, match="is a checkpoint of format 99; a checkpoint of format 2 is needed"):
         checkpoint_folder.read_manifest(path)
 
 

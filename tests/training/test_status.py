@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
 
-from scaler import status
+from scaler import status, train
 from scaler.core.errors import ScalerError
 from scaler.training import run_folder
 from scaler.training import status as training_status
@@ -89,3 +90,25 @@ def test_fine_tunings_among_runs_are_passed_over(run, tmp_path, call):
     (tmp_path / "mine-tokens" / "settings.json").write_text("{}")
     result, output, _ = call(status.main, tmp_path / "mine", tmp_path / "mine-tokens")
     assert result == 0 and str(run) in output and "mine-tokens" not in output
+
+
+def test_a_run_of_another_version_is_named_with_both_versions(run, call):
+    run_folder.add_attempt(run, {"packages": {"scaler": "9.0"}, "commit": "f" * 40, "ranks": 1, "hosts": {"a": 1}})
+    recipe = run / run_folder.RECIPE
+    recipe.write_text(recipe.read_text().replace("objective:", "objectives:"))
+    shown = training_status.render(training_status.status(run))
+    assert f"written by scaler 9.0, commit {'f' * 40}, and this is scaler" in shown and "step     30 of ?" in shown
+    ended, _, error = call(train.main, "--run_dir", run, "--dry_run")
+    assert ended == 2 and error.count("\n") == 1
+    assert "written by scaler 9.0" in error and "unknown key objectives" in error
+    assert "use the version that wrote it, or begin a new run" in error
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(run, monkeypatch, call):
+    (run.parent / "runs").mkdir()
+    run.rename(run.parent / "runs" / "mine")
+    shutil.copytree(run.parent / "runs" / "mine", run.parent / "runs" / "broken")
+    (run.parent / "runs" / "broken" / run_folder.STATE).write_text("{")
+    monkeypatch.chdir(run.parent)
+    ended, said, _ = call(status.main)
+    assert ended == 0 and "unreadable: runs/broken/state.json" in said and "30 of 100" in said

@@ -225,7 +225,7 @@ def test_missing_input_is_named_with_a_remedy(inputs, tmp_path, name):
 def test_no_process_is_too_few(data, tmp_path, run_command):
     arguments = (data / "corpus", data / "tokenizer", "--out", "shards", "--processes", 0)
     result = run_command(sys.executable, "-m", "data_prep.shards", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert (result.returncode, result.stderr) == (2, "error: processes=0, but at least 1 is needed\n")
+    assert (result.returncode, result.stderr) == (2, "error: --processes 0: 1 is the least\n")
     assert names(tmp_path) == []
 
 

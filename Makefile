@@ -54,10 +54,10 @@ data: $(VENV)/run.stamp
 
 pretrain: data
 	@echo "== training $(RECIPE) on $(RANKS) ranks with $(DS_CONFIG)"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) scaler/train.py \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --quiet --num_gpus $(RANKS) scaler/train.py \
 		--deepspeed_config $(DS_CONFIG) --recipe $(RECIPE) $(OVERRIDES)
 	@echo "== filling masks with the new model"
-	@$(BIN)/python -m scaler.fill_mask runs
+	@$(BIN)/scaler fill-mask runs
 
 test: $(VENV)/dev.stamp
 	@echo "== running the tests"

@@ -219,7 +219,7 @@ def _card(made_from: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "# Labelled tasks out of the AWS API reference",
-            f"From botocore {made_from['botocore']} (Apache-2.0), with `python -m data_prep.labels`.",
+            f"From botocore {made_from['botocore']} (Apache-2.0), with `scaler labels`.",
             "",
             "| task | split | examples | services | labels |",
             "|---|---|---|---|---|",

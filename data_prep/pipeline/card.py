@@ -26,7 +26,7 @@ def render(kind: str, content: dict[str, Any]) -> str:
         if step.get("counts"):
             rows = [[f"`{reason}`", f"{count:,}"] for reason, count in step["counts"].items()]
             parts.append(_table(["what happened", "documents"], rows))
-    parts.append("Checksums and all figures: `manifest.json`. Check them with `python -m data_prep.verify .`")
+    parts.append("Checksums and all figures: `manifest.json`. Check them with `scaler verify .`")
     return "\n\n".join(parts) + "\n"
 
 

@@ -184,5 +184,5 @@ def stages(folder: Path) -> list[Path]:
         if order is None:
             raise ScalerError(f"{path}: its {MANIFEST} is damaged or of another format; prepare the data again")
     if not found:
-        raise ScalerError(f"{folder}: no prepared data here; `python -m data_prep` makes some")
+        raise ScalerError(f"{folder}: no prepared data here; `scaler prepare` makes some")
     return [path for _, path in sorted(found, key=lambda item: (item[0] or 0, item[1]))]

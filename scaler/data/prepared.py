@@ -39,7 +39,7 @@ class Prepared:
         if masked > least:
             raise ScalerError(
                 f"{self.manifest.folder}: some rows have only {least} tokens to mask, but "
-                f"objective.{key}={probability} masks {masked}; run `python -m data_prep` to pack them anew"
+                f"objective.{key}={probability} masks {masked}; run `scaler prepare` to pack them anew"
             )
         rows = TokenRows(self.manifest, split)
         if not len(rows):

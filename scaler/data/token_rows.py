@@ -23,7 +23,7 @@ EXTENSION = ".rows"
 UNIGRAM = "unigram.npy"
 UINT16_VOCABULARY = 65_535  # entries; Megatron-LM uses int32 from 65,500 on, readers accept either
 FOR_TRAINING = ("train", "heldout")  # the splits that a run reads
-PREPARE = "run `make data` or `python -m data_prep`"
+PREPARE = "run `make data` or `scaler prepare`"
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:

@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path, remedy: str = "") -> Any:
     Raises: ScalerError, with the remedy (default: prepare the data), when there is none or it cannot be read.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise ScalerError(f"{folder}: no tokenizer here; {remedy or 'run `make data` or `python -m data_prep`'}")
+        raise ScalerError(f"{folder}: no tokenizer here; {remedy or 'run `make data` or `scaler prepare`'}")
     return from_pretrained(str(folder), remedy or PREPARE_AGAIN, local_files_only=True)
 
 

@@ -19,7 +19,7 @@ from scaler.core.files import PREPARE_AGAIN, check_file, read_manifest, whole_fi
 KIND = "word2vec"
 VECTORS = "vectors.npy"
 COUNTS = "counts.npy"
-PREPARE = "run `python -m data_prep` with a `word2vec` section in the recipe"
+PREPARE = "run `scaler prepare` with a `word2vec` section in the recipe"
 
 
 def write_array(path: Path, array: np.ndarray) -> str:
@@ -70,12 +70,12 @@ def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
     if made_for != tokenizer_xxh3:
         raise ScalerError(
             f"{folder}: vectors of the tokenizer {made_for[:8]}, but the data's is {tokenizer_xxh3[:8]}; "
-            "run `python -m data_prep` to make them anew"
+            "run `scaler prepare` to make them anew"
         )
     if width != vector_size:
         raise ScalerError(
             f"{folder}: vectors of {width} numbers, but {vector_size} are needed; set word2vec.vector_size, "
-            "and run `python -m data_prep`"
+            "and run `scaler prepare`"
         )
     for name, xxh3 in checksums.items():
         check_file(folder / name, xxh3)

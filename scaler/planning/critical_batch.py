@@ -159,7 +159,7 @@ def chosen(critical_rows: float | None, run_dir: Path | None, recipe: Recipe) ->
     found = over_training(records)
     if found is None:
         why = "more batches are needed" if records else "it was not measured"
-        raise ScalerError(f"--noise_scale {run_dir}: no noise scale in {FILE}, {why}; run python -m scaler.noise_scale")
+        raise ScalerError(f"--noise_scale {run_dir}: no noise scale in {FILE}, {why}; run scaler noise-scale")
     return found
 
 

@@ -253,5 +253,5 @@ def summary(run_dir: Path) -> str:
     return (
         f"critical batch over steps {', '.join(steps)}: {critical:,.0f} rows; the run has {batch}\n"
         f"  {run_dir / critical_batch.FILE}\n"
-        f"  python -m scaler.plan --weak --noise_scale {run_dir} --recipe {recipe_file} --hardware ..."
+        f"  scaler plan --weak --noise_scale {run_dir} --recipe {recipe_file} --hardware ..."
     )

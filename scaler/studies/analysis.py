@@ -41,7 +41,7 @@ def analyse(study: Path, given: Hardware | None = None) -> Study:
     if not figures:
         failed = sum(bool(entry.failures) for entry in entries)
         raise ScalerError(
-            f"{study}: none of its {len(entries)} points is measured, {failed} failed; run python -m scaler.study first"
+            f"{study}: none of its {len(entries)} points is measured, {failed} failed; run scaler study first"
         )
     if given is None and (study / HARDWARE).is_file():
         given = hardware.load(str(study / HARDWARE))

@@ -214,7 +214,7 @@ def read(study: Path) -> list[Entry]:
     Raises: ScalerError where it is no study.
     """
     if not (study / RECIPE).is_file() or not (study / POINTS).is_dir():
-        raise ScalerError(f"{study}: no study here (no {RECIPE} and {POINTS}/); python -m scaler.study makes one")
+        raise ScalerError(f"{study}: no study here (no {RECIPE} and {POINTS}/); scaler study makes one")
     folders = [path.parent for path in (study / POINTS).glob(f"*/{POINT}")]
     entries = [Entry(read_point(path), read_measured(path), failures(path)) for path in folders]
     return sorted(entries, key=lambda entry: (*entry.point.setting, entry.point.ranks, entry.point.micro_rows))

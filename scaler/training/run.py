@@ -280,7 +280,7 @@ def finish_trained(
             RESULT,
             f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, "
             f"{monitor.unigram_entropy - measured.loss:.2f} nats under the unigram entropy\n"
-            f"  {picture}\n  {folder}\n  tensorboard --logdir {run_dir.parent}\n  python -m scaler.fill_mask {run_dir}",
+            f"  {picture}\n  {folder}\n  tensorboard --logdir {run_dir.parent}\n  scaler fill-mask {run_dir}",
         )
         run_folder.set_state(run_dir, "finished", step=progress.step, steps=job.recipe.training.steps)
 

@@ -192,7 +192,7 @@ def test_a_split_knows_its_padding_and_what_was_dropped(folder):
 
 def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
     said = refusal(read, tmp_path)
-    assert said == f"{tmp_path}: no rows here (no readable manifest.json); run `make data` or `python -m data_prep`"
+    assert said == f"{tmp_path}: no rows here (no readable manifest.json); run `make data` or `scaler prepare`"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format": 2, "kind": "ro'])

@@ -62,7 +62,7 @@ def test_an_array_is_numpys_own_bytes_with_their_checksum(tmp_path, array):
 
 
 def test_a_missing_folder_is_named_with_the_remedy(tmp_path):
-    refused(tmp_path / "word2vec", r"word2vec: no word2vec here .*run `python -m data_prep` with a `word2vec` section")
+    refused(tmp_path / "word2vec", r"word2vec: no word2vec here .*run `scaler prepare` with a `word2vec` section")
 
 
 @pytest.mark.parametrize("name", [VECTORS, COUNTS])

@@ -302,7 +302,7 @@ def test_more_masking_is_refused_in_training_until_data_preparation_has_packed_a
     recipe = own_data("objective.mask_probability=0.6")
     shards_before = checksum(tmp_path / "data" / "shards" / "manifest.json")
     assert token_rows.read(recipe.rows_folder).least_maskable("train") < 19
-    with pytest.raises(ScalerError, match=r"mask_probability=0\.6 masks 19; run `python -m data_prep`") as raised:
+    with pytest.raises(ScalerError, match=r"mask_probability=0\.6 masks 19; run `scaler prepare`") as raised:
         open_prepared(recipe).rows("train", recipe, 2)
     assert "\n" not in str(raised.value)
     prepare(recipe, WorkerPool())

@@ -113,9 +113,9 @@ def test_training_begins_with_the_vectors_row_by_row(recipe_file, vectors):
 def test_a_model_of_another_width_is_refused_and_vectors_are_needed(recipe_file, tmp_path):
     with pytest.raises(ScalerError, match=r"vectors of 32 numbers, but 64 are needed"):
         started(recipe_file, "model.dim=64")
-    with pytest.raises(ScalerError, match=r"made with word2vec.window=5, not 3; run `python -m data_prep` again"):
+    with pytest.raises(ScalerError, match=r"made with word2vec.window=5, not 3; run `scaler prepare` again"):
         started(recipe_file, "word2vec.window=3")
-    with pytest.raises(ScalerError, match=r"initialisation.word2vec=True, but a section word2vec has to say where"):
+    with pytest.raises(ScalerError, match=r"initialisation.word2vec=True, but it needs a section word2vec"):
         load("quickstart", ["initialisation.word2vec=true"])
 
 

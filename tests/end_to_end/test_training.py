@@ -195,7 +195,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_bad_input_is_one_line_from_two_ranks_of_the_launcher(tiny_recipe_file, run_command, tmp_path):
     done = run_command(*launch(2), "--recipe", tiny_recipe_file, "data.folder=nowhere", cwd=tmp_path)
-    assert "make data" in refusal(done)
+    assert f"run `scaler prepare --recipe {tiny_recipe_file} data.folder=nowhere`" in refusal(done)
 
 
 def test_a_misspelt_key_of_deepspeeds_section_is_named_and_nothing_is_written(tiny_recipe_file, run_command, tmp_path):
@@ -205,7 +205,8 @@ def test_a_misspelt_key_of_deepspeeds_section_is_named_and_nothing_is_written(ti
         *(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "--deepspeed_config", config),
         cwd=tmp_path,
     )
-    assert f"{config}: zero_optimization.overlap_com=True" in refusal(done)
+    refused = refusal(done)
+    assert f"{config}: zero_optimization.overlap_com" in refused and "did you mean 'overlap_comm'?" in refused
     assert not (tmp_path / "runs").exists()
 
 

@@ -198,7 +198,7 @@ def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Rec
         (["objective.final_mask_probability=0.01"], "objective.final_mask_probability=0.01 masks 0 of 32"),
         (["objective.heldout_mask_probability=0.01"], "objective.heldout_mask_probability=0.01 masks 0 of 32"),
         (["objective.final_mask_probability=0.9"], "but objective.final_mask_probability=0.9 masks 29; run"),
-        (["objective.mask_probability=0.9"], "but objective.mask_probability=0.9 masks 29; run `python -m data_prep`"),
+        (["objective.mask_probability=0.9"], "but objective.mask_probability=0.9 masks 29; run `scaler prepare`"),
         (["objective.heldout_mask_probability=0.9"], "but objective.heldout_mask_probability=0.9 masks 29"),
         (["--recipe", "tinny"], "no recipe and no file 'tinny'"),
         (["--deepspeed_config", "zero9.json"], "zero9.json: no such file"),

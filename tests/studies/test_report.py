@@ -198,7 +198,7 @@ def test_a_study_without_measurements_says_what_to_run(study, call):
     ask(study, ranks=2)
     status, _, said = call(report.main, study)
     assert status == 2
-    assert said == f"error: {study}: none of its 2 points is measured, 1 failed; run python -m scaler.study first\n"
+    assert said == f"error: {study}: none of its 2 points is measured, 1 failed; run scaler study first\n"
     assert not (study / "report").exists()
 
 

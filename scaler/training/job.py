@@ -169,9 +169,7 @@ def vectors(job: Job) -> word_vectors.WordVectors:
     folder = job.recipe.word2vec_folder
     found = word_vectors.read(folder, job.data.manifest.tokenizer_xxh3, embeddings.width(job.config))
     for key, (made, wanted) in differences(found.settings, job.recipe.to_plain()["word2vec"]).items():
-        raise ScalerError(
-            f"{folder}: made with word2vec.{key}={made!r}, not {wanted!r}; run `scaler prepare` again"
-        )
+        raise ScalerError(f"{folder}: made with word2vec.{key}={made!r}, not {wanted!r}; run `scaler prepare` again")
     return found
 
 

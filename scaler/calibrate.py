@@ -9,6 +9,7 @@ measured here, such as the network between nodes on one node, and prices, is tak
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from scaler.config.command_line import add_ds_config, add_overrides, add_recipe
@@ -55,7 +56,7 @@ def parser() -> Parser:
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
-    if arguments.seconds <= 0:
+    if not 0 < arguments.seconds < math.inf:
         raise ScalerError(f"--seconds {arguments.seconds:g}: give more than 0")
     if arguments.out.suffix != ".yaml" or not arguments.out.parent.is_dir():
         raise ScalerError(f"{arguments.out}: a file *.yaml in a folder that exists is needed; name another")

@@ -53,15 +53,18 @@ on_nodes() {
     exec srun "${options[@]}" "${SRUN_OPTIONS[@]}" "${INSIDE[@]}" "$@"
 }
 
-# option NAME ARGUMENT...: the value of --NAME among the arguments, empty where it is not
+# option NAME ARGUMENT...: the value of --NAME among the arguments, empty where it is not; --run-dir is --run_dir
 option() {
-    local name=$1 found=""
+    local name=$1 found="" word
     shift
     while [ $# -gt 0 ]; do
-        case $1 in
-            --"$name") found=${2:-} ;;
-            --"$name"=*) found=${1#*=} ;;
-        esac
+        word=${1%%=*}
+        if [ "${word//-/_}" = "__$name" ]; then
+            case $1 in
+                *=*) found=${1#*=} ;;
+                *) found=${2:-} ;;
+            esac
+        fi
         shift
     done
     echo "$found"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ WEIGHT_BYTES = {"bf16": 2, "fp32": FP32_BYTES}  # of the forward pass, by precis
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a DeepSpeed JSON. Raises ScalerError when it is missing, no JSON, or has an unknown key."""
+    """Read a DeepSpeed JSON. Raises ScalerError when it is missing, no JSON, or has an unknown key or a wrong type."""
     if not path.is_file():
         known = ", ".join(sorted(known.stem for known in DEFAULT_DS_CONFIG.parent.glob("*.json")))
         raise ScalerError(f"--deepspeed_config {path}: no such file; known by name are {known}")
@@ -90,7 +90,27 @@ def read(path: Path) -> dict[str, Any]:
     for name in ("bf16", "fp16", "zero_optimization"):
         if not isinstance(content.get(name, {}), dict):
             raise ScalerError(f"{path}: {name}={content[name]!r}, but an object of settings is needed")
+    _check_zero(content.get("zero_optimization", {}), path)
     return content
+
+
+def _check_zero(zero: dict[str, Any], path: Path) -> None:
+    """Check the types of what the plan reads of `zero_optimization`. Raises ScalerError."""
+    stage, bucket = zero.get("stage", 0), zero.get("reduce_bucket_size", "auto")
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise ScalerError(f"{path}: zero_optimization.stage={stage!r}, but ZeRO has the stages 0, 1, 2 and 3")
+    if bucket != "auto" and not (_is_number(bucket) and bucket >= 1):
+        raise ScalerError(f"{path}: zero_optimization.reduce_bucket_size={bucket!r}, but a number from 1 on is needed")
+    for name in ("offload_optimizer", "offload_param"):
+        if not isinstance(zero.get(name) or {}, dict):
+            raise ScalerError(
+                f"{path}: zero_optimization.{name}={zero[name]!r}, but an object of settings is needed, such as "
+                '{"device": "cpu"}'
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def resolve(
@@ -136,11 +156,8 @@ def resolve(
         raise ScalerError(f'{path}: bf16.enabled={bf16["enabled"]!r}, but true, false or "auto" is needed')
     resolved["bf16"] = bf16
     clipping = resolved.get("gradient_clipping", 0.0)
-    if isinstance(clipping, bool) or not isinstance(clipping, int | float) or clipping < 0:
+    if not (_is_number(clipping) and clipping >= 0):
         raise ScalerError(f"{path}: gradient_clipping={clipping!r}, but a number from 0 on is needed")
-    stage = resolved.get("zero_optimization", {}).get("stage", 0)
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise ScalerError(f"{path}: zero_optimization.stage={stage!r}, but ZeRO has the stages 0, 1, 2 and 3")
     left = _autos(resolved)
     if left:
         raise ScalerError(f'{path}: {left[0]} is "auto", but nothing decides it; give it a value')

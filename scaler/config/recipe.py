@@ -127,10 +127,7 @@ def load(name_or_path: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> R
 
 def _content(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     """Read a file on top of the recipe that it extends, if any; `readers` are the files that extend it."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ScalerError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    content = typed.read_yaml(path)
     if not isinstance(content, dict):
         raise ScalerError(f"{path}: a recipe is a mapping of sections; see {RECIPES / 'quickstart.yaml'}")
     if EXTENDS not in content:

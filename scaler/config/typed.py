@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import yaml
@@ -38,11 +39,11 @@ NEEDED = {
 
 def _as_float(value: Any) -> Any:
     """Read a number as people write it: YAML 1.1 takes 5e-5 for a string, and 1 for an int."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if isinstance(value, bool):
+        return value
     try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
+        return float(value) if isinstance(value, int | str) else value
+    except (ValueError, OverflowError):  # OverflowError: an int of over 308 digits
         return value
 
 
@@ -216,11 +217,19 @@ def rule_of(schema: dict[str, Any]) -> str:
     return f"it is {' and '.join(bounds)}{', and finite' if unbounded else ''}" if bounds else "it is finite"
 
 
+def read_yaml(path: Path) -> Any:
+    """Read a file of YAML. Raises ScalerError if it is none."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:  # RecursionError: a thousand brackets
+        raise ScalerError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
 def apply(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `section.key=value` to a mapping, in place."""
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals:
+        if not equals or not all(key.split(".")):
             raise ScalerError(f"{override!r} is no option: overrides look like training.steps=100")
         *sections, last = key.split(".")
         inner = content
@@ -232,7 +241,7 @@ def apply(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 raise ScalerError(f"recipe: {override!r}: {section} is a value, not a section")
         try:
             inner[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise ScalerError(f"recipe: {override!r}: the value is not YAML") from error
     return content
 

@@ -68,6 +68,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,  # two spellings make every abbreviation ambiguous
         )
         self.name = name
+        # of argparse, which takes -1 for a value, but -1e-5 and -1,2 for options
+        self._negative_number_matcher = re.compile(r"-\.?\d")
         messages = self.add_argument_group("messages")
         option = functools.partial(messages.add_argument, dest="verbosity", action="store_const")
         option("-v", "--verbose", const=1, default=0, help="print what libraries and the launcher say, too")

@@ -96,11 +96,9 @@ def load(name_or_path: str) -> Hardware:
         return _of_table(name_or_path, known)
     if not path.is_file():
         raise ScalerError(f"no known hardware and no file {name_or_path!r}; {nearest(name_or_path, known['nodes'])}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ScalerError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    return typed.build(Hardware, _renamed(content, path), "", f"hardware {path}", remedy="add {it} to the file")
+    return typed.build(
+        Hardware, _renamed(typed.read_yaml(path), path), "", f"hardware {path}", remedy="add {it} to the file"
+    )
 
 
 def _renamed(content: Any, path: Path) -> Any:

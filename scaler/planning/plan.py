@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,11 @@ def describe(
         critical: the critical batch in rows; None where it is unknown.
     """
     fraction, every = goodput(point, work, on)
+    if not fraction:
+        raise ScalerError(
+            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {point.nodes} nodes fail before any step is "
+            "kept; give a longer time"
+        )
     steps = critical_batch.steps(work.steps, work.rows, point.batch.rows, critical)
     hours = steps * point.step.seconds / fraction / 3600
     return {
@@ -129,6 +135,9 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ScalerError(
             f"--max_cost {arguments.max_cost:g}, but hardware {on.name} has no price; put one in its file"
         )
+    for name, limit in {"--max_hours": arguments.max_hours, "--max_cost": arguments.max_cost}.items():
+        if limit is not None and not 0 <= limit < math.inf:
+            raise ScalerError(f"{name} {limit:g}: give a limit from 0 on")
     critical = critical_batch.chosen(arguments.critical_rows, arguments.noise_scale, recipe)
     sharding = dataclasses.replace(Sharding.from_ds_config(content, precision), on_cpu=on.on_cpu)
     work = workload(recipe, sharding.width, on.on_cpu)

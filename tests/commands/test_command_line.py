@@ -185,6 +185,8 @@ def test_help_of_a_command_is_the_same_by_every_way_in(scaler, call):
         (["plan", "--hardware", "x", "--nodes", "1,0"], "--nodes '1,0': whole numbers from 1 on with commas between"),
         (["sweep", "x", "--space", "a", "--trials", "0"], "--trials 0: 1 is the least"),
         (["sweep", "x", "--space", "a", "--trials", "few"], "--trials 'few': a whole number is needed"),
+        (["finetune", "x", "--data", "y", "--learning_rates", "-1e-5"], "--learning_rates -1e-05: 0 < rate < 1 is"),
+        (["calibrate", "x.yaml", "--rows", "-1,2"], "--rows '-1,2': two rising numbers are needed"),
         (["train", "--json"], "--json: a training prints no JSON; add --dry_run"),
         (["train", "--deepspeed_config", "zero11"], "zero11: no such file, and no name in ds_configs/; did you mean"),
         (["inspect"], "arguments are required: DIR; see `scaler inspect --help`"),

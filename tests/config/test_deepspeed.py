@@ -119,9 +119,9 @@ def test_the_content_that_was_read_stays_as_it_was():
         ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "mics_shard_size=2, but"),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size=2, but"),
         ({"bf16": {"check_grad_overflow": False}}, "check_grad_overflow"),
-        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4, but ZeRO has the stages 0, 1, 2 and 3"),
         ({"steps_per_print": "auto"}, 'steps_per_print is "auto", but nothing decides it'),
         ({"gradient_clipping": "auto"}, "a number from 0 on is needed"),
+        ({"gradient_clipping": float("nan")}, "gradient_clipping=nan, but a number from 0 on is needed"),
         (
             {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}},
             'zero_optimization.reduce_bucket_size is "auto", but nothing decides it',
@@ -133,6 +133,27 @@ def test_what_contradicts_the_recipe_is_refused_with_both_places(content, messag
         resolve(content)
     assert str(refused.value).startswith("mine.json: ")
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        ({"stage": 4}, "stage=4, but ZeRO has the stages 0, 1, 2 and 3"),
+        ({"stage": "2"}, "stage='2', but ZeRO has the stages"),
+        ({"stage": True}, "stage=True, but ZeRO has the stages"),
+        ({"reduce_bucket_size": "5e8"}, "reduce_bucket_size='5e8', but a number from 1 on is needed"),
+        ({"reduce_bucket_size": -1}, "reduce_bucket_size=-1, but a number from 1 on is needed"),
+        ({"reduce_bucket_size": float("nan")}, "reduce_bucket_size=nan, but a number from 1 on is needed"),
+        ({"offload_optimizer": "cpu"}, "offload_optimizer='cpu', but an object of settings is needed, such as"),
+        ({"offload_param": [1]}, "offload_param=[1], but an object of settings is needed, such as"),
+    ],
+)
+def test_a_wrong_type_is_refused_when_the_file_is_read(tmp_path, zero, message):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    with pytest.raises(ScalerError) as refused:
+        ds_config.read(path)
+    assert str(refused.value).startswith(f"{path}: zero_optimization.{message}")
 
 
 @pytest.mark.parametrize(

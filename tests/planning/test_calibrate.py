@@ -82,6 +82,7 @@ def test_two_ranks_measure_their_link_and_keep_what_they_cannot_know(run_command
         (["nowhere/here.yaml"], "nowhere/here.yaml: a file *.yaml in a folder that exists is needed"),
         (["here.yaml", "--rows", "8,2"], "--rows '8,2': two rising numbers are needed, such as 2,8"),
         (["here.yaml", "--seconds", "0"], "--seconds 0: give more than 0"),
+        (["here.yaml", "--seconds", "nan"], "--seconds nan: give more than 0"),
         (["here.yaml", "--hardware", "p4e.24xlarge"], "no known hardware and no file 'p4e.24xlarge'"),
         (["here.yaml", "--deepspeed_config", "none.json"], "none.json: no such file"),
     ],

@@ -75,6 +75,8 @@ def test_a_budget_is_kept(planned):
         (("--hardware", "p5.48xlarge", "--nodes", "1,x"), "whole numbers from 1 on"),
         (("--hardware", "p5.48xlarge", "--nodes", "3", "training.rows=64"), "cannot be shared by 24 ranks"),
         (("--hardware", "dgx-h100", "--max_cost", "5"), "has no price"),
+        (("--hardware", "dgx-h100", "--max_hours", "nan"), "--max_hours nan: give a limit from 0 on"),
+        (("--hardware", "dgx-h100", "--max_hours", "-1"), "--max_hours -1: give a limit from 0 on"),
         (("--hardware", "p5.48xlarge", "training.row=3"), "did you mean 'rows'?"),
         (("--hardware", "p5.48xlarge", "--deepspeed_config", "none.json"), "no such file"),
     ],

@@ -1,4 +1,4 @@
-# The verbs of the project. `make pretrain` needs nothing but Python >= 3.10 and make; all else goes into .venv.
+# The targets of the project. `make pretrain` needs nothing but Python >= 3.10 and make; all else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,8 +19,8 @@ help:
 	@echo "make data         set up and prepare the data of RECIPE"
 	@echo "make test         set up and run the tests"
 	@echo "make test-fast    only tests that start no process (two minutes)"
-	@echo "make test-bare    those that SLURM, MPI or ssh matter to, as on a machine without them (root)"
-	@echo "make test-slow    those that \`make test\` leaves out, for they take long"
+	@echo "make test-bare    tests that depend on SLURM, MPI or ssh, as on a machine without them (root)"
+	@echo "make test-slow    those that \`make test\` leaves out, because they take long"
 	@echo "make test-slurm   only those on a SLURM of virtual nodes (root, and Debian's slurmctld slurmd slurm-client munge)"
 	@echo "make chaos        interrupt a training 32 times at random, and compare it with one left alone (ten minutes)"
 	@echo "make resume-matrix  resume from every world size, ZeRO stage and precision at every other (25 minutes)"

@@ -88,10 +88,11 @@ def run(arguments: argparse.Namespace, world: World) -> None:
                 if stopped_by:
                     finish_stopped(job, progress, policy, monitor, stopped_by)
                 else:
-                    if progress.step < job.recipe.training.steps:
+                    steps_done = progress.step
+                    if steps_done < job.recipe.training.steps:
                         return_to_best(progress, policy)
                     heartbeat.doing = "evaluating and exporting the model"
-                    finish_trained(job, world, engine, embeddings_before, progress, monitor, started)
+                    finish_trained(job, world, engine, embeddings_before, progress, steps_done, monitor, started)
             policy.close()
             engine.close()
 
@@ -208,7 +209,9 @@ def open_monitor(job: Job, engine: Engine, meter: Meter, world: World, resumed_a
     flops = devices.measure_matmul_flops(device, torch.bfloat16 if engine.bf16 else torch.float32)
     meter.ceiling = float(total(torch.tensor(flops, device=device, dtype=torch.float64)))
     logger.info(f"matrix-multiply ceiling {meter.ceiling / 1e9:,.0f} GFLOP/s on {quantity(world.size, 'rank')}")
-    unigram_entropy = heldout.unigram_entropy(job.rows["heldout"], job.data.manifest.unigram_counts())
+    unigram_entropy = all_or_none(
+        lambda: heldout.unigram_entropy(job.rows["heldout"], job.data.manifest.unigram_counts()), world
+    )
     return Monitor(job, world, log, meter, unigram_entropy)
 
 
@@ -252,6 +255,7 @@ def finish_trained(
     engine: Engine,
     embeddings_before: Any,
     progress: Progress,
+    steps_done: int,
     monitor: Monitor,
     started: float,
 ) -> None:
@@ -259,6 +263,8 @@ def finish_trained(
 
     Args:
         embeddings_before: the token embeddings at this start, which must be the same now if they are frozen.
+        progress: of the weights, which may be those of an earlier checkpoint.
+        steps_done: the steps that the run has trained, and its newest checkpoint has.
         started: when this start began, by `time.perf_counter`.
     """
     measured = loop.heldout_loss(job, world, engine)
@@ -282,7 +288,7 @@ def finish_trained(
             f"{monitor.unigram_entropy - measured.loss:.2f} nats under the unigram entropy\n"
             f"  {picture}\n  {folder}\n  tensorboard --logdir {run_dir.parent}\n  scaler fill-mask {run_dir}",
         )
-        run_folder.set_state(run_dir, "finished", step=progress.step, steps=job.recipe.training.steps)
+        run_folder.set_state(run_dir, "finished", step=steps_done, steps=job.recipe.training.steps)
 
 
 def write_card(

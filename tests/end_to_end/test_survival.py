@@ -259,6 +259,7 @@ def test_early(outcome):
     assert progress["worse"] == 2 and progress["step"] == progress["best_step"] + 6 < STEPS
     assert f"step_{progress['best_step']:08d}, saved by" in outcome["said"]
     assert progress["best_step"] in outcome["checkpoints"]
+    assert outcome["state.json"]["step"] == progress["step"]
 
 
 # ---- ranks

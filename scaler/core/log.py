@@ -43,12 +43,14 @@ class Console(logging.Handler):
         """Write a record as a line."""
         self.last = time.monotonic()
         stream = sys.stdout if self.on_stdout and record.levelno < logging.WARNING else sys.stderr
+        if stream is None:  # the process was started without it
+            return
         try:
             stream.write(f"{self.format(record)}\n")  # in one piece, because ranks share the console
             stream.flush()
         except BrokenPipeError:  # its reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except OSError:
+        except (OSError, ValueError):  # a full disk; a closed stream, or one whose encoding lacks a character
             pass
 
 
@@ -69,7 +71,7 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(timeout=1.0)  # it may be writing to a console that takes nothing, which must not hold us
 
     def _beat(self) -> None:
         logger, doing, since = logging.getLogger(__name__), self.doing, time.monotonic()

@@ -82,6 +82,33 @@ def test_a_reader_that_has_gone_ends_nothing():
     assert done.returncode == 0 and messages(done.stderr) == [("0", "still here")]
 
 
+@pytest.mark.parametrize("closing", [">&- 2>&-", ""])
+def test_a_console_that_was_never_there_or_is_closed_ends_nothing(closing, tmp_path):
+    done = tmp_path / "done"
+    program = (
+        "import logging, pathlib, sys; from scaler.core import log; log.set_up(0, 0, on_stdout=True)\n"
+        "logger = logging.getLogger('scaler.x')\n"
+        "sys.stdout and sys.stdout.close()\n"
+        "logger.info('line'); logger.warning('another')\n"
+        f"pathlib.Path({str(done)!r}).touch()"
+    )
+    subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closing}', sys.executable, program], env=os.environ, check=False, timeout=60
+    )
+    assert done.exists()
+
+
+def test_a_console_that_takes_nothing_does_not_hold_the_end_of_a_heartbeat(monkeypatch):
+    monkeypatch.setattr(log, "SILENT_SECONDS", 0.0)
+    log.set_up(0, 0)
+    writes, free = log.threading.Event(), log.threading.Event()
+    monkeypatch.setattr(log.Console, "emit", lambda self, record: (writes.set(), free.wait(60)))
+    with log.Heartbeat("checking the data") as heartbeat:
+        assert writes.wait(60)
+    assert not free.is_set() and heartbeat._thread.is_alive()
+    free.set()
+
+
 def test_a_silent_process_says_what_it_is_doing(monkeypatch):
     monkeypatch.setattr(log, "SILENT_SECONDS", 0.0)
     log.set_up(0, 0)

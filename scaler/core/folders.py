@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -13,6 +14,7 @@ from typing import IO
 from scaler.core import slurm
 from scaler.core.errors import ScalerError, explain_disk_errors
 
+logger = logging.getLogger(__name__)
 LOCK = ".lock"
 
 
@@ -50,15 +52,15 @@ def exclusive(folder: Path) -> Iterator[None]:
 def try_lock(file: IO[str] | int, folder: Path) -> bool:
     """Lock an open file without waiting; return False when another process holds it.
 
-    The operating system gives the lock back however the process ends. On a disk without locks a warning is printed,
-    and the answer is True.
+    The operating system gives the lock back however the process ends. On a disk without locks it warns and
+    returns True.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:  # some disks of clusters have no locks
-        print(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it", flush=True)
+        logger.warning(f"{folder}: cannot be locked ({error.strerror}); let no second start work in it")
     return True
 
 

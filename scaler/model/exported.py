@@ -31,9 +31,13 @@ def find(path: Path) -> Path:
 
 
 def find_newest(path: Path) -> Path:
-    """Return the same, or the newest export in a folder of runs. Raises ScalerError when there is none."""
+    """Return the folder of an exported model as `find` does; of a folder of runs, the newest export.
+
+    Raises: ScalerError when there is none.
+    """
+    is_one = any((path / name).is_file() for name in (CONFIG, f"{EXPORT}/{CONFIG}", RECIPE))
     runs = sorted(path.glob(f"*/{EXPORT}/{CONFIG}"), key=lambda config: config.stat().st_mtime)
-    return runs[-1].parent if runs and not (path / RECIPE).is_file() else find(path)
+    return runs[-1].parent if runs and not is_one else find(path)
 
 
 def find_or_hub_id(asked: str) -> str:

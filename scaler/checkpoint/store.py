@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of a run, which all ranks write and read together. Methods that are collectives say so.
+    """The checkpoints of a run, which all ranks write and read together.
+
+    The docstring of a method says whether it is a collective.
 
     Args:
         folder: on a disk that all ranks see.
@@ -35,7 +37,7 @@ class Checkpoints:
         keep_every: those whose step is a multiple of it stay, too.
 
     Attributes:
-        watch: is told that it goes on while reading or writing takes long.
+        watch: called with what is being done, again and again, while reading or writing takes long.
     """
 
     def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:

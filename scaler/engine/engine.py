@@ -16,6 +16,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 from torch import nn
@@ -140,7 +141,8 @@ class Engine:
 
     @property
     def _device(self) -> torch.device:
-        return torch.device(next(self.module.parameters()).device)
+        # not that of the parameters, which stage 3 can keep on the CPU
+        return torch.device(get_accelerator().device_name())
 
     def _patch(self) -> None:
         """Replace what DeepSpeed does slowly, where that was measured; see scaler/engine/patches."""

@@ -48,11 +48,11 @@ def join(world: World, seconds: float | None = None) -> None:
             f"rank {world.rank}: {world.size} ranks could not meet at {where} ({str(error).splitlines()[0][:200]}); "
             "all nodes must reach that address, and the port must be free: set MASTER_ADDR and MASTER_PORT"
         ) from error
-    by_rank = collectives.all_gather(patches.usable(), world)
+    by_rank = [", ".join(names) or "no patch" for names in collectives.all_gather(patches.usable(), world)]
     other = next((rank for rank, names in enumerate(by_rank) if names != by_rank[0]), None)
     if other is not None:  # their collectives would not fit together
         collectives.agree_or_raise(
-            f"rank {other} may apply {', '.join(by_rank[other]) or 'no patch'}, and rank 0 {', '.join(by_rank[0])}; "
+            f"rank {other} may apply {by_rank[other]}, and rank 0 {by_rank[0]}; "
             f"give all nodes the same {switches.VARIABLE} and the same DeepSpeed",
             world,
         )

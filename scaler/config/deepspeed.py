@@ -232,7 +232,7 @@ def precision_of(content: dict[str, Any], native_bf16: bool = False) -> str:
         native_bf16: the value of "auto", which a resolved one no longer has.
     """
     enabled = content.get("bf16", {}).get("enabled", False)
-    return "bf16" if enabled is True or (enabled == "auto" and native_bf16) else "fp32"
+    return "bf16" if (native_bf16 if enabled == "auto" else enabled) else "fp32"
 
 
 def optimizer_state(settings: Optimizer) -> tuple[str, ...]:

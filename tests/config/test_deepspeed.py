@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from deepspeed.runtime.precision_config import get_bfloat16_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,6 +91,13 @@ def test_bf16_auto_follows_the_hardware_and_a_fixed_value_does_not(native):
     assert resolve(AUTO, native)["bf16"]["enabled"] is native
     assert resolve({**AUTO, "bf16": {"enabled": not native}}, native)["bf16"]["enabled"] is not native
     assert resolve({}, native)["bf16"].get("enabled", False) is False
+
+
+@pytest.mark.parametrize("enabled", [True, 1])
+def test_the_precision_is_the_one_that_deepspeed_takes_from_the_same_value(enabled):
+    resolved = resolve({"bf16": {"enabled": enabled}}, False)
+    assert ds_config.precision_of(resolved) == "bf16"
+    assert get_bfloat16_config(resolved).enabled is True
 
 
 def test_the_content_that_was_read_stays_as_it_was():

@@ -25,7 +25,7 @@ def join(world: World, seconds: float | None = None) -> None:
         world: this process among the ranks.
         seconds: how long the ranks wait for each other, now and in every collective; torch's 30 minutes by default.
 
-    Raises: ScalerError when the ranks cannot meet, or differ in the patches that they may apply.
+    Raises: ScalerError on every rank when the ranks cannot meet, or differ in the patches that they may apply.
     """
     # At every start DeepSpeed compiles a shared-memory all-reduce that only its inference engine calls (105 s on one
     # core, and it wants a C++ compiler). Training never uses it.
@@ -50,11 +50,10 @@ def join(world: World, seconds: float | None = None) -> None:
         ) from error
     by_rank = [", ".join(names) or "no patch" for names in collectives.all_gather(patches.usable(), world)]
     other = next((rank for rank, names in enumerate(by_rank) if names != by_rank[0]), None)
-    if other is not None:  # their collectives would not fit together
-        collectives.agree_or_raise(
+    if other is not None:  # their collectives would not fit together; preflight needs it from every rank
+        raise ScalerError(
             f"rank {other} may apply {by_rank[other]}, and rank 0 {by_rank[0]}; "
-            f"give all nodes the same {switches.VARIABLE} and the same DeepSpeed",
-            world,
+            f"give all nodes the same {switches.VARIABLE} and the same DeepSpeed"
         )
     patches.apply("direct_collectives", partial(direct_collectives.install, deepspeed.comm.comm.cdb), place)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import re
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from torch import nn
 
 from scaler.core import switches
 from scaler.core.errors import ScalerError
-from scaler.engine import patches
+from scaler.distributed import local_ranks
+from scaler.distributed.world import World
+from scaler.engine import patches, process_group
 from scaler.engine.patches import direct_collectives
 from scaler.engine.state import ShardedState
 
@@ -107,6 +110,23 @@ def test_a_function_that_is_gone_makes_the_source_unknown(monkeypatch):
         assert patches.fingerprint("direct_collectives") == "no deepspeed.comm.torch.TorchBackend.no_more"
     finally:
         patches.fingerprint.cache_clear()
+
+
+def join_with(world: World, *given: str) -> str:
+    os.environ[switches.VARIABLE] = given[world.rank]
+    try:
+        process_group.join(world)
+    except ScalerError as error:
+        return str(error)
+    finally:
+        process_group.leave()
+    return ""
+
+
+def test_ranks_that_may_apply_different_patches_all_say_so():
+    worlds = [World(rank, 2, rank, 2) for rank in range(2)]
+    text = "rank 1 may apply no patch, and rank 0 attention, dropout; give all nodes the same SCALER_PATCHES"
+    assert [text in said for said in local_ranks.call(worlds, join_with, "attention,dropout", "none")] == [True, True]
 
 
 def test_the_reduction_refuses_an_argument_that_it_does_not_know(monkeypatch):

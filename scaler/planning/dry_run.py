@@ -15,6 +15,7 @@ from scaler.config import deepspeed as ds_config
 from scaler.config.command_line import chosen_recipe
 from scaler.config.deepspeed import FP32_BYTES
 from scaler.config.recipe import Recipe
+from scaler.core.text import quantity
 from scaler.distributed.world import World
 from scaler.model import build, embeddings, initialisation
 from scaler.model import parameters as model
@@ -138,7 +139,7 @@ model        {content["parameters"]:,} parameters, {content["trainable_parameter
 {_indent(model.render_table(content["what_trains"]))}
 rows         {rows}
 batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \
-x {batch["ranks"]} ranks
+x {quantity(batch["ranks"], "rank")}
 length       {content["steps"]:,} steps, {content["tokens"]:,} tokens, {epochs}, \
 {content["training_flops"]:.2e} floating-point operations
 memory       {sum(memory.values()) / 1e6:,.0f} MB a rank before activations: \

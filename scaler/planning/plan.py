@@ -15,7 +15,7 @@ from scaler.config.batch import batches, solve_batch
 from scaler.config.deepspeed import precision_of
 from scaler.config.recipe import Recipe, load
 from scaler.core.errors import ScalerError, nearest
-from scaler.core.text import table
+from scaler.core.text import quantity, table
 from scaler.planning import critical_batch, failures, hardware, step_time
 from scaler.planning.hardware import Hardware
 from scaler.planning.memory import Sharding, memory_of_step
@@ -74,7 +74,7 @@ def describe(
     fraction, every = goodput(point, work, on)
     if not fraction:
         raise ScalerError(
-            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {point.nodes} nodes fail before any step is "
+            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {quantity(point.nodes, 'node')} fail before any step is "
             "kept; give a longer time"
         )
     steps = critical_batch.steps(work.steps, work.rows, point.batch.rows, critical)
@@ -191,7 +191,7 @@ def _why_not(points: Sequence[PredictedPoint], work: Workload, on: Hardware, nod
         remedy = "a smaller data.seq_len"
     return (
         f"even {least.batch.micro_rows} row a micro-batch at ZeRO-{least.sharding.stage} takes "
-        f"{least.memory.peak / 1e9:.1f} GB of {on.memory_bytes / 1e9:.0f} GB a rank on {nodes} nodes; try {remedy}"
+        f"{least.memory.peak / 1e9:.1f} GB of {on.memory_bytes / 1e9:.0f} GB a rank on {quantity(nodes, 'node')}; try {remedy}"
     )
 
 
@@ -225,17 +225,17 @@ def render(content: dict[str, Any]) -> str:
     ]
     first, *others = table(cells, header, align=">")
     text += [first, *(row + " *" * line["past_critical"] for row, line in zip(others, lines, strict=True))]
-    text += [f"{nodes} nodes: {why}" for nodes, why in content["left_out"].items()]
+    text += [f"{quantity(nodes, 'node')}: {why}" for nodes, why in content["left_out"].items()]
     text += _batch_lines(content)
     knee = content["stops_paying"]
     text.append(
         f"efficiency stays at {MIN_EFFICIENCY:.0%} or more up to the end of this table"
         if knee is None
-        else f"from {knee['nodes']} nodes on efficiency is below {MIN_EFFICIENCY:.0%}, mainly because of "
+        else f"from {quantity(knee['nodes'], 'node')} on efficiency is below {MIN_EFFICIENCY:.0%}, mainly because of "
         f"{PARTS[knee['part']]}"
     )
     text += [
-        f"on {other['nodes']} nodes ZeRO-{other['stage']}{TO_OWNERS * other['to_owners']} with "
+        f"on {quantity(other['nodes'], 'node')} ZeRO-{other['stage']}{TO_OWNERS * other['to_owners']} with "
         f"{other['micro_rows']} x {other['accumulation']} "
         f"would take {1e3 * other['step_seconds']:.1f} ms a step"
         for other in content["other_stages"]
@@ -244,13 +244,13 @@ def render(content: dict[str, Any]) -> str:
     if asked and chosen is None:
         fastest, cheapest = (min(lines, key=lambda line: line[key]) for key in ("hours", "node_hours"))
         text.append(
-            f"nothing is within the budget: the fastest takes {fastest['hours']:.3g} hours on {fastest['nodes']} nodes,"
+            f"nothing is within the budget: the fastest takes {fastest['hours']:.3g} hours on {quantity(fastest['nodes'], 'node')},"
             f" the cheapest {cheapest['node_hours']:.3g} node-hours on {cheapest['nodes']}"
         )
     elif asked:
         cost = "" if chosen["cost"] is None else f", {chosen['cost']:,.2f} in money"
         text.append(
-            f"within the budget: {chosen['nodes']} nodes, {chosen['hours']:.3g} hours, "
+            f"within the budget: {quantity(chosen['nodes'], 'node')}, {chosen['hours']:.3g} hours, "
             f"{chosen['node_hours']:.3g} node-hours{cost}"
         )
     measured = ", ".join(on["measured"]) or "nothing"

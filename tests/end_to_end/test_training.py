@@ -260,8 +260,7 @@ def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(t
     done = run_command(sys.executable, "-m", "scaler.train", "--run_dir", run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (
-        f"step_{step:08d}, saved by 2 ranks at ZeRO-2 in {PRECISION}, on 1 rank at ZeRO-2 in {PRECISION}"
-        in done.stdout
+        f"step_{step:08d}, saved by 2 ranks at ZeRO-2 in {PRECISION}, on 1 rank at ZeRO-2 in {PRECISION}" in done.stdout
     )
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "train_loss" in record] == list(range(1, 151))

@@ -74,8 +74,8 @@ def describe(
     fraction, every = goodput(point, work, on)
     if not fraction:
         raise ScalerError(
-            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {quantity(point.nodes, 'node')} fail before any step is "
-            "kept; give a longer time"
+            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {quantity(point.nodes, 'node')} fail before any step "
+            "is kept; give a longer time"
         )
     steps = critical_batch.steps(work.steps, work.rows, point.batch.rows, critical)
     hours = steps * point.step.seconds / fraction / 3600
@@ -191,7 +191,8 @@ def _why_not(points: Sequence[PredictedPoint], work: Workload, on: Hardware, nod
         remedy = "a smaller data.seq_len"
     return (
         f"even {least.batch.micro_rows} row a micro-batch at ZeRO-{least.sharding.stage} takes "
-        f"{least.memory.peak / 1e9:.1f} GB of {on.memory_bytes / 1e9:.0f} GB a rank on {quantity(nodes, 'node')}; try {remedy}"
+        f"{least.memory.peak / 1e9:.1f} GB of {on.memory_bytes / 1e9:.0f} GB a rank on {quantity(nodes, 'node')}; "
+        f"try {remedy}"
     )
 
 
@@ -244,8 +245,8 @@ def render(content: dict[str, Any]) -> str:
     if asked and chosen is None:
         fastest, cheapest = (min(lines, key=lambda line: line[key]) for key in ("hours", "node_hours"))
         text.append(
-            f"nothing is within the budget: the fastest takes {fastest['hours']:.3g} hours on {quantity(fastest['nodes'], 'node')},"
-            f" the cheapest {cheapest['node_hours']:.3g} node-hours on {cheapest['nodes']}"
+            f"nothing is within the budget: the fastest takes {fastest['hours']:.3g} hours on "
+            f"{quantity(fastest['nodes'], 'node')}, the cheapest {cheapest['node_hours']:.3g} node-hours on {cheapest['nodes']}"
         )
     elif asked:
         cost = "" if chosen["cost"] is None else f", {chosen['cost']:,.2f} in money"

@@ -74,8 +74,8 @@ def describe(
     fraction, every = goodput(point, work, on)
     if not fraction:
         raise ScalerError(
-            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {quantity(point.nodes, 'node')} fail before any step "
-            "is kept; give a longer time"
+            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {quantity(point.nodes, 'node')} "
+            "fail before any step is kept; give a longer time"
         )
     steps = critical_batch.steps(work.steps, work.rows, point.batch.rows, critical)
     hours = steps * point.step.seconds / fraction / 3600
@@ -246,7 +246,8 @@ def render(content: dict[str, Any]) -> str:
         fastest, cheapest = (min(lines, key=lambda line: line[key]) for key in ("hours", "node_hours"))
         text.append(
             f"nothing is within the budget: the fastest takes {fastest['hours']:.3g} hours on "
-            f"{quantity(fastest['nodes'], 'node')}, the cheapest {cheapest['node_hours']:.3g} node-hours on {cheapest['nodes']}"
+            f"{quantity(fastest['nodes'], 'node')}, the cheapest {cheapest['node_hours']:.3g} node-hours "
+            f"on {cheapest['nodes']}"
         )
     elif asked:
         cost = "" if chosen["cost"] is None else f", {chosen['cost']:,.2f} in money"

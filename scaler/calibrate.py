@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scaler.config.command_line import add_ds_config, add_overrides, add_recipe
 from scaler.config.recipe import DEFAULT_RECIPE
+from scaler.core import log
 from scaler.core.cli import Parser, command
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import detect_world
@@ -63,7 +64,9 @@ def main() -> None:
     from scaler.engine import process_group
     from scaler.planning import calibrate
 
-    calibrate.run(arguments, detect_world())
+    world = detect_world()
+    log.set_up(arguments.verbosity, world.rank)
+    calibrate.run(arguments, world)
     process_group.leave()
 
 

@@ -12,6 +12,7 @@ import importlib.util
 from pathlib import Path
 
 from scaler.config.command_line import ds_config
+from scaler.core import log
 from scaler.core.cli import Parser, at_least, command
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import detect_world
@@ -88,7 +89,9 @@ def main() -> None:
             raise ScalerError(f"fine-tuning needs {package}; install it with `pip install '.[finetune]'`")
     from scaler.finetuning.sweep import start
 
-    start(arguments, detect_world())
+    world = detect_world()
+    log.set_up(arguments.verbosity, world.rank)
+    start(arguments, world)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 
 from scaler.config import deepspeed as ds_config
 from scaler.config import recipe
-from scaler.core import folders, provenance, slurm
+from scaler.core import folders, log, provenance, slurm
 from scaler.core.cli import Parser, command
 from scaler.core.errors import EXIT_BAD_INPUT, ScalerError
 from scaler.distributed import collectives, devices
@@ -172,6 +172,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
     world = detect_world()
+    log.set_up(arguments.verbosity, world.rank)
     point = study_folder.read_point(arguments.folder / study_folder.POINTS / arguments.point)
     check_ranks(point, world)
     from scaler.engine import process_group  # seconds for DeepSpeed

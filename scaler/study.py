@@ -53,6 +53,7 @@ def parser() -> Parser:
     made.add_argument(
         "--write_only", action="store_true", help="write the study's folder and print the points, but measure none"
     )
+    made.add_json("a list with an object for each point")
     add_overrides(made)
     return made
 

@@ -38,6 +38,7 @@ def parser() -> Parser:
     )
     option("--workers", type=at_least(1), default=1, help="trials at work at a time (default: %(default)s)")
     option("--ranks", type=at_least(1), default=1, help="ranks of each trial, on this machine (default: %(default)s)")
+    made.add_json("the results")
     add_overrides(made)
     return made
 

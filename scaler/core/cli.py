@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from scaler.core import commands, log
@@ -38,6 +39,13 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(status_of(error))
 
     return run
+
+
+@contextlib.contextmanager
+def progress_beside(as_json: bool) -> Iterator[None]:
+    """Print progress on standard error where standard output is for JSON alone."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
 
 
 class _Missing(Exception):

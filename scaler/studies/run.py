@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import math
 import os
 import sys
@@ -10,10 +12,12 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scaler.core import text
+from scaler.core.cli import progress_beside
 from scaler.core.errors import EXIT_TRY_AGAIN, ScalerError
 from scaler.distributed import local_ranks
 from scaler.studies import folder as study_folder
@@ -82,17 +86,31 @@ def measure(arguments: argparse.Namespace) -> None:
             else f"failed: {local_ranks.reason_of(log, status)}"
         )
         print(f"{done}/{len(to_do)} {entry.point.name}: {outcome}; {text.duration(left)} left", flush=True)
-    conclude(study)
 
 
-def conclude(study: Path) -> None:
-    """Print how many points are measured, and which have failed; exit with status 75 if any has."""
+def entry_as_json(entry: Entry) -> dict[str, Any]:
+    """Return a point, what was measured of it (null if nothing yet), and why attempts at it failed."""
+    measured = entry.measured
+    return {
+        "name": entry.point.name,
+        **dataclasses.asdict(entry.point),
+        "step_seconds": None if measured is None else study_folder.step_seconds(measured),
+        "peak_bytes": None if measured is None else max(measured.peak_bytes),
+        "failures": list(entry.failures),
+    }
+
+
+def conclude(study: Path, as_json: bool) -> None:
+    """Print how many points are measured, and which have failed, or all points as JSON; exit with 75 if any failed."""
     entries = study_folder.read(study)
     failed = [entry for entry in entries if entry.measured is None and len(entry.failures) >= ATTEMPTS]
     measured = sum(entry.measured is not None for entry in entries)
-    for entry in failed:
-        print(f"failed: {entry.point.name}: {entry.failures[-1]}", flush=True)
-    print(f"{study}: {measured} measured, {len(failed)} failed, {len(open_points(entries))} left", flush=True)
+    with progress_beside(as_json):
+        for entry in failed:
+            print(f"failed: {entry.point.name}: {entry.failures[-1]}", flush=True)
+        print(f"{study}: {measured} measured, {len(failed)} failed, {len(open_points(entries))} left", flush=True)
+    if as_json:
+        print(json.dumps([entry_as_json(entry) for entry in entries], indent=2))
     if failed:
         raise SystemExit(EXIT_TRY_AGAIN)
 
@@ -109,9 +127,15 @@ def run(arguments: argparse.Namespace) -> None:
         for what, why in left_out.items():
             print(f"left out: {what}: {why}", file=sys.stderr, flush=True)
         if on_this_machine:
-            measure(arguments)
+            with progress_beside(arguments.json):
+                measure(arguments)
+            conclude(arguments.folder, arguments.json)
             return
-        to_do = open_points(study_folder.read(arguments.folder))
+        entries = study_folder.read(arguments.folder)
+        to_do = open_points(entries)
         print(f"{arguments.folder}: {len(to_do)} points to measure; on nodes of SLURM: {SCRIPT}", file=sys.stderr)
+        if arguments.json:
+            print(json.dumps([entry_as_json(entry) for entry in entries], indent=2))
+            return
         for entry in to_do:
             print(entry.point.name)

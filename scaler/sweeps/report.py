@@ -24,8 +24,8 @@ SETTINGS, RESULTS, BEST, PICTURE, BOARD = "settings.json", "results.json", "best
 ORDER = ("finished", "pruned", "running", "failed")
 
 
-def write(folder: Path) -> str:
-    """Write all results anew, and return the text to print."""
+def write(folder: Path) -> dict[str, Any]:
+    """Write all results anew, and return what results.json has."""
     about = read_json(folder / SETTINGS)
     trials = sorted(sweep_trial.records(folder), key=_rank)
     seq_len = about["recipe"]["data"]["seq_len"]
@@ -58,7 +58,7 @@ def write(folder: Path) -> str:
     write_json(folder / RESULTS, content)
     pictures.draw(space, trials, folder / PICTURE)
     _write_scalars(trials, folder / BOARD)
-    return render(content, folder)
+    return content
 
 
 def _rank(trial: dict[str, Any]) -> tuple[Any, ...]:

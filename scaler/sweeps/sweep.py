@@ -16,6 +16,7 @@ import torch
 from scaler.config import recipe
 from scaler.config.typed import differences
 from scaler.core import folders
+from scaler.core.cli import progress_beside
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.core.folders import exclusive
@@ -149,6 +150,17 @@ def run(arguments: argparse.Namespace) -> None:
     base = resolved(arguments, [])
     space = sweep_space.parse(arguments.space, lambda more: resolved(arguments, more).recipe)
     begin(arguments, base, space)
+    with progress_beside(arguments.json):
+        asked = work(arguments, base.recipe, space)
+        with exclusive(arguments.folder):
+            content = sweep_report.write(arguments.folder)
+    print(json.dumps(content, indent=2) if arguments.json else sweep_report.render(content, arguments.folder))
+    if asked:
+        print(f"stopped by {asked}; the same command goes on", file=sys.stderr if arguments.json else sys.stdout)
+
+
+def work(arguments: argparse.Namespace, base: recipe.Recipe, space: Any) -> str | None:
+    """Run trials until none is left or the sweep is stopped. Return what has stopped it, if anything."""
     slots: list[Trial | None] = [None] * arguments.workers
     more = True
     with stop.StopRequests(arguments.folder) as requests:
@@ -156,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
             asked = stop.reason(requests.flags())
             for slot, trial in enumerate(slots):
                 if trial is None and more and not asked:
-                    slots[slot] = take(arguments, base.recipe, space, slot)
+                    slots[slot] = take(arguments, base, space, slot)
                     more = slots[slot] is not None
                 elif trial is not None and trial.follow(asked is not None):
                     slots[slot], more = None, True
@@ -165,7 +177,4 @@ def run(arguments: argparse.Namespace) -> None:
                 break
             time.sleep(POLL_SECONDS)
         requests.honoured()
-    with exclusive(arguments.folder):
-        print(sweep_report.write(arguments.folder))
-    if asked:
-        print(f"stopped by {asked}; the same command goes on")
+    return asked

@@ -59,7 +59,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "calibrate": ({"recipe", "deepspeed_config", "hardware", "rows", "seconds", "json"}, ["out", "overrides"]),
     "study": (
         {"recipe", "deepspeed_config", "nodes", "ranks_per_node", "stages", "offload", "series", "micro_rows"}
-        | {"buckets", "steps", "warmup", "write_only"},
+        | {"buckets", "steps", "warmup", "write_only", "json"},
         ["folder", "overrides"],
     ),
     "report": ({"hardware", "out", "json"}, ["study"]),
@@ -69,7 +69,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         | {"replacement_seconds", "mtbf_node_hours", "step_deviation", "elastic", "runs", "seed", "json", "out"},
         [],
     ),
-    "sweep": ({"recipe", "deepspeed_config", "space", "trials", "workers", "ranks"}, ["folder", "overrides"]),
+    "sweep": ({"recipe", "deepspeed_config", "space", "trials", "workers", "ranks", "json"}, ["folder", "overrides"]),
     "preflight": (RUN | {"gpu", "slowest_share", "seconds", "json"}, ["overrides"]),
     "nodes-for-batch": (RUN | {"nodes", "ranks_per_node"}, ["overrides"]),
 }

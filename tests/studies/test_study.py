@@ -189,6 +189,14 @@ def test_nodes_of_slurm_are_only_defined(begin, tmp_path):
     assert not [entry for entry in study_folder.read(tmp_path / "study") if entry.measured]
 
 
+def test_all_points_come_as_json_beside_what_is_said_of_them(begin, tmp_path):
+    status, said, errors = begin("--write_only", "--stages", "0,1", "--json")
+    first, _ = found = json.loads(said)
+    assert status == 0 and "2 points to measure" in errors
+    assert [one["name"] for one in found] == [entry.point.name for entry in study_folder.read(tmp_path / "study")]
+    assert (first["stage"], first["rows"], first["step_seconds"], first["failures"]) == (0, 12, None, [])
+
+
 # ---- really measured
 
 
@@ -240,8 +248,9 @@ def test_a_study_is_stopped_goes_on_and_outlives_a_point_that_fails(begin, tmp_p
     assert f"failed: {names[1]}: {failures[0]}\n" in said
 
     # ---- nothing more is tried, until somebody mends it
-    status, said, _ = begin(*grid)
-    assert status == 75 and "3 measured, 1 failed, 0 left" in said
+    status, said, errors = begin(*grid, "--json")
+    assert status == 75 and "3 measured, 1 failed, 0 left" in errors
+    assert [(one["step_seconds"] is None, len(one["failures"])) for one in json.loads(said)].count((True, 3)) == 1
     broken.rmdir()
     (folder / "points" / names[1] / "failures.jsonl").unlink()
     status, said, _ = begin(*grid)

@@ -116,7 +116,9 @@ def test_a_sweep_finds_a_better_rate_than_the_recipes_own_and_says_what_it_cost(
 def test_the_same_sweep_has_the_same_trials_and_a_second_look_changes_nothing(search, tmp_path):
     search(RATE, *SHORT, "--trials", 4)
     first = without_time(tmp_path)
-    assert search(RATE, *SHORT, "--trials", 4)[1].count("begins") == 0
+    status_, said, errors = search(RATE, *SHORT, "--trials", 4, "--json")
+    assert (status_, "begins" in errors) == (0, False)
+    assert json.loads(said) == json.loads((tmp_path / "sweep" / "results.json").read_text())
     assert without_time(tmp_path) == first
     (tmp_path / "sweep").rename(tmp_path / "before")
     search(RATE, *SHORT, "--trials", 2)

@@ -185,17 +185,17 @@ def _write_to(folder: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """Return an error in one line; of NCCL's message only the part after "Last error"."""
-    said = one_line(error) or type(error).__name__
-    return said[max(0, said.find("Last error:")) :][:300]
+    text = one_line(error) or type(error).__name__
+    return text[max(0, text.find("Last error:")) :][:300]
 
 
 def _is_of_others(error: Exception) -> bool:
     """Return whether the error means that other ranks were missing or have gone."""
-    said = str(error).lower()
-    if "failed to connect" in said or "trying to connect" in said:  # to the first rank, which others have reached
+    text = str(error).lower()
+    if "failed to connect" in text or "trying to connect" in text:  # to the first rank, which others have reached
         return False
     words = (OTHERS, "timed out", "timeout", "closed by", "connection reset", "broken pipe", "remote process exited")
-    return any(word in said for word in words)
+    return any(word in text for word in words)
 
 
 def read(folder: Path) -> list[Report]:

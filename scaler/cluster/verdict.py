@@ -114,8 +114,8 @@ def _add(problems: dict[str, list[str]], host: str, problem: str) -> None:
 
 def _most(bad: dict[str, list[str]], nodes: set[str]) -> NodeVerdict:
     if len(bad) * 2 > len(nodes) > 1:
-        said = "; ".join(f"{host}: {problems[0]}" for host, problems in bad.items())
-        return NodeVerdict(bad, setting=f"most nodes are bad, so it is a setting or the network: {said}")
+        listed = "; ".join(f"{host}: {problems[0]}" for host, problems in bad.items())
+        return NodeVerdict(bad, setting=f"most nodes are bad, so it is a setting or the network: {listed}")
     return NodeVerdict(bad)
 
 
@@ -137,11 +137,11 @@ def _unlike(reports: Sequence[Report]) -> tuple[list[tuple[Report, str]], str | 
     for key, bound in LIKE.items():
         middle = _median(reports, key)
         odd = [report for report in reports if middle is not None and _differs(report.facts.get(key), middle, bound)]
-        said = [(r, f"computes a {key} of {r.facts[key]:.6g} where others get {middle:.6g}") for r in odd]
+        problems = [(r, f"computes a {key} of {r.facts[key]:.6g} where others get {middle:.6g}") for r in odd]
         if odd and not _are_few(odd, reports):
-            unclear = f"{odd[0].host} {said[0][1]}; one of the nodes computes wrongly"
+            unclear = f"{odd[0].host} {problems[0][1]}; one of the nodes computes wrongly"
         else:
-            found += said
+            found += problems
     clocks = [report for report in reports if "clock" in report.facts]
     ahead = [report.facts["clock"] for report in clocks]
     if clocks and max(ahead) - min(ahead) > SKEW_SECONDS:

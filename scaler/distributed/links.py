@@ -38,7 +38,7 @@ class Links:
 
 @dataclass(frozen=True)
 class SustainedLinks:
-    """What all-reduces of a second reach, as in a training.
+    """The speed that all-reduces keep up for a second, as in a training.
 
     Attributes:
         seconds: of an all-reduce of one number among all ranks.

@@ -30,7 +30,7 @@ def status(folder: Path) -> dict[str, Any]:
     """
     if not run_folder.is_run(folder):
         raise ScalerError(f"{folder}: no run (no {run_folder.RECIPE}); name a folder such as runs/quickstart")
-    said = run_folder.state(folder)
+    stored = run_folder.state(folder)
     saved = next((step_of(path) for path in checkpoints(folder / "checkpoints")), None)
     measured: dict[str, Any] = {}
     for record in records(folder / METRICS):
@@ -42,15 +42,15 @@ def status(folder: Path) -> dict[str, Any]:
     last = starts[-1] if starts else {}
     return {
         "run": str(folder),
-        "state": said.get("state"),
-        "why": said.get("why") or said.get("by"),
+        "state": stored.get("state"),
+        "why": stored.get("why") or stored.get("by"),
         "step": reached,
         **_steps(folder),
         "saved_step": saved,
         "train_loss": measured.get("train_loss"),
         "heldout_loss": measured.get("heldout_loss"),
         "tokens_per_second": measured.get("speed_tokens_per_second"),
-        "seconds_left": measured.get("speed_seconds_left") if said.get("state") == "running" else None,
+        "seconds_left": measured.get("speed_seconds_left") if stored.get("state") == "running" else None,
         "slowest_rank": measured.get("speed_slowest_rank"),
         "slowest_rank_to_median": measured.get("speed_slowest_rank_to_median"),
         "seconds_since_last_word": time.time() - max(words) if words else None,

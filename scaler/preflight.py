@@ -9,6 +9,7 @@ Exit status: 0 all is well; 2 a setting is wrong, on all nodes; 75 some nodes ar
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def main() -> None:
     arguments = parser().parse()
     if arguments.run_dir is None:
         raise ScalerError("--run_dir is needed: the ranks leave their reports there")
+    if not 0 < arguments.seconds < math.inf:
+        raise ScalerError(f"--seconds {arguments.seconds:g}: give more than 0")
     from scaler.cluster.preflight import run
 
     world = detect_world()

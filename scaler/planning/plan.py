@@ -74,8 +74,8 @@ def describe(
     fraction, every = goodput(point, work, on)
     if not fraction:
         raise ScalerError(
-            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}: {quantity(point.nodes, 'node')} "
-            "fail before any step is kept; give a longer time"
+            f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}, but nodes that fail so often keep no step; "
+            "give a longer time"
         )
     steps = critical_batch.steps(work.steps, work.rows, point.batch.rows, critical)
     hours = steps * point.step.seconds / fraction / 3600

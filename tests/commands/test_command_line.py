@@ -187,6 +187,7 @@ def test_help_of_a_command_is_the_same_by_every_way_in(scaler, call):
         (["sweep", "x", "--space", "a", "--trials", "few"], "--trials 'few': a whole number is needed"),
         (["finetune", "x", "--data", "y", "--learning_rates", "-1e-5"], "--learning_rates -1e-05: 0 < rate < 1 is"),
         (["calibrate", "x.yaml", "--rows", "-1,2"], "--rows '-1,2': two rising numbers are needed"),
+        (["preflight", "--run_dir", "x", "--seconds", "nan"], "--seconds nan: give more than 0"),
         (["train", "--json"], "--json: a training prints no JSON; add --dry_run"),
         (["train", "--deepspeed_config", "zero11"], "zero11: no such file, and no name in ds_configs/; did you mean"),
         (["inspect"], "arguments are required: DIR; see `scaler inspect --help`"),

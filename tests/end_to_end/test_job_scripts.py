@@ -22,6 +22,16 @@ def test_the_scripts_are_clean():
     assert done.returncode == 0, done.stdout
 
 
+def test_job_scripts_find_an_option_in_both_spellings():
+    text = (ROOT / "slurm" / "job.sh").read_text()
+    option = text[text.index("option() {") : text.index("# requeue ")]
+    for words in ("--run_dir runs/a-b", "--run-dir runs/a-b", "--run-dir=runs/a-b", "run_dir=c --run_dir=runs/a-b x"):
+        found = subprocess.run(
+            ["bash", "-c", f"{option}\noption run_dir {words}"], capture_output=True, text=True, check=True
+        )
+        assert found.stdout == "runs/a-b\n", words
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_job_script_that_no_scheduler_started_says_so(script):
     done = subprocess.run(["bash", script], cwd=ROOT, capture_output=True, text=True, check=False)

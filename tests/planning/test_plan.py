@@ -94,6 +94,14 @@ def test_a_training_that_fits_nowhere_says_what_would(planned, tmp_path):
     assert status == 2 and "try ZeRO-3, optimizer offload or more nodes" in error and error.count("\n") == 1
 
 
+def test_nodes_that_fail_before_they_can_keep_a_step_are_refused(planned, tmp_path):
+    file = tmp_path / "frail.yaml"
+    file.write_text("{name: frail, devices: 1, memory_bytes: 1.0e+9, flops: {fp32: 1.0e+12}, memory_bandwidth: 1.0e+9, "
+                    "inside: 1.0e+9, between: 1.0e+9, mtbf_node_hours: 1.0e-9}")  # fmt: skip
+    status, _, error = planned("--hardware", file, "--nodes", "1", "training.rows=8")
+    assert status == 2 and "mtbf_node_hours=1e-09, but nodes that fail so often keep no step" in error
+
+
 def test_on_a_slow_network_each_gradient_goes_to_its_owner_alone(planned, tmp_path):
     file = tmp_path / "slow.yaml"
     file.write_text("{name: slow, devices: 1, memory_bytes: 1.0e+9, flops: {fp32: 1.0e+12}, memory_bandwidth: 1.0e+9, "

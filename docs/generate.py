@@ -111,7 +111,7 @@ def schema() -> str:
 def gpu_memory() -> str:
     """Return the guide to GPU memory with the plan's table between its two marks."""
     from scaler.config.recipe import RECIPES
-    from scaler.planning.plan import gpu_memory_table
+    from scaler.planning.gpu_memory import gpu_memory_table
 
     cells: dict[tuple[object, ...], list[object]] = {}
     heads: dict[str, str] = {}

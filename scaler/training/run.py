@@ -27,11 +27,9 @@ from scaler.engine import process_group
 from scaler.engine.engine import Engine
 from scaler.engine.engine import check as check_ds_config
 from scaler.evaluation import heldout
-from scaler.evaluation.heldout import HeldOut
-from scaler.model import build, parameters
+from scaler.model import parameters
 from scaler.model.masked_lm import MaskedLM
-from scaler.training import environment, loop, resume, run_folder
-from scaler.training.export import export, model_card
+from scaler.training import environment, finish, loop, resume, run_folder
 from scaler.training.job import Job, resolve, starting_point
 from scaler.training.metrics import Meter, RunLog
 from scaler.training.monitor import Monitor
@@ -86,13 +84,15 @@ def run(arguments: argparse.Namespace, world: World) -> None:
             with run_folder.recording_failure(job.run_dir if world.is_first else None), requests, watchdog:
                 stopped_by = loop.train(job, world, engine, progress, policy, monitor, requests)
                 if stopped_by:
-                    finish_stopped(job, progress, policy, monitor, stopped_by)
+                    finish.record_stop(job, progress, policy, monitor, stopped_by)
                 else:
                     steps_done = progress.step
                     if steps_done < job.recipe.training.steps:
-                        return_to_best(progress, policy)
+                        finish.return_to_best(progress, policy)
                     heartbeat.doing = "evaluating and exporting the model"
-                    finish_trained(job, world, engine, embeddings_before, progress, steps_done, monitor, started)
+                    finish.evaluate_and_export(
+                        job, world, engine, embeddings_before, progress, steps_done, monitor, started
+                    )
             policy.close()
             engine.close()
 
@@ -223,102 +223,4 @@ def describe_start(job: Job, engine: Engine, world: World, seconds: float) -> No
         f"{quantity(training.steps, 'step')} of {training.rows} x {job.recipe.data.seq_len} tokens "
         f"({quantity(batch.micro_rows, 'row')} x {batch.accumulation} accumulation per rank); "
         f"started in {duration(seconds)}"
-    )
-
-
-# ---- after the last step
-
-
-def finish_stopped(job: Job, progress: Progress, policy: CheckpointPolicy, monitor: Monitor, stopped_by: str) -> None:
-    """Record that the run was stopped, and log how it goes on."""
-    run_dir, steps = job.run_dir, job.recipe.training.steps
-    if monitor.log:
-        run_folder.set_state(run_dir, "stopped", step=policy.saved_at, steps=steps, by=stopped_by)
-        monitor.log.close()
-    logger.log(
-        RESULT,
-        f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, saved at step {policy.saved_at:,}; "
-        f"the same command with --run_dir {run_dir} goes on",
-    )
-
-
-def return_to_best(progress: Progress, policy: CheckpointPolicy) -> None:
-    """Return to the checkpoint of the lowest held-out loss, because the last evaluations did not improve on it."""
-    evaluations = quantity(progress.evaluations_since_best, "evaluation")
-    logger.info(f"stopped early: {evaluations}, and none under {progress.best_loss}")
-    policy.go_to_best(progress)
-
-
-def finish_trained(
-    job: Job,
-    world: World,
-    engine: Engine,
-    embeddings_before: Any,
-    progress: Progress,
-    steps_done: int,
-    monitor: Monitor,
-    started: float,
-) -> None:
-    """Evaluate and export the model. Collective; rank 0 writes.
-
-    Args:
-        embeddings_before: the token embeddings at this start, which must be the same now if they are frozen.
-        progress: of the weights, which may be those of an earlier checkpoint.
-        steps_done: the steps that the run has trained, and its newest checkpoint has.
-        started: when this start began, by `time.perf_counter`.
-    """
-    measured = loop.heldout_loss(job, world, engine)
-    state = engine.full_state()
-    embeddings_change = all_or_none(lambda: embeddings_before.describe_change(state), world)
-    logger.debug(embeddings_change)
-    if monitor.log is None:
-        return
-    log, run_dir, seconds = monitor.log, job.run_dir, time.perf_counter() - started
-    with explain_disk_errors(run_dir):
-        if not log.series("heldout_loss")[0]:  # somebody has removed the log
-            log.write(progress.step, **measured.records("heldout"))
-        picture = log.draw(monitor.unigram_entropy)
-        log.close()
-        card = write_card(job, world, progress, monitor, measured, embeddings_change, seconds)
-        folder = run_dir / "export"
-        export(state, build.build(job.config, job.recipe.seed), job.data.tokenizer, card, folder)
-        logger.log(
-            RESULT,
-            f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, "
-            f"{monitor.unigram_entropy - measured.loss:.2f} nats under the unigram entropy\n"
-            f"  {picture}\n  {folder}\n  tensorboard --logdir {run_dir.parent}\n  scaler fill-mask {run_dir}",
-        )
-        run_folder.set_state(run_dir, "finished", step=steps_done, steps=job.recipe.training.steps)
-
-
-def write_card(
-    job: Job,
-    world: World,
-    progress: Progress,
-    monitor: Monitor,
-    measured: HeldOut,
-    embeddings_change: str,
-    seconds: float,
-) -> str:
-    """Return the model card of the export."""
-    assert monitor.log is not None
-    manifest = job.data.manifest
-    sources = ", ".join(str(source["source"]) for source in manifest.sources)
-    _, losses = monitor.log.series("train_loss")
-    return model_card(
-        job.recipe,
-        {
-            "held-out loss": f"{measured.loss:.3f} nats over {measured.tokens:,} masked tokens",
-            "unigram entropy of the same tokens": f"{monitor.unigram_entropy:.3f} nats",
-            "held-out masked accuracy": f"{measured.masked_accuracy:.2%}",
-            "training loss, last logged": f"{losses[-1]:.3f} nats" if losses else "not logged",
-            "optimizer steps": f"{progress.step:,}",
-            "token embeddings": embeddings_change,
-            "tokens seen or stepped over": f"{progress.consumed_rows * job.recipe.data.seq_len:,}",
-            "time": f"{duration(seconds)} on {quantity(world.size, 'rank')}, since the last start",
-        },
-        f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
-        f"tokens for training, {manifest.count('heldout', 'documents'):,} documents held out.",
-        "deepspeed scaler/train.py --recipe recipe.yaml --deepspeed_config ds_config.json",
-        str(job.data.tokenizer.mask_token),
     )

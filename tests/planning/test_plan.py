@@ -8,8 +8,8 @@ from conftest import ROOT
 from scaler import plan
 from scaler.core.errors import ScalerError
 from scaler.planning import activations
+from scaler.planning.gpu_memory import gpu_memory_table
 from scaler.planning.memory import Activations
-from scaler.planning.plan import gpu_memory_table
 
 
 @pytest.fixture

@@ -1,0 +1,119 @@
+"""End a run: record that it was stopped, or evaluate and export the model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from scaler.core.errors import explain_disk_errors
+from scaler.core.log import RESULT
+from scaler.core.text import duration, quantity
+from scaler.distributed.collectives import all_or_none
+from scaler.distributed.world import World
+from scaler.engine.engine import Engine
+from scaler.evaluation.heldout import HeldOut
+from scaler.model import build
+from scaler.training import loop, run_folder
+from scaler.training.export import export, model_card
+from scaler.training.job import Job
+from scaler.training.monitor import Monitor
+from scaler.training.progress import Progress
+from scaler.training.resume import CheckpointPolicy
+
+logger = logging.getLogger(__name__)
+
+
+def record_stop(job: Job, progress: Progress, policy: CheckpointPolicy, monitor: Monitor, stopped_by: str) -> None:
+    """Record that the run was stopped, and log how it goes on."""
+    run_dir, steps = job.run_dir, job.recipe.training.steps
+    if monitor.log:
+        run_folder.set_state(run_dir, "stopped", step=policy.saved_at, steps=steps, by=stopped_by)
+        monitor.log.close()
+    logger.log(
+        RESULT,
+        f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, saved at step {policy.saved_at:,}; "
+        f"the same command with --run_dir {run_dir} goes on",
+    )
+
+
+def return_to_best(progress: Progress, policy: CheckpointPolicy) -> None:
+    """Return to the checkpoint of the lowest held-out loss, because the last evaluations did not improve on it."""
+    evaluations = quantity(progress.evaluations_since_best, "evaluation")
+    logger.info(f"stopped early: {evaluations}, and none under {progress.best_loss}")
+    policy.go_to_best(progress)
+
+
+def evaluate_and_export(
+    job: Job,
+    world: World,
+    engine: Engine,
+    embeddings_before: Any,
+    progress: Progress,
+    steps_done: int,
+    monitor: Monitor,
+    started: float,
+) -> None:
+    """Evaluate and export the model. Collective; rank 0 writes.
+
+    Args:
+        embeddings_before: the token embeddings at this start, which must be the same now if they are frozen.
+        progress: of the weights, which may be those of an earlier checkpoint.
+        steps_done: the steps that the run has trained, and its newest checkpoint has.
+        started: when this start began, by `time.perf_counter`.
+    """
+    measured = loop.heldout_loss(job, world, engine)
+    state = engine.full_state()
+    embeddings_change = all_or_none(lambda: embeddings_before.describe_change(state), world)
+    logger.debug(embeddings_change)
+    if monitor.log is None:
+        return
+    log, run_dir, seconds = monitor.log, job.run_dir, time.perf_counter() - started
+    with explain_disk_errors(run_dir):
+        if not log.series("heldout_loss")[0]:  # somebody has removed the log
+            log.write(progress.step, **measured.records("heldout"))
+        picture = log.draw(monitor.unigram_entropy)
+        log.close()
+        card = write_card(job, world, progress, monitor, measured, embeddings_change, seconds)
+        folder = run_dir / "export"
+        export(state, build.build(job.config, job.recipe.seed), job.data.tokenizer, card, folder)
+        logger.log(
+            RESULT,
+            f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, "
+            f"{monitor.unigram_entropy - measured.loss:.2f} nats under the unigram entropy\n"
+            f"  {picture}\n  {folder}\n  tensorboard --logdir {run_dir.parent}\n  scaler fill-mask {run_dir}",
+        )
+        run_folder.set_state(run_dir, "finished", step=steps_done, steps=job.recipe.training.steps)
+
+
+def write_card(
+    job: Job,
+    world: World,
+    progress: Progress,
+    monitor: Monitor,
+    measured: HeldOut,
+    embeddings_change: str,
+    seconds: float,
+) -> str:
+    """Return the model card of the export."""
+    assert monitor.log is not None
+    manifest = job.data.manifest
+    sources = ", ".join(str(source["source"]) for source in manifest.sources)
+    _, losses = monitor.log.series("train_loss")
+    return model_card(
+        job.recipe,
+        {
+            "held-out loss": f"{measured.loss:.3f} nats over {measured.tokens:,} masked tokens",
+            "unigram entropy of the same tokens": f"{monitor.unigram_entropy:.3f} nats",
+            "held-out masked accuracy": f"{measured.masked_accuracy:.2%}",
+            "training loss, last logged": f"{losses[-1]:.3f} nats" if losses else "not logged",
+            "optimizer steps": f"{progress.step:,}",
+            "token embeddings": embeddings_change,
+            "tokens seen or stepped over": f"{progress.consumed_rows * job.recipe.data.seq_len:,}",
+            "time": f"{duration(seconds)} on {quantity(world.size, 'rank')}, since the last start",
+        },
+        f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
+        f"tokens for training, {manifest.count('heldout', 'documents'):,} documents held out.",
+        "deepspeed scaler/train.py --recipe recipe.yaml --deepspeed_config ds_config.json",
+        str(job.data.tokenizer.mask_token),
+    )

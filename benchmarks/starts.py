@@ -2,7 +2,7 @@
 
 `python benchmarks/starts.py [--root OTHER_CHECKOUT] [--run runs/NAME] [--study STUDY] [--recipe NAME]` starts each
 command by its module, so that checkouts without the command `scaler` can be measured, too. With --root the checkouts
-take turns. Each start is made once more before, unmeasured, for the bytecode.
+take turns. Each start is made once before and not measured, because that one writes the bytecode.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def parts_for(documents: int) -> int:
 
 
 def find(key_files: Sequence[Path], row: int, part: int, parts: int, out: Path) -> dict[str, Any]:
-    """Write the numbers of documents that repeat a key of an earlier one, for the keys of one part.
+    """Write which documents repeat a key of an earlier one, among the keys of one part.
 
     Args:
         key_files: .npy files of uint64 (rows, documents); the documents of all files, in this order, are numbered.

@@ -48,7 +48,7 @@ def all_or_none(work: Callable[[], Result], world: World) -> Result:
 
     Where `work` has collectives of its own, it must fail on all ranks or on none.
 
-    Raises: as `agree_or_raise`, for a ScalerError or OSError of `work`.
+    Raises: what `agree_or_raise` raises, if `work` raised a ScalerError or OSError on any rank.
     """
     problem, result, status = None, None, EXIT_BAD_INPUT
     try:

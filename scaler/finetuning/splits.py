@@ -29,7 +29,7 @@ class Sources:
     Attributes:
         train: files, or the id of a Hugging Face data set.
         validation, test: files.
-        percent: of the training texts, for a split without files.
+        percent: the part of the training texts that a split without files gets.
     """
 
     train: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from limits import limit
+from small_data import write_documents, write_recipe
 from transformers import PreTrainedModel
 
 from data_prep.pipeline.workers import WorkerPool
@@ -31,22 +33,10 @@ from scaler.model import build, masked_lm
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
-# where programs of tests/workers find the modules of tests/support
-SEARCH = os.pathsep.join([str(ROOT / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])])
+WORKERS = ROOT / "tests" / "workers"
+# where a program finds the packages, and those of tests/workers the modules of tests/support
+SEARCH = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH")]))
 DESELECTED = pytest.StashKey[dict[str, int]]()
-TINY_RECIPE = """
-corpus: {sources: [{source: SOURCE}], heldout_percent: 12, test_percent: 5, part_mib: 1}
-dedup: {exact: false, near: false}
-tokenizer: {vocab_size: 400}
-data: {folder: FOLDER, seq_len: 32}
-model: {model_type: roberta, num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 4, intermediate_size: 64,
-        max_position_embeddings: 40, type_vocab_size: 1, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}
-objective: {mask_probability: 0.25}
-initialisation: {unigram_bias: true, neighbour_heads: [-1, 1]}
-optimizer: {learning_rate: 1.0e-2}
-schedule: {warmup_share: 0.1}
-training: {steps: 12, rows: 12, max_micro_rows: 4, log_every: 4, evaluate_every: 6}
-"""
 
 
 def make_documents(count: int, seed: int = 0) -> list[str]:
@@ -131,11 +121,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def tiny_recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over a small local text file, its data prepared."""
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "text.txt").write_text("\n\n".join(make_documents(2000)), encoding="utf-8")
-    text = TINY_RECIPE.replace("SOURCE", str(folder / "text.txt")).replace("FOLDER", str(folder / "data"))
-    (folder / "tiny.yaml").write_text(text, encoding="utf-8")
-    prepare(load(str(folder / "tiny.yaml")), WorkerPool())
-    return folder / "tiny.yaml"
+    file = write_recipe(folder, write_documents(folder / "text.txt", make_documents(2000)))
+    prepare(load(str(file)), WorkerPool())
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -143,33 +131,54 @@ def tiny_recipe(tiny_recipe_file: Path) -> Recipe:
     return load(str(tiny_recipe_file))
 
 
+def environ_with(environ: dict[str, str]) -> dict[str, str]:
+    """The environment of a command of the project, as in a shell with our programs on the path."""
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": search, "HF_HUB_OFFLINE": "1", "PYTHONPATH": SEARCH, **environ}
+
+
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command of the project as a user would, from a folder of the test's own."""
+    """Run a command as a user would, from a folder of the test's own; `status`: what it must end with."""
 
-    def run(*arguments: object, cwd: Path, timeout: float = 600, **environ: str) -> subprocess.CompletedProcess[str]:
-        search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
-            [str(argument) for argument in arguments],
-            cwd=cwd,
-            timeout=limit(timeout),
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PATH": search, "HF_HUB_OFFLINE": "1", **environ},
-            check=False,
+    def run(
+        *command: object, cwd: Path, timeout: float = 600, status: int | None = None, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        words, environ = [str(word) for word in command], environ_with(environ)
+        done = subprocess.run(
+            words, cwd=cwd, timeout=limit(timeout), capture_output=True, text=True, env=environ, check=False
         )
+        assert status in (None, done.returncode), done.stdout[-3000:] + done.stderr[-3000:]
+        return done
 
     return run
 
 
+@pytest.fixture
+def start_command(tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command of the project in the test's folder and in a session of its own, which ends with the test."""
+    started = []
+
+    def start(*command: object, environ: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "start_new_session": True, **options}
+        started.append(subprocess.Popen([str(word) for word in command], env=environ_with(environ or {}), **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 @pytest.fixture(scope="session")
 def worker_figures(run_command, tmp_path_factory) -> Callable[..., Any]:
-    """Run a program of the tests that trains on several ranks; return the figures that it leaves as JSON."""
+    """Run a program of tests/workers that trains on several ranks; return the figures that it leaves as JSON."""
 
-    def run(*command: object, timeout: float = 1200) -> Any:
+    def run(name: str, *arguments: object, launcher: tuple[object, ...] = (sys.executable,)) -> Any:
         folder = tmp_path_factory.mktemp("worker")
-        done = run_command(*command, folder, cwd=folder, timeout=timeout, CUDA_VISIBLE_DEVICES="", PYTHONPATH=SEARCH)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        command = (*launcher, WORKERS / f"{name}.py", *arguments, folder)
+        run_command(*command, cwd=folder, timeout=1200, status=0, CUDA_VISIBLE_DEVICES="")
         return json.loads((folder / "figures.json").read_text())
 
     return run
@@ -218,12 +227,8 @@ def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 def two_sources(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A recipe over two sources, its data prepared."""
     folder = tmp_path_factory.mktemp("two")
-    for name, seed in (("one", 0), ("two", 1)):
-        (folder / f"{name}.txt").write_text("\n\n".join(make_documents(900, seed)), encoding="utf-8")
-    listed = f"{{source: {folder / 'one.txt'}}}, {{source: {folder / 'two.txt'}}}"
-    text = TINY_RECIPE.replace("{source: SOURCE}", listed).replace("FOLDER", str(folder / "data"))
-    (folder / "two.yaml").write_text(text, encoding="utf-8")
-    recipe = load(str(folder / "two.yaml"))
+    texts = [write_documents(folder / f"{name}.txt", make_documents(900, n)) for n, name in enumerate(("one", "two"))]
+    recipe = load(str(write_recipe(folder, *texts)))
     prepare(recipe, WorkerPool())
     return recipe
 

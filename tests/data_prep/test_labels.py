@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from refusals import refusal
 
 from data_prep import labels
 from data_prep.labelling import aws_labels, tasks
@@ -142,8 +143,7 @@ def test_names_are_of_other_services_in_each_split(services):
 
 
 def test_too_few_are_refused_and_nothing_is_written(services, tmp_path, command):
-    status, _, errors = command("--out", tmp_path / "out", "--services", 1)
-    assert status == 2 and "--services 1: two services" in errors
-    status, _, errors = command("--out", tmp_path / "out", "--services", 2, "--texts_a_service", 1)
-    assert status == 2 and "take more with the options" in errors
+    assert "--services 1: two services" in refusal(command("--out", tmp_path / "out", "--services", 1))
+    few = ("--services", 2, "--texts_a_service", 1)
+    assert "take more with the options" in refusal(command("--out", tmp_path / "out", *few))
     assert not (tmp_path / "out").exists()

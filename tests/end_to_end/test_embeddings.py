@@ -1,13 +1,12 @@
 """Token embeddings that begin as word vectors: frozen they cost nothing and stay to the last bit, updated they move."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_sentences
+from conftest import make_sentences
 from transformers import AutoModelForMaskedLM
 
 from data_prep.pipeline.workers import WorkerPool
@@ -59,7 +58,7 @@ def vectors(recipe_file):
 
 @pytest.fixture(scope="module")
 def outcomes(recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "embeddings_worker.py", recipe_file)
+    return worker_figures("embeddings_worker", recipe_file)
 
 
 def network_for(recipe_file, *overrides):

@@ -12,9 +12,8 @@ BOUNDS = {"fp32": 2e-5, "bf16": 5e-2}
 
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
-    worker = ROOT / "tests" / "workers" / "parity_worker.py"
     launcher = ("deepspeed", "--num_gpus", 2, "--master_port", free_port(), "--no_local_rank")
-    return worker_figures(*launcher, worker, tiny_recipe_file, *CONFIGS)
+    return worker_figures("parity_worker", tiny_recipe_file, *CONFIGS, launcher=launcher)
 
 
 @pytest.mark.parametrize("precision", BOUNDS)

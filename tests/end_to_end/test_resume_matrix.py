@@ -1,9 +1,6 @@
 """A checkpoint of any world size, ZeRO stage and precision goes on at any other, with the same losses."""
 
-import sys
-
 import pytest
-from conftest import ROOT
 
 # fp32 differs in the order of summation alone; bf16 keeps 8 bits of weights and gradients
 PROBE_BOUND = {"fp32": 1e-6, "bf16": 2e-3}
@@ -15,7 +12,7 @@ pytestmark = pytest.mark.slow  # `make resume-matrix` tries all pairs
 
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "resume_worker.py", tiny_recipe_file, "some")
+    return worker_figures("resume_worker", tiny_recipe_file, "some")
 
 
 def pairs(figures):

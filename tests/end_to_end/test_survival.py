@@ -2,11 +2,9 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from transformers import AutoModelForMaskedLM
 
 STEPS = 24
@@ -35,16 +33,15 @@ class Outcomes:
     """What came of each scenario, by name; its family is played when the first of them is asked for."""
 
     def __init__(self, worker_figures, recipe: Path) -> None:
-        self._worker_figures, self._recipe = worker_figures, recipe
+        self._figures, self._recipe = worker_figures, recipe
         self._played: dict[str, dict | BaseException] = {}
 
     def __getitem__(self, scenario: str) -> dict:
         family = next(name for name, scenarios in FAMILIES.items() if scenario in scenarios.split())
         if family not in self._played:
             alone = "-" if family == "alone" else Path(self["alone"]["exported"]).parents[1]
-            command = (sys.executable, ROOT / "tests" / "workers" / "scenarios.py", self._recipe, alone)
             try:
-                self._played[family] = self._worker_figures(*command, *FAMILIES[family].split())
+                self._played[family] = self._figures("scenarios", self._recipe, alone, *FAMILIES[family].split())
             except BaseException as error:
                 self._played[family] = error
         played = self._played[family]

@@ -1,10 +1,7 @@
 """Replacements of library code change nothing that is learned: losses and norms with each of them on and off."""
 
-import sys
-
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from scaler.core.switches import NAMES
 
@@ -15,7 +12,7 @@ EXACT = ("dropout", "direct_collectives", "allocator")
 
 @pytest.fixture(scope="module")
 def figures(tiny_recipe_file, worker_figures):
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "switches_worker.py", tiny_recipe_file)
+    return worker_figures("switches_worker", tiny_recipe_file)
 
 
 def apart(one: dict[str, list[float]], other: dict[str, list[float]]) -> float:

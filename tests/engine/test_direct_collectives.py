@@ -1,10 +1,8 @@
 """Parts sent straight to their ranks are summed and gathered as gloo does it, alone and in DeepSpeed's engine."""
 
 import itertools
-import sys
 
 import pytest
-from conftest import ROOT
 
 from scaler.config import deepspeed as ds_config
 
@@ -12,7 +10,7 @@ from scaler.config import deepspeed as ds_config
 @pytest.fixture(scope="module")
 def figures(worker_figures, tiny_recipe_file):
     """Return the results of three ranks."""
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "exchange_worker.py", tiny_recipe_file)
+    return worker_figures("exchange_worker", tiny_recipe_file)
 
 
 def test_sums_and_gathers_are_those_of_gloo_also_in_a_group_of_some_ranks(figures):

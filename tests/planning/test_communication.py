@@ -1,10 +1,8 @@
 """Predicted communication against what the engine sends, and against formulae."""
 
-import sys
 from math import log2
 
 import pytest
-from conftest import ROOT
 
 from scaler.planning import communication
 from scaler.planning.communication import collectives_of_step
@@ -16,7 +14,7 @@ LAYOUT = Layout(((600_000, 64_000), (262_144, 65_536, 65_536), (256, 256, 1024))
 @pytest.fixture(scope="module")
 def figures(worker_figures, tiny_recipe_file):
     """By ZeRO stage and micro-batches, what two ranks hand to collectives in a step, and what is told."""
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "plan_worker.py", tiny_recipe_file)
+    return worker_figures("plan_worker", tiny_recipe_file)
 
 
 @pytest.mark.parametrize("number", range(12))

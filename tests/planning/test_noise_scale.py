@@ -5,13 +5,11 @@ import itertools
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 from scaler import noise_scale, plan
 from scaler.checkpoint import folder as checkpoint_folder
@@ -119,7 +117,7 @@ def test_where_noise_drowns_the_gradient_no_number_is_given():
 @pytest.fixture(scope="module")
 def figures(worker_figures, tiny_recipe_file):
     """A finished run of the tiny recipe with dropout, all of its checkpoints kept; a copy that two ranks measured."""
-    return worker_figures(sys.executable, ROOT / "tests" / "workers" / "noise_worker.py", tiny_recipe_file, BATCHES)
+    return worker_figures("noise_worker", tiny_recipe_file, BATCHES)
 
 
 @pytest.fixture(scope="module")

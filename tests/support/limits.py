@@ -1,6 +1,9 @@
 """Time limits of tests. They only end what hangs, so they grow with how slow the machine is at the moment."""
 
+import subprocess
 import time
+from collections.abc import Callable
+from typing import Any
 
 QUIET_SECONDS = 0.06  # that `_work` takes on a quiet core of an Intel Xeon of 2023
 MOST = 10.0
@@ -20,3 +23,13 @@ def limit(seconds: float) -> float:
     _work()
     _slowest = min(MOST, max(_slowest, (time.perf_counter() - clock) / QUIET_SECONDS))
     return seconds * _slowest
+
+
+def wait_until(holds: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 400) -> Any:
+    """Return what `holds` gives once it is true; fails after so many seconds, or where the process ends before."""
+    end = time.monotonic() + limit(seconds)
+    while not (found := holds()):
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.005)
+    return found

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import TINY_RECIPE
+from small_data import write_recipe
 
 from scaler.planning import workload as planning_workload
 from scaler.planning.hardware import Hardware
@@ -40,8 +40,7 @@ def workload_once():
 def new_study(folder: Path) -> Path:
     """A study without points."""
     (folder / "points").mkdir(parents=True)
-    recipe = TINY_RECIPE.replace("SOURCE", "text.txt").replace("FOLDER", "data")
-    (folder / "recipe.yaml").write_text("name: tiny\n" + recipe)
+    write_recipe(folder, "text.txt", file="recipe.yaml", name="tiny")
     return folder
 
 

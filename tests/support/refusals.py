@@ -1,0 +1,24 @@
+"""What every refusal keeps to: one line, and of a command status 2."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import CompletedProcess
+
+import pytest
+
+from scaler.core.errors import ScalerError
+
+
+@contextmanager
+def refused(said: str) -> Iterator[pytest.ExceptionInfo[ScalerError]]:
+    """Expect an error of one line that matches a pattern."""
+    with pytest.raises(ScalerError, match=said) as raised:
+        yield raised
+    assert "\n" not in str(raised.value)
+
+
+def refusal(result: tuple[int, str, str] | CompletedProcess[str]) -> str:
+    """The only line of a command that ended with status 2 and did nothing else; `result` of `call` or `run_command`."""
+    status, out, error = result if isinstance(result, tuple) else (result.returncode, result.stdout, result.stderr)
+    assert (status, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1, (out, error)
+    return error

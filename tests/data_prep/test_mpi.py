@@ -7,13 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY_RECIPE, make_documents
-from limits import limit
+from conftest import ROOT, make_documents
+from limits import wait_until
+from on_disk import content
+from refusals import refusal
+from small_data import write_documents, write_recipe
 
 from data_prep.pipeline.workers import WorkerPool, worker_pool
 from data_prep.prepared.prepare import prepare
@@ -29,10 +31,6 @@ pytestmark = [
 ]
 
 
-def folders_of(data):
-    return {path.relative_to(data): path.read_bytes() for path in data.rglob("*") if path.is_file()}
-
-
 def command(recipe, data, ranks):
     return [MPIEXEC, "-n", ranks, sys.executable, "-m", "data_prep", "--recipe", recipe, f"data.folder={data}"]
 
@@ -43,12 +41,9 @@ def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mpi")
     for number in range(4):
         documents = make_documents(400) + make_documents(800, seed=number) + ["<p>caf\u00c3\u00a9 &amp; bar</p> " * 9]
-        (folder / f"source{number}.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    sources = "}, {source: ".join(str(folder / f"source{number}.txt") for number in range(4))
-    cleaning = "cleaning: {unicode_repair: true, markup: true, normalise: NFC, min_characters: 20}"
-    text = TINY_RECIPE.replace("SOURCE", sources).replace("dedup: {exact: false, near: false}", cleaning)
-    (folder / "tiny.yaml").write_text(text, encoding="utf-8")
-    return folder / "tiny.yaml"
+        write_documents(folder / f"source{number}.txt", documents)
+    cleaning = "{unicode_repair: true, markup: true, normalise: NFC, min_characters: 20}"
+    return write_recipe(folder, *sorted(folder.glob("source*")), cleaning=cleaning, dedup="{}")
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +52,14 @@ def reference(recipe):
     data = recipe.parent / "reference"
     with worker_pool(2) as pool:
         prepare(load(str(recipe), [f"data.folder={data}"]), pool)
-    content = folders_of(data)
-    names = {"corpus", "clean", "dedup", "tokenizer", "shards", "rows-32"}
-    assert {path.parts[0] for path in content} == names
-    assert sum(path.suffix == ".rows" for path in content) == 12
-    return content
+    made = content(data)
+    assert {stage_of(path) for path in made} == {"corpus", "clean", "dedup", "tokenizer", "shards", "rows-32"}
+    assert sum(path.endswith(".rows") for path in made) == 12
+    return made
+
+
+def stage_of(path):
+    return path.partition("/")[0]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -69,42 +67,29 @@ def test_any_number_of_ranks_makes_the_bytes_that_processes_make(recipe, referen
     done = run_command(*command(recipe, tmp_path / "data", ranks), cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("data/corpus: written") == 1
-    assert folders_of(tmp_path / "data") == reference
+    assert content(tmp_path / "data") == reference
 
 
 @pytest.mark.parametrize(("rank", "stage"), [(0, "dedup"), (1, "clean")])
-def test_a_killed_rank_ends_the_job_and_the_next_run_makes_the_same_bytes(recipe, reference, tmp_path, rank, stage):
+def test_a_killed_rank_ends_the_job_and_the_next_run_makes_the_same_bytes(
+    recipe, reference, tmp_path, start_command, rank, stage
+):
     data = tmp_path / "data"
-    job = subprocess.Popen(
-        list(map(str, command(recipe, data, 2))), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        ranks = ranks_of(job)
-        others = psutil.Process(job.pid).children(recursive=True)
-        wait_until(lambda: list(data.glob(f"{stage}.partial/tasks/*.json")), job)
-        ranks[rank].send_signal(signal.SIGKILL)
-        assert job.wait(PATIENCE) != 0
-        assert psutil.wait_procs(others, PATIENCE)[1] == []
-    finally:
-        job.kill()
-        job.wait()
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    job = start_command(*command(recipe, data, 2), cwd=ROOT, **silent)
+    ranks = ranks_of(job)
+    others = psutil.Process(job.pid).children(recursive=True)
+    wait_until(lambda: list(data.glob(f"{stage}.partial/tasks/*.json")), job, 2 * PATIENCE)
+    ranks[rank].send_signal(signal.SIGKILL)
+    assert job.wait(PATIENCE) != 0
+    assert psutil.wait_procs(others, PATIENCE)[1] == []
     assert not (data / "rows-32").exists()
     assert list(data.glob("*.partial"))
-    whole = {path: content for path, content in folders_of(data).items() if not path.parts[0].endswith(".partial")}
-    assert all(reference[path] == content for path, content in whole.items())
-    begun = {path.parts[0] for path in whole}
-    assert set(whole) == {path for path in reference if path.parts[0] in begun}
+    whole = {path: some for path, some in content(data).items() if not stage_of(path).endswith(".partial")}
+    begun = {stage_of(path) for path in whole}
+    assert whole == {path: some for path, some in reference.items() if stage_of(path) in begun}
     prepare(load(str(recipe), [f"data.folder={data}"]), WorkerPool())
-    assert folders_of(data) == reference
-
-
-def wait_until(holds, job):
-    deadline = time.monotonic() + limit(2 * PATIENCE)
-    while not (found := holds()):
-        assert job.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    return found
+    assert content(data) == reference
 
 
 def ranks_of(job):
@@ -121,7 +106,7 @@ def ranks_of(job):
                 ranks[int(environ.get("PMI_RANK", environ.get("OMPI_COMM_WORLD_RANK", -1)))] = process
         return ranks if {0, 1} <= ranks.keys() else None
 
-    return wait_until(found, job)
+    return wait_until(found, job, 2 * PATIENCE)
 
 
 def test_bad_input_under_mpi_is_one_line_and_a_non_zero_exit(recipe, tmp_path, run_command):
@@ -143,19 +128,15 @@ def test_bad_input_under_mpi_is_one_line_and_a_non_zero_exit(recipe, tmp_path, r
 def test_an_mpi_library_that_cannot_be_loaded_is_one_line(tmp_path, run_command, module, variable, library):
     path = {"absent": tmp_path / "libmpi.so", "no_library": ROOT / "README.md", "another_library": _ctypes.__file__}
     named = {variable: "2", "MPI4PY_LIBMPI": str(path[library])}
-    done = run_command(sys.executable, "-m", *module, cwd=ROOT, **named)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: started by MPI ({variable}=2), but mpi4py cannot be loaded (")
-    assert str(path[library]) in done.stderr and "load the MPI module" in done.stderr
-    assert done.stderr.count("\n") == 1
+    said = refusal(run_command(sys.executable, "-m", *module, cwd=ROOT, **named))
+    assert said.startswith(f"error: started by MPI ({variable}=2), but mpi4py cannot be loaded (")
+    assert str(path[library]) in said and "load the MPI module" in said
 
 
 @pytest.mark.parametrize("module", [["data_prep"], ["scaler.distributed.mpi", "2"]])
 def test_ranks_of_another_mpi_than_the_launchers_are_refused(run_command, module):
     """Whether Open MPI is installed or not, without its mpirun no rank sees another."""
-    done = run_command(sys.executable, "-m", *module, cwd=ROOT, OMPI_COMM_WORLD_SIZE="2")
-    assert done.returncode == 2
+    done = run_command(sys.executable, "-m", *module, cwd=ROOT, status=2, OMPI_COMM_WORLD_SIZE="2")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # Open MPI may warn before
     refused = ("MPI sees one rank where several were started", "mpi4py sees 1 of 2 ranks", "mpi4py cannot be loaded")
     assert len(errors) == 1 and any(reason in errors[0] for reason in refused)
@@ -165,11 +146,10 @@ def test_ranks_of_another_mpi_than_the_launchers_are_refused(run_command, module
 @pytest.mark.skipif(not Path(PIPS_MPICH).exists(), reason="no MPICH of pip here: `pip install mpich`")
 @pytest.mark.parametrize("module", [["data_prep"], ["scaler.distributed.mpi", "2"]])
 def test_ranks_that_do_not_see_each_other_are_refused(run_command, module):
-    done = run_command(sys.executable, "-m", *module, cwd=ROOT, PMI_SIZE="2", MPI4PY_LIBMPI=PIPS_MPICH)
-    assert done.returncode == 2
-    refused = ("MPI sees one rank where several were started (PMI_SIZE=2)", "mpi4py sees 1 of 2 ranks")
-    assert done.stderr.startswith(tuple(f"error: {reason}" for reason in refused))
-    assert done.stderr.count("\n") == 1
+    named = {"PMI_SIZE": "2", "MPI4PY_LIBMPI": PIPS_MPICH}
+    said = refusal(run_command(sys.executable, "-m", *module, cwd=ROOT, **named))
+    reasons = ("MPI sees one rank where several were started (PMI_SIZE=2)", "mpi4py sees 1 of 2 ranks")
+    assert said.startswith(tuple(f"error: {reason}" for reason in reasons))
 
 
 def test_pips_mpich_tells_addresses_that_fit_a_line_of_slurms(tmp_path, monkeypatch):

@@ -4,25 +4,24 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, make_documents
-from limits import limit
+from conftest import make_documents
+from limits import limit, wait_until
+from on_disk import content, flip, names
+from refusals import refusal, refused
+from small_data import make_corpus, write_documents
 from tokenizers import Tokenizer
 
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import WorkerPool, worker_pool
-from data_prep.sources import corpus
 from data_prep.tokens import shards
 from data_prep.vocabulary import tokenizer
-from scaler.config.data_sections import Corpus, Source
 from scaler.config.data_sections import Tokenizer as TokenizerSettings
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, checksum, read_manifest, write_json
@@ -35,10 +34,9 @@ def data(tmp_path_factory):
     """A corpus of several parts with its tokenizer, and shards that one process made of them."""
     folder = tmp_path_factory.mktemp("data")
     odd = ["<s> is <mask> spelled </s> <pad>", "Größe 大 🙂", "  spaces  "] * 20
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in make_documents(18_000) + odd))
-    (folder / "b.txt").write_text("\n\n".join(make_documents(300, seed=1)))
-    sources = (Source(str(folder / "a.jsonl")), Source(str(folder / "b.txt")))
-    corpus.make(Corpus(sources, heldout_percent=10.0, test_percent=10.0, part_mib=1), folder / "corpus", WorkerPool())
+    first = write_documents(folder / "a.jsonl", make_documents(18_000) + odd)
+    second = write_documents(folder / "b.txt", make_documents(300, seed=1))
+    make_corpus(folder, first, second, heldout_percent=10.0, test_percent=10.0, part_mib=1)
     tokenizer.make(folder / "corpus", folder / "tokenizer", TokenizerSettings(400))
     shards.make(folder / "corpus", folder / "tokenizer", folder / "shards", WorkerPool())
     return folder
@@ -50,14 +48,6 @@ def inputs(data, tmp_path):
     for name in ("corpus", "tokenizer"):
         shutil.copytree(data / name, tmp_path / name)
     return tmp_path / "corpus", tmp_path / "tokenizer", tmp_path / "shards"
-
-
-def content(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def read(folder):
@@ -89,9 +79,7 @@ def test_each_shard_holds_the_documents_of_one_file_of_text_in_order(data):
     of_text = texts.manifest(data / "corpus")["splits"]
     for split, found in read(data / "shards")["splits"].items():
         for entry, file in zip(found, of_text[split], strict=True):
-            assert [entry[what] for what in ("name", "source", "characters")] == [
-                file[what] for what in ("name", "source", "characters")
-            ]
+            assert all(entry[what] == file[what] for what in ("name", "source", "characters"))
             shard = Shard(data / "shards" / entry["name"])
             spans = zip(*shard.documents(), strict=True)
             decoded = [decode(shard.ids[at : at + size], skip_special_tokens=False) for at, size in spans]
@@ -106,10 +94,8 @@ def test_the_bytes_are_the_same_however_many_documents_are_tokenised_at_once(dat
 
 
 def test_no_special_token_is_in_the_shards_even_where_a_text_spells_one(data):
-    found = [
-        text for entry in texts.entries(texts.manifest(data / "corpus")) for text in texts_of(data / "corpus", entry)
-    ]
-    assert any("<mask>" in text for text in found)
+    entries = texts.entries(texts.manifest(data / "corpus"))
+    assert any("<mask>" in text for entry in entries for text in texts_of(data / "corpus", entry))
     assert ids_of(data / "shards").min() >= 5
 
 
@@ -166,13 +152,7 @@ def test_a_shard_that_is_missing_or_cut_short_has_them_made_anew(data, inputs, n
     assert content(inputs[2]) == content(data / "shards")
 
 
-def flip_a_bit(path):
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    path.write_bytes(damaged)
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, os.unlink, lambda path: os.truncate(path, 1000)])
+@pytest.mark.parametrize("damage", [flip, os.unlink, lambda path: os.truncate(path, 1000)])
 @pytest.mark.parametrize("name", ["corpus/train-a-00001-0000.jsonl.zst", "tokenizer/tokenizer.json"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_damaged_input_is_named_with_a_remedy(inputs, tmp_path, name, damage, processes):
@@ -186,16 +166,20 @@ def test_damaged_input_is_named_with_a_remedy(inputs, tmp_path, name, damage, pr
         assert names(tmp_path) == ["corpus", "tokenizer"]
 
 
-def test_what_was_made_before_the_damage_is_kept_and_the_next_run_goes_on(data, inputs, tmp_path):
+def stop_half_way(inputs):
+    """A run that finds a damaged file, which is then mended."""
     path = inputs[0] / "train-a-00001-0000.jsonl.zst"
-    good = path.read_bytes()
-    flip_a_bit(path)
-    with pytest.raises(ScalerError, match="damaged"):
+    flip(path)
+    with refused("damaged"):
         shards.make(*inputs, WorkerPool())
+    flip(path)
+
+
+def test_what_was_made_before_the_damage_is_kept_and_the_next_run_goes_on(data, inputs, tmp_path):
+    stop_half_way(inputs)
     assert [path.stem for path in (tmp_path / "shards.partial" / folders.TASKS).iterdir()] == ["train-a-00000-0000"]
     kept = tmp_path / "shards.partial" / "train-a-00000-0000.bin"
     before = kept.stat().st_mtime_ns
-    path.write_bytes(good)
     assert shards.make(*inputs, WorkerPool())
     assert (inputs[2] / kept.name).stat().st_mtime_ns == before
     assert content(inputs[2]) == content(data / "shards")
@@ -203,12 +187,7 @@ def test_what_was_made_before_the_damage_is_kept_and_the_next_run_goes_on(data, 
 
 
 def test_what_another_tokenizer_began_is_made_anew(data, inputs, tmp_path):
-    path = inputs[0] / "train-a-00001-0000.jsonl.zst"
-    good = path.read_bytes()
-    flip_a_bit(path)
-    with pytest.raises(ScalerError, match="damaged"):
-        shards.make(*inputs, WorkerPool())
-    path.write_bytes(good)
+    stop_half_way(inputs)
     tokenizer.make(inputs[0], inputs[1], TokenizerSettings(350))
     assert shards.make(*inputs, WorkerPool())
     shards.make(*inputs[:2], tmp_path / "whole", WorkerPool())
@@ -218,81 +197,61 @@ def test_what_another_tokenizer_began_is_made_anew(data, inputs, tmp_path):
 @pytest.mark.parametrize("name", ["corpus", "tokenizer"])
 def test_missing_input_is_named_with_a_remedy(inputs, tmp_path, name):
     shutil.rmtree(tmp_path / name)
-    with pytest.raises(ScalerError, match=rf"{name}: no {name} here .*prepare it first"):
+    with refused(rf"{name}: no {name} here .*prepare it first"):
         shards.make(*inputs, WorkerPool())
 
 
+def command(data, processes):
+    options = ("--out", "shards", "--processes", processes)
+    return sys.executable, "-m", "data_prep.shards", data / "corpus", data / "tokenizer", *options
+
+
 def test_no_process_is_too_few(data, tmp_path, run_command):
-    arguments = (data / "corpus", data / "tokenizer", "--out", "shards", "--processes", 0)
-    result = run_command(sys.executable, "-m", "data_prep.shards", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert (result.returncode, result.stderr) == (2, "error: --processes 0: 1 is the least\n")
+    assert refusal(run_command(*command(data, 0), cwd=tmp_path)) == "error: --processes 0: 1 is the least\n"
     assert names(tmp_path) == []
 
 
 def test_a_second_run_on_the_same_folder_is_one_line_and_the_first_goes_on(running, data, tmp_path, run_command):
     process, _ = running
-    arguments = (data / "corpus", data / "tokenizer", "--out", "shards", "--processes", 1)
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        result = run_command(sys.executable, "-m", "data_prep.shards", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+        said = refusal(run_command(*command(data, 1), cwd=tmp_path))
     finally:
         os.kill(process.pid, signal.SIGCONT)
-    said = "error: shards.partial: another run is writing here; wait for it to end, or name another folder\n"
-    assert (result.returncode, result.stderr) == (2, said)
+    assert said == "error: shards.partial: another run is writing here; wait for it to end, or name another folder\n"
     process.communicate(timeout=limit(PATIENCE))
     assert process.returncode == 0
     assert content(tmp_path / "shards") == content(data / "shards")
 
 
 @pytest.fixture
-def running(data, tmp_path):
+def running(data, tmp_path, start_command):
     """The command, stopped by nothing yet, with workers in the middle of a shard: (process, the workers)."""
-    arguments = (data / "corpus", data / "tokenizer", "--out", "shards", "--processes", "2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.shards", *map(str, arguments)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + limit(PATIENCE)
-    while not list(tmp_path.glob("shards.partial/*.bin.partial")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    process = start_command(*command(data, 2))
+    wait_until(lambda: list(tmp_path.glob("shards.partial/*.bin.partial")), process, PATIENCE)
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
-    yield process, workers
+    return process, workers
+
+
+def wait_until_nobody_is_left(process):
+    """Wait until all processes of the command have ended; orphans of it would stay in its session."""
+    wait_until(lambda: not any(_is_of(other, process.pid) for other in psutil.process_iter()), seconds=PATIENCE)
+
+
+def _is_of(process, session):
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
-
-
-def nobody_is_left(process):
-    """Whether all processes of the command end; orphans of it would stay in its session."""
-    deadline = time.monotonic() + limit(PATIENCE)
-    while time.monotonic() < deadline:
-        if not any(_session(other.pid) == process.pid for other in psutil.process_iter() if _is_alive(other)):
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def _session(pid):
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def _is_alive(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return False
+
+
+def goes_on(data, folder, processes):
+    """The next run makes the bytes of one that nothing has stopped."""
+    with worker_pool(processes) as pool:
+        assert shards.make(data / "corpus", data / "tokenizer", folder / "shards", pool)
+    assert content(folder / "shards") == content(data / "shards")
+    assert names(folder) == ["shards"]
 
 
 def only_finished_shards_are_left(folder):
@@ -307,48 +266,37 @@ def only_finished_shards_are_left(folder):
                 check_file(path, record[f"{extension}_xxh3"])
 
 
-@pytest.mark.parametrize(
-    "send", [os.kill, os.killpg]
-)  # to the command alone, and as a terminal does, to its workers too
+# to the command alone, and as a terminal does, to its workers too
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
 def test_ctrl_c_leaves_nothing_but_finished_shards_and_no_processes(running, tmp_path, send):
     process, _ = running
     send(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=limit(PATIENCE))
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
     only_finished_shards_are_left(tmp_path)
-    assert nobody_is_left(process)
+    wait_until_nobody_is_left(process)
 
 
 def test_a_killed_command_leaves_no_processes_and_nothing_that_the_next_trusts(running, data, tmp_path):
     process, _ = running
     process.kill()
     process.communicate(timeout=limit(PATIENCE))
-    assert nobody_is_left(process)
+    wait_until_nobody_is_left(process)
     assert names(tmp_path) == ["shards.partial"]
-    with worker_pool(2) as pool:
-        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", pool)
-    assert content(tmp_path / "shards") == content(data / "shards")
-    assert names(tmp_path) == ["shards"]
+    goes_on(data, tmp_path, 2)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_after_a_kill_the_next_run_keeps_the_shards_that_were_done(running, data, tmp_path, processes):
     process, _ = running
-    deadline = time.monotonic() + limit(PATIENCE)
-    while not list(tmp_path.glob("shards.partial/tasks/*.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: list(tmp_path.glob("shards.partial/tasks/*.json")), process, PATIENCE)
     process.kill()
     process.communicate(timeout=limit(PATIENCE))
-    assert nobody_is_left(process)
+    wait_until_nobody_is_left(process)
     done = [path.stem for path in (tmp_path / "shards.partial" / folders.TASKS).glob("*.json")]
     before = {name: (tmp_path / "shards.partial" / f"{name}.bin").stat().st_mtime_ns for name in done}
-    with worker_pool(processes) as pool:
-        assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", pool)
+    goes_on(data, tmp_path, processes)
     assert {name: (tmp_path / "shards" / f"{name}.bin").stat().st_mtime_ns for name in done} == before
-    assert content(tmp_path / "shards") == content(data / "shards")
-    assert names(tmp_path) == ["shards"]
 
 
 def test_a_killed_worker_is_one_clear_line_and_no_hang_and_the_next_run_goes_on(running, data, tmp_path):
@@ -359,7 +307,5 @@ def test_a_killed_worker_is_one_clear_line_and_no_hang_and_the_next_run_goes_on(
     assert said.startswith("error: shards.partial: a process died while tokenising (out of memory?); run again")
     assert said.count("\n") == 1
     only_finished_shards_are_left(tmp_path)
-    assert nobody_is_left(process)
-    assert shards.make(data / "corpus", data / "tokenizer", tmp_path / "shards", WorkerPool())
-    assert content(tmp_path / "shards") == content(data / "shards")
-    assert names(tmp_path) == ["shards"]
+    wait_until_nobody_is_left(process)
+    goes_on(data, tmp_path, 1)

@@ -1,16 +1,17 @@
 """Word vectors of the tokenizer's entries: trained on the shards, the same after any interruption, row i of entry i."""
 
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_RECIPE, make_documents
-from limits import limit
+from conftest import make_documents
+from limits import limit, wait_until
+from on_disk import names
+from refusals import refusal, refused
+from small_data import write_documents, write_recipe
 
 from data_prep import inspect
 from data_prep import word2vec as data_prep_word2vec
@@ -86,6 +87,10 @@ def opened(folder, width=16, name="word2vec"):
     return word_vectors.read(folder.parent / name, checksum(folder.parent / "tokenizer" / "tokenizer.json"), width)
 
 
+def vectors_in(folder):
+    return (folder / "vectors.npy").read_bytes()
+
+
 def chains(count):
     """Runs of left neighbour, one of two twins, right neighbour, each of a topic by chance."""
     chance = np.random.default_rng(0)
@@ -125,7 +130,7 @@ def test_counts_are_those_of_the_training_documents_alone(topical):
 def test_trained_twice_by_one_thread_they_have_the_same_bytes_and_another_seed_gives_others(topical, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         make(topical, seed=seed, out=tmp_path / name)
-    first, second, third = ((tmp_path / name / "vectors.npy").read_bytes() for name in "abc")
+    first, second, third = (vectors_in(tmp_path / name) for name in "abc")
     assert first == second != third
 
 
@@ -309,16 +314,15 @@ main()
 """
 
 
-def command(folder, *settings, driver=("never", -1)):
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-c", DRIVER, *map(str, driver), folder, folder.parent / "tokenizer"),
-            *("--out", folder.parent / "word2vec", "--threads", "1", "vector_size=16", *settings),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def started(start_command):
+    """Start the command on the topical shards; `driver`: at which call of what it kills itself."""
+
+    def started(*settings, driver=("never", -1)):
+        options = ("--out", "word2vec", "--threads", 1, "vector_size=16", *settings)
+        return start_command(sys.executable, "-c", DRIVER, *driver, "shards", "tokenizer", *options)
+
+    return started
 
 
 # after some segments; between both arrays of a save; before the state that names them; after the last epoch
@@ -330,10 +334,12 @@ def command(folder, *settings, driver=("never", -1)):
         *(pytest.param(late, marks=pytest.mark.slow) for late in (("segment", 12), ("end", 1))),
     ],
 )
-def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(topical, tmp_path, monkeypatch, driver):
+def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(
+    topical, tmp_path, monkeypatch, started, driver
+):
     monkeypatch.setattr(word2vec_training, "SEGMENT_TOKENS", 5000)
     make(topical, Word2Vec(16), out=tmp_path / "whole")
-    killed = command(topical, driver=driver)
+    killed = started(driver=driver)
     killed.communicate(timeout=limit(400))
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "word2vec").exists()
@@ -343,18 +349,15 @@ def test_killed_at_any_moment_and_started_again_it_comes_to_the_same_bytes(topic
     monkeypatch.setattr(word2vec_training, "_save", lambda model, position, tasks: positions.append(position))
     make(topical, Word2Vec(16))
     assert positions == [p for p in (36_000, 72_000, 108_000) if p > state["position"]]
-    assert (tmp_path / "word2vec" / "vectors.npy").read_bytes() == (tmp_path / "whole" / "vectors.npy").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "word2vec").iterdir()) == [
-        "README.md", "counts.npy", "manifest.json", "vectors.npy"
-    ]  # fmt: skip
+    assert vectors_in(tmp_path / "word2vec") == vectors_in(tmp_path / "whole")
+    assert names(tmp_path / "word2vec") == ["README.md", "counts.npy", "manifest.json", "vectors.npy"]
 
 
-def test_ctrl_c_ends_it_at_once_and_loses_only_what_came_after_the_save(topical, tmp_path):
-    process = command(topical, "epochs=100000")
+@pytest.mark.usefixtures("topical")
+def test_ctrl_c_ends_it_at_once_and_loses_only_what_came_after_the_save(tmp_path, started):
+    process = started("epochs=100000")
     state = tmp_path / "word2vec.partial" / TASKS / word2vec_training.STATE
-    while not state.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(state.exists, process)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=limit(400))
@@ -364,17 +367,14 @@ def test_ctrl_c_ends_it_at_once_and_loses_only_what_came_after_the_save(topical,
 
 
 def test_another_setting_does_not_go_on_from_the_state(topical, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 2)
-    with pytest.raises(ScalerError, match="stopped here"):
-        make(topical)
-    monkeypatch.undo()
+    make_until(topical, monkeypatch, 2)
     make(topical, Word2Vec(16, window=2))
     make(topical, Word2Vec(16, window=2), out=tmp_path / "whole")
-    assert (tmp_path / "word2vec" / "vectors.npy").read_bytes() == (tmp_path / "whole" / "vectors.npy").read_bytes()
+    assert vectors_in(tmp_path / "word2vec") == vectors_in(tmp_path / "whole")
 
 
-def stop_after(monkeypatch, openings):
-    """Training raises when it opens so many shards."""
+def make_until(folder, monkeypatch, openings):
+    """Training that fails when it opens so many shards, after a save of each segment."""
     count, whole = [0], word2vec.Documents.pieces
 
     def pieces(self, begin, end):
@@ -383,39 +383,40 @@ def stop_after(monkeypatch, openings):
         if count[0] == openings:
             raise ScalerError("stopped here")
 
-    monkeypatch.setattr(word2vec.Documents, "pieces", pieces)
-    monkeypatch.setattr(word2vec_training, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(word2vec_training, "SEGMENT_TOKENS", 5000)
+    with monkeypatch.context() as patch, refused("stopped here"):
+        patch.setattr(word2vec.Documents, "pieces", pieces)
+        patch.setattr(word2vec_training, "SAVE_SECONDS", 0)
+        patch.setattr(word2vec_training, "SEGMENT_TOKENS", 5000)
+        make(folder)
 
 
 def test_an_error_while_documents_are_read_ends_it_and_the_next_run_goes_on(topical, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 4)
-    with pytest.raises(ScalerError, match="stopped here"):
-        make(topical)
+    make_until(topical, monkeypatch, 4)
     assert read_json(tmp_path / "word2vec.partial" / TASKS / word2vec_training.STATE)["position"] == 15_000
-    monkeypatch.undo()
     assert make(topical)
 
 
 def test_a_damaged_state_is_named(topical, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 3)
-    with pytest.raises(ScalerError, match="stopped here"):
-        make(topical)
-    monkeypatch.undo()
+    make_until(topical, monkeypatch, 3)
     (path,) = (tmp_path / "word2vec.partial" / TASKS).glob("syn1neg-*.npy")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ScalerError, match=rf"{path.name}: its checksum .* delete its folder"):
+    with refused(rf"{path.name}: its checksum .* delete its folder"):
         make(topical)
 
 
-def test_without_gensim_one_line_says_how_to_get_it(topical, tmp_path, monkeypatch, call):
+@pytest.fixture
+def command(topical, call):
+    """Call the command on the topical shards."""
+    beside = topical.parent
+    options = (topical, beside / "tokenizer", "--out", beside / "word2vec")
+    return lambda *arguments: call(data_prep_word2vec.main, *options, *arguments)
+
+
+def test_without_gensim_one_line_says_how_to_get_it(command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gensim.models", None)
-    status, _, said = call(
-        data_prep_word2vec.main, topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", "vector_size=8"
-    )
-    assert (status, said.count("\n")) == (2, 1)
+    said = refusal(command("vector_size=8"))
     assert "needs gensim" in said and "pip install '.[word2vec]'" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "tokenizer"]
+    assert names(tmp_path) == ["shards", "tokenizer"]
 
 
 @pytest.mark.parametrize(
@@ -431,46 +432,41 @@ def test_without_gensim_one_line_says_how_to_get_it(topical, tmp_path, monkeypat
         (["vector_size=8", "ready_made=gone.vec"], "gone.vec: no such file"),
     ],
 )
-def test_a_bad_setting_is_one_line_and_leaves_nothing(topical, tmp_path, call, arguments, said):
-    status, out, error = call(
-        data_prep_word2vec.main, topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", *arguments
-    )
-    assert (status, out, error.count("\n")) == (2, "", 1)
-    assert said in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "tokenizer"]
+def test_a_bad_setting_is_one_line_and_leaves_nothing(command, tmp_path, arguments, said):
+    assert said in refusal(command(*arguments))
+    assert names(tmp_path) == ["shards", "tokenizer"]
 
 
 def test_shards_that_are_absent_empty_or_another_tokenizers_are_named(topical, shards, tmp_path):
-    with pytest.raises(ScalerError, match="no shards here"):
+    with refused("no shards here"):
         make(tmp_path / "nowhere")
     path = tmp_path / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text() + " ")
-    with pytest.raises(ScalerError, match="written with another tokenizer"):
+    with refused("written with another tokenizer"):
         make(topical)
     path.unlink()
-    with pytest.raises(ScalerError, match="no tokenizer here"):
+    with refused("no tokenizer here"):
         make(topical)
-    with pytest.raises(ScalerError, match="no entry occurs"):
+    with refused("no entry occurs"):
         make(shards({"train-a": []}))
 
 
 def test_an_id_that_is_no_entry_is_named(topical):
     content = read_manifest(topical, "shards")
     write_json(topical / "manifest.json", {**content, "vocab_size": 370})
-    with pytest.raises(ScalerError, match="but the tokenizer has 370 entries"):
+    with refused("but the tokenizer has 370 entries"):
         make(topical)
 
 
-def test_ready_made_vectors_take_the_place_of_training(topical, tmp_path, monkeypatch, call):
+def test_ready_made_vectors_take_the_place_of_training(topical, command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gensim.models", None)  # they need none
     frequent = [100 + 3 * n for n in range(20)]
-    entry_of = {number: entry for entry, number in read_json(tmp_path / "tokenizer/tokenizer.json")["model"][
-        "vocab"].items()}  # fmt: skip
+    vocabulary = read_json(tmp_path / "tokenizer" / "tokenizer.json")["model"]["vocab"]
+    entry_of = {number: entry for entry, number in vocabulary.items()}
     rows = "".join(f"{entry_of[n]} {n} 1\n" for n in frequent)
     (tmp_path / "mine.vec").write_text(f"21 2\n{rows}unheard-of 1 1\n", encoding="utf-8")
-    options = [topical, tmp_path / "tokenizer", "--out", tmp_path / "word2vec", "vector_size=2"]
-    options.append(f"ready_made={tmp_path / 'mine.vec'}")
-    status, said, _ = call(data_prep_word2vec.main, *options)
+    options = ("vector_size=2", f"ready_made={tmp_path / 'mine.vec'}")
+    status, said, _ = command(*options)
     found = opened(topical, 2)
     np.testing.assert_array_equal(found.vectors[frequent], [[n, 1] for n in frequent])
     drawn = np.setdiff1d(np.arange(ENTRIES), frequent)
@@ -478,18 +474,16 @@ def test_ready_made_vectors_take_the_place_of_training(topical, tmp_path, monkey
     share = found.counts[frequent].sum() / 36_000
     assert status == 0
     assert f"400 entries of 2 numbers, 5.00% of them taken over, which stand for {share:.2%} of the training" in said
-    assert "is up to date" in call(data_prep_word2vec.main, *options)[1]
+    assert "is up to date" in command(*options)[1]
     (tmp_path / "mine.vec").write_text(f"21 2\n{rows}unheard-of 1 2\n", encoding="utf-8")
-    assert "written" in call(data_prep_word2vec.main, *options)[1]
+    assert "written" in command(*options)[1]
 
 
-def test_the_vectors_are_a_stage_of_a_recipe_that_asks_for_them(tmp_path, capsys, monkeypatch):
-    (tmp_path / "text.txt").write_text("\n\n".join(make_documents(400)), encoding="utf-8")
-    text = TINY_RECIPE.replace("SOURCE", str(tmp_path / "text.txt")).replace("FOLDER", str(tmp_path / "data"))
-    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
-    prepare(load(str(tmp_path / "tiny.yaml")), WorkerPool())
+def test_the_vectors_are_a_stage_of_a_recipe_that_asks_for_them(tmp_path, capsys, call):
+    file = write_recipe(tmp_path, write_documents(tmp_path / "text.txt", make_documents(400)))
+    prepare(load(str(file)), WorkerPool())
     assert not (tmp_path / "data" / "word2vec").exists()
-    recipe = load(str(tmp_path / "tiny.yaml"), ["word2vec.vector_size=8", "seed=2"])
+    recipe = load(str(file), ["word2vec.vector_size=8", "seed=2"])
     capsys.readouterr()
     for how in ("written in", "up to date"):
         prepare(recipe, WorkerPool(), threads=1)
@@ -499,9 +493,7 @@ def test_the_vectors_are_a_stage_of_a_recipe_that_asks_for_them(tmp_path, capsys
     stages = verify.stages(tmp_path / "data")
     assert [stage.name for stage in stages] == ["corpus", "tokenizer", "shards", "word2vec", "rows-32"]
     assert [problem for stage in stages for problem in verify.problems(stage, WorkerPool())] == []
-    monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path / "data")])
-    inspect.main()
-    assert "  nearest to " in capsys.readouterr().out
+    assert "  nearest to " in call(inspect.main, tmp_path / "data")[1]
     card = (recipe.word2vec_folder / "README.md").read_text()
     assert "| of the training tokens | " in card and "architecture: cbow" in card
 

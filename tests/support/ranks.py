@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,11 @@ def ended(processes, seconds: float = 400.0) -> list[int | None]:
     return statuses
 
 
+def call_on(ranks: int, work: Callable[..., None], *arguments: object, seconds: float = 400.0) -> None:
+    """Call `work` in so many new processes; fails unless each of them ends well."""
+    assert ended(forked_calls(ranks, work, *arguments), seconds) == [0] * ranks
+
+
 def kill(processes) -> None:
     """All of them at once, with no time to say anything."""
     for process in processes:
@@ -68,6 +74,11 @@ def _train(arguments: list[str], log: Path, patch: Callable[[], None], cwd: Path
     patch()
     sys.argv = ["train.py", *arguments]
     train.main()
+
+
+def sends(number: signal.Signals) -> Callable[[], None]:
+    """An act: a rank sends itself a signal."""
+    return lambda: os.kill(os.getpid(), number)
 
 
 def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> Callable[[], None]:

@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from on_disk import metric, records
 from ranks import ROOT, ended, forked, kill
 
 from scaler.checkpoint import folder as checkpoint_folder
@@ -74,6 +75,10 @@ class Job:
         """The exit statuses of all ranks; None for one that did not end in time."""
         return ended(self.ranks, seconds)
 
+    def finish(self) -> None:
+        """Wait for a training that nothing stops."""
+        assert self.wait(TRAIN_SECONDS) == [0] * len(self.ranks), f"see {self.log}"
+
 
 def slow(step_file: Path) -> None:
     """Have steps and writes take long enough for a kill to hit either, and the first rank tell its step."""
@@ -129,8 +134,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
     started = {name: ["--recipe", recipe, "--run_dir", run, *settings] for name, run in runs.items()}
     for name, ranks in (("alone", 2), ("alone on three", 3)):
         (folder / f"{name}-log").mkdir(parents=True)
-        job = Job(ranks, "zero2", folder / f"{name}-log" / "step", started[name])
-        assert job.wait(TRAIN_SECONDS) == [0] * ranks, f"see {job.log}"
+        Job(ranks, "zero2", folder / f"{name}-log" / "step", started[name]).finish()
 
     done: list[Interruption] = []
     (folder / "interrupted-log").mkdir()
@@ -140,7 +144,7 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
         config = chance.choice(CONFIGS)
         job = Job(ranks, config, folder / "interrupted-log" / "step", started["interrupted"])
         if not job.wait_for(0):
-            assert job.wait(TRAIN_SECONDS) == [0] * ranks, f"see {job.log}"
+            job.finish()
             done.pop()  # the run came to its end before it could be stopped
             break
         resumed = job.step()
@@ -149,33 +153,36 @@ def chaos(recipe: str, folder: Path, interruptions: int, steps: int, every: int,
             print(json.dumps({**asdict(done[-1]), "lost": done[-1].lost}), flush=True)
             assert resumed == done[-1].saved, "the newest whole checkpoint was not the one that was used"
         if len(done) >= interruptions:
-            assert job.wait(TRAIN_SECONDS) == [0] * ranks, f"see {job.log}"
+            job.finish()
             break
         # so far that the run lasts for all of them
         target = resumed + chance.randint(1, max(2, 2 * (steps - resumed) // (interruptions - len(done) + 1)))
         if not job.wait_for(min(target, steps - MARGIN)):
             break
         way = chance.choice(WAYS)
-        before = [checkpoint_folder.step_of(path) for path in checkpoint_folder.found(run / "checkpoints")]
+        before = newest(run)
         interrupt(job, way, run, chance)
         reached = job.step() + (way in POLITE)  # the step that was on its way is finished, then saved
-        after = [checkpoint_folder.step_of(path) for path in checkpoint_folder.found(run / "checkpoints")]
-        assert after and max(after) >= max(before), "a checkpoint was lost"
-        done.append(Interruption(way, ranks, config, reached, max(after)))
+        assert newest(run) >= before, "a checkpoint was lost"
+        done.append(Interruption(way, ranks, config, reached, newest(run)))
     return done, {name: outcome(run, steps) for name, run in runs.items()}
+
+
+def newest(run: Path) -> int:
+    """Step of the newest checkpoint."""
+    return max(checkpoint_folder.step_of(path) for path in checkpoint_folder.found(run / "checkpoints"))
 
 
 def outcome(run: Path, steps: int) -> dict[str, object]:
     """What a finished run came to."""
     manifest = checkpoint_folder.read_manifest(run / "checkpoints" / f"step_{steps:08d}")
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = {record["step"]: record["train_loss"] for record in records if "train_loss" in record}
+    losses = {some["step"]: some["train_loss"] for some in records(run / "metrics.jsonl") if "train_loss" in some}
     return {
         "step": manifest["progress"]["step"],
         "rows": manifest["progress"]["consumed_rows"],
         "digest": f"{manifest['progress']['digest']:016x}",
-        "heldout_loss": [record["heldout_loss"] for record in records if "heldout_loss" in record],
-        "learning_rate": [record["train_learning_rate"] for record in records if "train_learning_rate" in record],
+        "heldout_loss": metric(run, "heldout_loss"),
+        "learning_rate": metric(run, "train_learning_rate"),
         "train_loss": [losses[step] for step in sorted(losses)],
     }
 
@@ -226,15 +233,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="new, for the runs")
     arguments = parser.parse_args()
     asynchronous = not arguments.synchronous
-    done, outcomes = chaos(
-        arguments.recipe,
-        arguments.folder,
-        arguments.interruptions,
-        arguments.steps,
-        arguments.every,
-        asynchronous,
-        arguments.seed,
-    )
+    del arguments.synchronous
+    done, outcomes = chaos(**vars(arguments), asynchronous=asynchronous)
     print(json.dumps(judge(done, outcomes, arguments.every, asynchronous), indent=2))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
 
 import torch
 from configs import configuration
-from ranks import before_step, ended, forked
+from ranks import before_step, ended, forked, sends
 from safetensors import safe_open
 
 from scaler.checkpoint import folder as checkpoint_folder
@@ -87,23 +86,18 @@ def run(folder: Path, recipe: Path, *settings: str, config=(("zero2",),), patche
 def main() -> None:
     recipe, folder = map(Path, sys.argv[1:])
     bf16 = ("zero2", True)
-    stop = before_step(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    outcomes = {
-        "updated": run(folder / "updated", recipe, patches=[counting(folder / "updated" / "traffic")]),
-        "frozen": run(folder / "frozen", recipe, FROZEN, patches=[counting(folder / "frozen" / "traffic")]),
-        "frozen_zero3": run(folder / "frozen_zero3", recipe, FROZEN, config=[("zero3",)]),
-        "frozen_bf16": run(folder / "frozen_bf16", recipe, FROZEN, config=[bf16]),
-        "frozen_stopped": run(folder / "frozen_stopped", recipe, FROZEN, patches=[stop, lambda: None]),
-        "frozen_bf16_fp32": run(
-            folder / "frozen_bf16_fp32",
-            recipe,
-            FROZEN,
-            patches=[stop, lambda: None],
-            config=[bf16, ("zero2",)],
-        ),
-        "thawed": run(folder / "thawed", recipe, FROZEN, "--allow_changes", patches=[stop]),
-        "meddled": run(folder / "meddled", recipe, FROZEN, patches=[meddling]),
+    stop = before_step(8, sends(signal.SIGTERM))
+    cases: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
+        "updated": ((), {"patches": [counting(folder / "updated" / "traffic")]}),
+        "frozen": ((FROZEN,), {"patches": [counting(folder / "frozen" / "traffic")]}),
+        "frozen_zero3": ((FROZEN,), {"config": [("zero3",)]}),
+        "frozen_bf16": ((FROZEN,), {"config": [bf16]}),
+        "frozen_stopped": ((FROZEN,), {"patches": [stop, lambda: None]}),
+        "frozen_bf16_fp32": ((FROZEN,), {"patches": [stop, lambda: None], "config": [bf16, ("zero2",)]}),
+        "thawed": ((FROZEN, "--allow_changes"), {"patches": [stop]}),
+        "meddled": ((FROZEN,), {"patches": [meddling]}),
     }
+    outcomes = {name: run(folder / name, recipe, *settings, **how) for name, (settings, how) in cases.items()}
     (folder / "figures.json").write_text(json.dumps(outcomes))
 
 

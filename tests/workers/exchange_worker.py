@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import engine_steps
 import torch
 import torch.distributed as dist
-from ranks import ROOT, ended, forked_calls
+from ranks import call_on
 
-from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import load
-from scaler.data.batches import Batch
 from scaler.distributed import collectives
 from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.engine.patches import direct_collectives
-from scaler.model import build, masked_lm
-from scaler.planning import communication, workload
-from scaler.planning.memory import Sharding
 
 RANKS = 3
 LENGTHS = [(5, 1, 7), (0, 4, 0), (1000,), (3, 3, 3, 3, 3)]
@@ -79,13 +74,6 @@ def counted_reduces(log: list[int]) -> None:
     dist.reduce = reduce
 
 
-def told(recipe: object, content: dict[str, object], batch: SolvedBatch) -> dict[str, int]:
-    """Bytes of a step's gradients by the kind of their collective, as the plan has them."""
-    sharding = dataclasses.replace(Sharding.from_ds_config(content, "fp32"), on_cpu=True)
-    step = communication.collectives_of_step(workload.workload(recipe, 4).layout, sharding.of_batch(batch, 2))
-    return {each.kind: each.sent for each in step if each.what == "gradients"}
-
-
 def trained(
     recipe_file: str, stage: int, bucket: int, accumulation: int, to_owners: bool, log: list[int], bf16: bool = False
 ):
@@ -94,19 +82,13 @@ def trained(
     In bf16 gradients of micro-batches are added up in fp32.
     """
     recipe, world = load(recipe_file), detect_world()
-    content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
-    content["bf16"] = {"enabled": bf16}
+    batch = engine_steps.solved(accumulation, world.size)
+    changes = {"reduce_bucket_size": bucket, "use_multi_rank_bucket_allreduce": not to_owners}
+    content = engine_steps.configuration(stage, batch, bf16, **changes)
     if bf16:
         content["data_types"] = {"grad_accum_dtype": "fp32"}
-    content["zero_optimization"] |= {"reduce_bucket_size": bucket, "use_multi_rank_bucket_allreduce": not to_owners}
-    content |= {
-        "train_batch_size": 2 * accumulation * world.size,
-        "train_micro_batch_size_per_gpu": 2,
-        "gradient_accumulation_steps": accumulation,
-    }
     torch.manual_seed(0)
-    network = masked_lm.MaskedLM(build.build(workload.configuration(recipe), 0))
-    running = engine.Engine(network, recipe.optimizer, content)
+    running = engine_steps.started(recipe, content)
     running.train(False)  # without dropout
     backend, straight = engine.deepspeed.comm.comm.cdb, []
     inner = backend.reduce_to_owners
@@ -117,17 +99,8 @@ def trained(
 
     backend.reduce_to_owners = counted
     torch.manual_seed(world.rank)
-    norms = []
     log.clear()
-    for _ in range(3):
-        for _ in range(accumulation):
-            ids = torch.randint(5, recipe.tokenizer.vocab_size, (2, recipe.data.seq_len))
-            hidden = torch.arange(8).expand(2, -1).contiguous()
-            places = torch.arange(2, 2 + ids.shape[1]).expand_as(ids)
-            loss, _ = running(Batch(ids, places, torch.ones_like(ids), hidden, hidden))
-            running.backward(loss)
-            norm = running.step(1e-3)
-        norms.append(norm)
+    norms = [engine_steps.take_step(running, recipe, accumulation) for _ in range(3)]
     backend.reduce_to_owners = inner
     weights = torch.cat([weight.flatten() for weight in running.full_state().values()])
     running.close()
@@ -137,7 +110,11 @@ def trained(
         "straight": sum(straight),
         "size": len(weights),
         "reduced": sum(log),
-        "told": told(recipe, content, SolvedBatch(2 * accumulation * RANKS, 2, accumulation, RANKS)),
+        "told": {
+            each.kind: each.sent
+            for each in engine_steps.told(recipe, content, batch, width=4)
+            if each.what == "gradients"
+        },
     }
 
 
@@ -158,18 +135,11 @@ def work(recipe_file: str, file: Path) -> None:
                 for to_owners in (False, True)
                 for name, bucket in ((f"{name}, {to_owners}", bucket) for name, bucket in BUCKETS.items())
             }
-            first = next(iter(kinds.values()))
-            found[f"{stage} {accumulation}"] = {
-                name: {
-                    "norms": kind["norms"],
-                    "apart": float((kind["weights"] - first["weights"]).abs().max()),
-                    "straight": kind["straight"],
-                    "size": kind["size"],
-                    "reduced": kind["reduced"],
-                    "told": kind["told"],
-                }
-                for name, kind in kinds.items()
-            }
+            weights = {name: kind.pop("weights") for name, kind in kinds.items()}
+            first = next(iter(weights.values()))
+            for name, kind in kinds.items():
+                kind["apart"] = float((weights[name] - first).abs().max())
+            found[f"{stage} {accumulation}"] = kinds
     for name, bucket in BUCKETS.items():
         kind = trained(recipe_file, 2, bucket, 2, False, log, bf16=True)
         found[f"fp32 sums of bf16, {name}"] = kind["norms"], kind["straight"] / kind["size"]
@@ -180,7 +150,7 @@ def work(recipe_file: str, file: Path) -> None:
 
 def main() -> None:
     recipe_file, folder = sys.argv[1:]
-    assert ended(forked_calls(RANKS, work, recipe_file, Path(folder) / "figures.json")) == [0] * RANKS
+    call_on(RANKS, work, recipe_file, Path(folder) / "figures.json")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,6 @@ if __name__ == "__main__":
     trained = ranks.forked(1, ["--recipe", recipe, "--run_dir", run_dir, *changes], folder / "train.log")
     assert ranks.ended(trained) == [0], (folder / "train.log").read_text()
     shutil.copytree(run_dir, shared)
-    assert ranks.ended(ranks.forked_calls(2, measure, shared, batches, folder / "said.txt")) == [0, 0]
+    ranks.call_on(2, measure, shared, batches, folder / "said.txt")
     figures = {"run": str(run_dir), "shared": str(shared), "said": (folder / "said.txt").read_text()}
     (folder / "figures.json").write_text(json.dumps(figures))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from scaler.config import deepspeed as ds_config
-from scaler.config.batch import solve_batch
+from scaler.config.batch import SolvedBatch, solve_batch
 from scaler.config.recipe import load
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
@@ -23,11 +23,9 @@ from scaler.model.kernels import cross_entropy
 ROWS, MICRO_ROWS, SEQ_LEN, MASKED = 12, 2, 16, 4
 STEPS = 3
 VOCABULARY = Vocabulary(size=96, begin_id=0, end_id=2, pad_id=1, mask_id=4, special_ids=(0, 1, 2, 3, 4))
-SGD = {
-    "optimizer.name": "sgd",
-    "optimizer.momentum": 0.0,
-    "optimizer.weight_decay": 0.0,
-    "optimizer.embedding_rate": 0.5,
+OPTIMIZERS = {
+    "adamw": ["optimizer.learning_rate=1e-3"],
+    "sgd": [f"optimizer.{setting}" for setting in ("name=sgd", "momentum=0", "weight_decay=0", "embedding_rate=0.5")],
 }
 
 
@@ -74,18 +72,27 @@ def plain(recipe, clipping: float, rounded: bool) -> tuple[dict[str, torch.Tenso
     return dict(network.model.named_parameters()), norms
 
 
-def through_engine(recipe, content, path: Path, bf16: bool, world: World):
+def engine_for(recipe, path: Path, bf16: bool, world: World, network: masked_lm.MaskedLM):
+    """The engine with a configuration of DeepSpeed, and the batch that its ranks share."""
     batch = solve_batch(ROWS, world.size, MICRO_ROWS)
     recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=MICRO_ROWS))
-    resolved = ds_config.resolve(content, path, recipe, batch, native_bf16=bf16)
-    running = engine.Engine(build(recipe, bf16), recipe.optimizer, resolved)
+    resolved = ds_config.resolve(ds_config.read(path), path, recipe, batch, native_bf16=bf16)
+    return engine.Engine(network, recipe.optimizer, resolved), batch
+
+
+def micro_batches(step: int, batch: SolvedBatch, world: World) -> list[Batch]:
+    """Those of a step on this rank."""
+    first, size = world.rank * batch.micro_rows * batch.accumulation, batch.micro_rows
+    return [part(make_batch(step), first + n * size, first + (n + 1) * size) for n in range(batch.accumulation)]
+
+
+def through_engine(recipe, path: Path, bf16: bool, world: World):
+    running, batch = engine_for(recipe, path, bf16, world, build(recipe, bf16))
     cross_entropy.SCORES_AT_ONCE = 700  # the engine's loss comes in pieces, the plain one's at once
     norms = []
     for step in range(STEPS):
-        first = world.rank * batch.micro_rows * batch.accumulation
-        for micro in range(batch.accumulation):
-            start = first + micro * batch.micro_rows
-            loss, _ = running(part(make_batch(step), start, start + batch.micro_rows))
+        for micro in micro_batches(step, batch, world):
+            loss, _ = running(micro)
             running.backward(loss)
             norm = running.step(rate_of(recipe, step))
         norms.append(norm)
@@ -100,15 +107,14 @@ def main() -> None:
     world = detect_world()
     process_group.join(world)
     figures = {}
-    for optimizer, overrides in {"adamw": {"optimizer.learning_rate": 1e-3}, "sgd": SGD}.items():
-        recipe = load(recipe_file, [f"{name}={value}" for name, value in overrides.items()])
+    for optimizer, settings in OPTIMIZERS.items():
+        recipe = load(recipe_file, settings)
         for bf16 in (False, True):
             before = dict(build(recipe, bf16).model.named_parameters())
             for name in configs:
                 path = Path(name)
-                content = ds_config.read(path)
-                expected, expected_norms = plain(recipe, content["gradient_clipping"], bf16)
-                state, norms = through_engine(recipe, content, path, bf16, world)
+                expected, expected_norms = plain(recipe, ds_config.read(path)["gradient_clipping"], bf16)
+                state, norms = through_engine(recipe, path, bf16, world)
                 assert set(state) == set(expected)
                 moved = torch.cat([(expected[n] - before[n]).flatten() for n in expected]).detach()
                 wrong = torch.cat([(state[n] - expected[n]).flatten() for n in expected]).detach()

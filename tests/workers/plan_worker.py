@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import engine_steps
 import torch
-from ranks import ROOT, ended, forked_calls
+from ranks import call_on
 
-from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import load
-from scaler.data.batches import Batch
 from scaler.distributed.world import detect_world
-from scaler.engine import collective_times, engine, process_group
+from scaler.engine import collective_times, process_group
 from scaler.engine.patches import direct_collectives
-from scaler.model import build, masked_lm
-from scaler.planning import communication, workload
-from scaler.planning.memory import Sharding
+from scaler.planning import workload
 
 TORCH, OURS = torch.distributed, direct_collectives
 COLLECTIVES = {
@@ -35,7 +31,6 @@ CASES = [(stage, *how, {}) for stage in (0, 1, 2, 3) for how in ((1, False), (3,
 OWNERS, ALL = {"use_multi_rank_bucket_allreduce": False}, {"reduce_scatter": False}
 CASES += [(1, 3, True, OWNERS), (2, 1, False, OWNERS), (1, 3, True, ALL), (2, 3, False, ALL | OWNERS)]
 BUCKET = 20_000
-MICRO_ROWS = 2
 
 
 def counted(log: dict[str, list[int]]) -> None:
@@ -58,39 +53,23 @@ def compare(recipe_file: str, file: Path) -> None:
     log: dict[str, list[int]] = {}
     counted(log)  # before DeepSpeed takes its own references
     process_group.join(world)
-    figures = []
+    figures, parameters = [], workload.workload(recipe, 4, on_cpu=True).layout.all
     for stage, accumulation, bf16, changes in CASES:
-        work = workload.workload(recipe, 2 if bf16 else 4, on_cpu=True)
-        batch = SolvedBatch(MICRO_ROWS * accumulation * world.size, MICRO_ROWS, accumulation, world.size)
-        content = json.loads((ROOT / "ds_configs" / f"zero{stage}.json").read_text())
-        content["bf16"] = {"enabled": bf16}
-        content.setdefault("zero_optimization", {}).update(changes, reduce_bucket_size=BUCKET)
-        sharding = dataclasses.replace(Sharding.from_ds_config(content, "bf16" if bf16 else "fp32"), on_cpu=True)
-        content |= {
-            "train_batch_size": batch.rows,
-            "train_micro_batch_size_per_gpu": MICRO_ROWS,
-            "gradient_accumulation_steps": accumulation,
-        }
-        network = masked_lm.MaskedLM(build.build(workload.configuration(recipe), 0))
-        running = engine.Engine(network, recipe.optimizer, content)
+        batch = engine_steps.solved(accumulation, world.size)
+        content = engine_steps.configuration(stage, batch, bf16, **changes, reduce_bucket_size=BUCKET)
+        told = engine_steps.told(recipe, content, batch, 2 if bf16 else 4)
+        running = engine_steps.started(recipe, content)
         running.train(True)
         for _ in range(3):  # ZeRO-3 learns in the first two steps what to gather when
             log.clear()
             with collective_times.timed_collectives(torch.device("cpu")) as timed:
-                for _ in range(accumulation):
-                    ids = torch.randint(5, recipe.tokenizer.vocab_size, (MICRO_ROWS, recipe.data.seq_len))
-                    hidden = torch.arange(8).expand(MICRO_ROWS, -1).contiguous()
-                    positions = torch.arange(2, 2 + ids.shape[1]).expand_as(ids)
-                    loss, _ = running(Batch(ids, positions, ids * 0, hidden, hidden))
-                    running.backward(loss)
-                    running.step(1e-3)
-        told = communication.collectives_of_step(work.layout, sharding.of_batch(batch, 2))
+                engine_steps.take_step(running, recipe, accumulation)
         figures.append(
             {
                 "case": [stage, accumulation, bf16, changes],
                 "sent": {kind: [sum(sizes), len(sizes)] for kind, sizes in log.items()},
                 "told": [[each.kind, each.what, each.sent, each.calls] for each in told],
-                "parameters": work.layout.all,
+                "parameters": parameters,
                 "timed": timed,
             }
         )
@@ -102,7 +81,7 @@ def compare(recipe_file: str, file: Path) -> None:
 
 def main() -> None:
     recipe_file, folder = sys.argv[1:]
-    assert ended(forked_calls(2, compare, recipe_file, Path(folder) / "figures.json")) == [0, 0]
+    call_on(2, compare, recipe_file, Path(folder) / "figures.json")
 
 
 if __name__ == "__main__":

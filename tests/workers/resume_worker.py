@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from parity_worker import build, make_batch, part, rate_of
-from ranks import ended, forked_calls
+from configs import CONFIGS
+from parity_worker import build, engine_for, make_batch, micro_batches, part, rate_of
+from ranks import call_on
 
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint import store
-from scaler.config import deepspeed as ds_config
-from scaler.config.batch import solve_batch
 from scaler.config.recipe import load
 from scaler.distributed import collectives
 from scaler.distributed.world import World, detect_world
-from scaler.engine import engine, process_group
+from scaler.engine import process_group
 
-ROWS, STEPS = 12, 3
+STEPS = 3
 PROBE = part(make_batch(99), 0, 2)
 WORLDS = (1, 2, 3, 4)
 WORLD_SECONDS = 3600.0  # seconds for one world, at most
@@ -34,28 +32,20 @@ SOME = {  # world -> its configurations; every pair is tried
     3: ("zero3:fp32", "zero3:bf16"),
     4: ("zero2_offload:fp32",),
 }
-ALL = {
-    size: tuple(f"{name}:{precision}" for name in ("zero0", "zero1", "zero2", "zero2_offload", "zero3") for precision in
-                ("fp32", "bf16"))
-    for size in WORLDS
-}  # fmt: skip
-CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+NAMES = ("zero0", "zero1", "zero2", "zero2_offload", "zero3")
+ALL = dict.fromkeys(WORLDS, tuple(f"{name}:{precision}" for name in NAMES for precision in ("fp32", "bf16")))
 
 
 def start(recipe, config: str, world: World, fresh: bool):
     """An engine of a model of which one matrix does not train, as in the recipes of frozen embeddings."""
     name, precision = config.split(":")
-    path = CONFIGS / f"{name}.json"
-    batch = solve_batch(ROWS, world.size, 2)
-    recipe = replace(recipe, training=replace(recipe.training, rows=ROWS, max_micro_rows=2))
-    resolved = ds_config.resolve(ds_config.read(path), path, recipe, batch, native_bf16=precision == "bf16")
     network = build(recipe, precision == "bf16")
     if fresh:  # what is right afterwards must come from the checkpoint
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(0.5)
     network.model.get_submodule("roberta.embeddings.position_embeddings").weight.requires_grad_(False)
-    return engine.Engine(network, recipe.optimizer, resolved), recipe, batch
+    return engine_for(recipe, CONFIGS / f"{name}.json", precision == "bf16", world, network)
 
 
 def train(running, recipe, batch, world: World, steps, spoilt: int | None = None) -> list[float]:
@@ -63,11 +53,9 @@ def train(running, recipe, batch, world: World, steps, spoilt: int | None = None
     losses = []
     for step in steps:
         total = torch.zeros(())
-        first = world.rank * batch.micro_rows * batch.accumulation
-        for micro in range(batch.accumulation):
-            begin = first + micro * batch.micro_rows
-            loss, _ = running(part(make_batch(step), begin, begin + batch.micro_rows))
-            bad = step == spoilt and world.rank == world.size - 1 and micro == 0
+        for number, micro in enumerate(micro_batches(step, batch, world)):
+            loss, _ = running(micro)
+            bad = step == spoilt and world.rank == world.size - 1 and number == 0
             running.backward(loss * float("nan") if bad else loss)
             running.step(rate_of(recipe, step))
             total += loss.detach()
@@ -85,7 +73,7 @@ def probe(running) -> float:
 
 def save(recipe, folder: Path, config: str, world: World, asynchronous: bool):
     """Save after three steps, and train on; between them a step whose gradient is not a number changes nothing."""
-    running, recipe, batch = start(recipe, config, world, fresh=False)
+    running, batch = start(recipe, config, world, fresh=False)
     train(running, recipe, batch, world, range(STEPS))
     kept = store.Checkpoints(folder / f"{world.size}-{config}", world, keep_last=1, keep_every=None)
     before = probe(running)
@@ -102,7 +90,7 @@ def save(recipe, folder: Path, config: str, world: World, asynchronous: bool):
 
 def read(recipe, folder: Path, source: str, config: str, world: World):
     """Read a checkpoint into another engine, and train on."""
-    running, recipe, batch = start(recipe, config, world, fresh=True)
+    running, batch = start(recipe, config, world, fresh=True)
     kept = store.Checkpoints(folder / source, world, keep_last=1, keep_every=None)
     path = kept.newest()
     manifest = checkpoint_folder.read_manifest(path)
@@ -136,11 +124,11 @@ def work(recipe_file: str, folder: Path, names, sources) -> None:
 def main() -> None:
     recipe_file, which, folder = sys.argv[1], {"some": SOME, "all": ALL}[sys.argv[2]], Path(sys.argv[3])
     for size, names in which.items():
-        assert ended(forked_calls(size, work, recipe_file, folder, names, None), WORLD_SECONDS) == [0] * size
+        call_on(size, work, recipe_file, folder, names, None, seconds=WORLD_SECONDS)
     sources = [f"{size}-{config}" for size, names in which.items() for config in names]
     saved, found = {}, {}
     for size, names in which.items():
-        assert ended(forked_calls(size, work, recipe_file, folder, names, sources), WORLD_SECONDS) == [0] * size
+        call_on(size, work, recipe_file, folder, names, sources, seconds=WORLD_SECONDS)
         saved |= json.loads((folder / f"save-{size}.json").read_text())
         found |= json.loads((folder / f"read-{size}.json").read_text())
     (folder / "figures.json").write_text(json.dumps({"saved": saved, "read": found}))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ranks
 from configs import configuration
+from on_disk import attempts, metric
 
 from scaler.core import switches
 from scaler.model.kernels import cross_entropy
@@ -40,14 +41,10 @@ def main() -> None:
             options = ["--recipe", recipe, "--run_dir", run, "--deepspeed_config", config, "training.log_every=1"]
             log = folder / "log.txt"
             assert ranks.ended(ranks.forked(2, options, log, with_patches(given))) == [0, 0], log.read_text()
-            records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            (attempt,) = json.loads((run / "environment.json").read_text())["attempts"]
-            found[run.name] = {
-                "patches": attempt["patches"],
-                "losses": [record["train_loss"] for record in records if "train_loss" in record],
-                "norms": [record["train_gradient_norm"] for record in records if "train_gradient_norm" in record],
-                "held out": [record["heldout_loss"] for record in records if "heldout_loss" in record],
-            }
+            (attempt,) = attempts(run)
+            series = {"losses": "train_loss", "norms": "train_gradient_norm", "held out": "heldout_loss"}
+            found[run.name] = {what: metric(run, name) for what, name in series.items()}
+            found[run.name]["patches"] = attempt["patches"]
     (folder / "figures.json").write_text(json.dumps(found))
 
 

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from configs import content_of
 from conftest import ROOT
+from on_disk import attempts, metric
 
 from scaler.config import deepspeed as ds_config
 from scaler.distributed.world import free_port
@@ -42,28 +44,24 @@ def test_tried_keys_leave_the_losses_as_they_are(name, tiny_recipe_file, run_com
     def losses(run: str, content: dict, *options: str) -> list[float]:
         config = tmp_path / f"{run}.json"
         config.write_text(json.dumps(content))
-        done = run_command(
+        run_command(
             *("torchrun", "--nproc_per_node", 2, "--master_port", free_port(), ROOT / "scaler" / "train.py"),
             *("--recipe", tiny_recipe_file, "--run_dir", tmp_path / run, "--deepspeed_config", config),
             *(*options, *SETTINGS),
             cwd=tmp_path,
+            status=0,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        records = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        return [record[key] for record in records for key in ("train_loss", "heldout_loss") if key in record]
+        return metric(tmp_path / run, "train_loss") + metric(tmp_path / run, "heldout_loss")
 
-    plain = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())
-    plain["bf16"] = {"enabled": False}
+    plain = content_of(name)
     expected = losses("plain", plain)
     assert len(expected) >= 6
     for number, keys in enumerate(TRIALS[name]):
         content = {**plain, **keys, "zero_optimization": {**plain["zero_optimization"], **keys["zero_optimization"]}}
         assert losses(f"trial-{number}", content) == pytest.approx(expected, abs=1e-6)
     assert losses("allowed", {**plain, "prescale_gradients": False}, "--allow_untested_ds_keys") == expected
-    attempts = [
-        json.loads((tmp_path / run / "environment.json").read_text())["attempts"] for run in ("plain", "allowed")
-    ]
-    assert [attempt["untested_ds_keys"] for (attempt,) in attempts] == [[], ["prescale_gradients"]]
+    assert [start["untested_ds_keys"] for start in attempts(tmp_path / "plain")] == [[]]
+    assert [start["untested_ds_keys"] for start in attempts(tmp_path / "allowed")] == [["prescale_gradients"]]
 
 
 def test_each_tried_key_is_shipped_refused_by_its_value_or_tried_here():

@@ -1,7 +1,6 @@
 """What of the job scripts can be told without a scheduler."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,33 +14,29 @@ from scaler.core.errors import ScalerError
 SCRIPTS = [path for path in sorted((ROOT / "slurm").glob("*.sh")) if path.name not in ("env.sh", "job.sh")]
 
 
-def test_the_scripts_are_clean():
+def test_the_scripts_are_clean(run_command):
     checker = Path(sys.executable).with_name("shellcheck")
-    files = [*(str(path.relative_to(ROOT)) for path in SCRIPTS), ".ci/run"]
-    done = subprocess.run([checker, "-x", *files], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    files = [*(path.relative_to(ROOT) for path in SCRIPTS), ".ci/run"]
+    run_command(checker, "-x", *files, cwd=ROOT, status=0)
 
 
-def test_job_scripts_find_an_option_in_both_spellings():
+def test_job_scripts_find_an_option_in_both_spellings(run_command):
     text = (ROOT / "slurm" / "job.sh").read_text()
     option = text[text.index("option() {") : text.index("# requeue ")]
     for words in ("--run_dir runs/a-b", "--run-dir runs/a-b", "--run-dir=runs/a-b", "run_dir=c --run_dir=runs/a-b x"):
-        found = subprocess.run(
-            ["bash", "-c", f"{option}\noption run_dir {words}"], capture_output=True, text=True, check=True
-        )
+        found = run_command("bash", "-c", f"{option}\noption run_dir {words}", cwd=ROOT, status=0)
         assert found.stdout == "runs/a-b\n", words
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_job_script_that_no_scheduler_started_says_so(script):
-    done = subprocess.run(["bash", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "this is a job script; submit it: sbatch" in done.stderr
+def test_a_job_script_that_no_scheduler_started_says_so(script, run_command):
+    done = run_command("bash", script, cwd=ROOT, status=2)
+    assert "this is a job script; submit it: sbatch" in done.stderr
 
 
-def test_one_that_is_submitted_from_elsewhere_names_what_it_lacks(tmp_path):
-    script = shutil.copy(SCRIPTS[0], tmp_path)
-    done = subprocess.run(["bash", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "slurm/job.sh: No such file or directory" in done.stderr
+def test_one_that_is_submitted_from_elsewhere_names_what_it_lacks(tmp_path, run_command):
+    done = run_command("bash", shutil.copy(SCRIPTS[0], tmp_path), cwd=tmp_path, status=2)
+    assert "slurm/job.sh: No such file or directory" in done.stderr
 
 
 @pytest.mark.parametrize(

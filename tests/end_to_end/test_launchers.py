@@ -1,6 +1,5 @@
 """The same training under every launcher, on two virtual nodes: the same losses; a wrong number of ranks is refused."""
 
-import json
 import os
 import shutil
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from on_disk import metric
 from slurm_cluster import PACKAGES, SEARCH, Cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -27,18 +27,14 @@ LAUNCHERS = {
     "deepspeed --launcher mpich": ([*OVER_NODES, "mpich", *TRAIN], ["sshd"]),
     "deepspeed --launcher openmpi": ([*OVER_NODES, "openmpi", *TRAIN], ["sshd", "mpirun.openmpi"]),
     "mpiexec of MPICH": ([BIN / "mpiexec", "-hosts", "node1,node2", "-n", "2", sys.executable, *TRAIN], ["sshd"]),
-    "mpirun of Open MPI": (
-        [OPEN_MPI, "--host", "node1,node2", sys.executable, *TRAIN],
-        ["sshd", "mpirun.openmpi"],
-    ),
+    "mpirun of Open MPI": ([OPEN_MPI, "--host", "node1,node2", sys.executable, *TRAIN], ["sshd", "mpirun.openmpi"]),
 }
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with Cluster(
-        Path(f"/tmp/scaler-launch-{os.getpid()}"), nodes=2, with_ssh=bool(shutil.which("sshd", path=SEARCH))
-    ) as on:
+    has_ssh = bool(shutil.which("sshd", path=SEARCH))
+    with Cluster(Path(f"/tmp/scaler-launch-{os.getpid()}"), nodes=2, with_ssh=has_ssh) as on:
         yield on
 
 
@@ -79,12 +75,10 @@ def losses(cluster, folder, tiny_recipe_file):
         if name not in found:
             run = folder / "runs" / name.replace(" ", "-")
             settings = ["training.steps=3", "training.log_every=1", "training.evaluate_every=3"]
-            done = start(
-                *(cluster, folder, name, "--recipe", tiny_recipe_file, "--run_dir", run, "--ranks", 2, *settings)
-            )
+            files = ("--recipe", tiny_recipe_file, "--run_dir", run)
+            done = start(cluster, folder, name, *files, "--ranks", 2, *settings)
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-            records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            found[name] = [record["train_loss"] for record in records if "train_loss" in record]
+            found[name] = metric(run, "train_loss")
         return found[name]
 
     return of

@@ -5,22 +5,20 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, network_of
-from limits import limit
+from conftest import ROOT, network_of, opened
+from limits import wait_until
+from on_disk import attempts
 from slurm_cluster import PARTITIONS, Cluster, missing
 
 from scaler.checkpoint.folder import found, read_manifest
 from scaler.config.recipe import load
 from scaler.core import folders
-from scaler.data import batches, prepared, tokenizer
+from scaler.data import batches, tokenizer
 from scaler.finetuning import folder as finetune_folder
-from scaler.model import build
 from scaler.studies import folder as study_folder
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -39,13 +37,8 @@ class Site:
 
     def __init__(self, folder: Path, cluster: Cluster, recipe: Path) -> None:
         self.folder, self.cluster, self.recipe = folder, cluster, recipe
-        self.environ = {
-            "VENV": sys.prefix,
-            "RANKS_PER_NODE": "1",
-            "PREPARE_RANKS_PER_NODE": "2",
-            "OMP_NUM_THREADS": "1",
-        }
-        self.environ |= {"RUN_EVALUATION": "no", "RUN_PREFLIGHT": "no", "HF_HUB_OFFLINE": "1"}
+        self.environ = {"VENV": sys.prefix, "RANKS_PER_NODE": "1", "PREPARE_RANKS_PER_NODE": "2"}
+        self.environ |= {"RUN_EVALUATION": "no", "RUN_PREFLIGHT": "no", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         for name in ("scaler", "data_prep", "ds_configs"):
             (folder / name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "slurm", folder / "slurm")
@@ -68,12 +61,9 @@ class Site:
 
     def trains(self, run: str, start: int = 1, seconds: float = 400) -> None:
         """Wait until a run has saved a step after so many starts."""
-        end, before = time.monotonic() + limit(seconds), None
-        while before is None or self.latest(run) == before:
-            if before is None and len(self.starts(run)) >= start:
-                before = self.latest(run)
-            assert time.monotonic() < end, f"{run}: start {start} has saved nothing"
-            time.sleep(0.2)
+        wait_until(lambda: len(self.starts(run)) >= start, seconds=seconds)
+        before = self.latest(run)
+        wait_until(lambda: self.latest(run) != before, seconds=seconds)
 
     def latest(self, run: str) -> str:
         """Name of the newest checkpoint, or empty."""
@@ -82,8 +72,12 @@ class Site:
 
     def starts(self, run: str) -> list[dict]:
         """What is written of each start of a run."""
-        path = self.folder / run / "environment.json"
-        return json.loads(path.read_text())["attempts"] if path.is_file() else []
+        return attempts(self.folder / run) if (self.folder / run / "environment.json").is_file() else []
+
+    def set(self, *lines: str) -> None:
+        """Add lines to its env.sh."""
+        with (self.folder / "slurm" / "env.sh").open("a") as file:
+            file.write("\n".join(lines) + "\n")
 
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -94,17 +88,14 @@ def site(tmp_path, cluster, tiny_recipe_file):
     made = Site(tmp_path, cluster, tiny_recipe_file)
     yield made
     cluster.control("scancel", "--user", "root")
-    end = time.monotonic() + 60
-    while cluster.control("squeue", "-h") and time.monotonic() < end:
-        time.sleep(0.2)
+    wait_until(lambda: not cluster.control("squeue", "-h"), seconds=60)
 
 
 def test_from_text_to_an_evaluated_model_on_two_nodes(site):
     recipe = site.recipe.read_text()
     recipe = re.sub(r"folder: [^,}]*", f"folder: {site.folder}/data", recipe)
     (site.folder / "mine.yaml").write_text(recipe)
-    with (site.folder / "slurm/env.sh").open("a") as file:  # the nodes share two cores with other tests, unequally
-        file.write("PREFLIGHT_OPTIONS=(--slowest_share 0.01)\n")
+    site.set("PREFLIGHT_OPTIONS=(--slowest_share 0.01)")  # the nodes share two cores with other tests, unequally
     said = site.over(site.submit("slurm/prepare_data.sh", "--recipe", "mine.yaml"), "COMPLETED")
     assert (site.folder / "data" / "rows-32" / "manifest.json").is_file(), said
 
@@ -126,7 +117,7 @@ def test_from_text_to_an_evaluated_model_on_two_nodes(site):
     assert "this run is finished" in again
 
 
-def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, cluster):
+def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, cluster, run_command):
     job = ("slurm/pretrain.sh", "--recipe", site.recipe, *LONG, "training.rows=9")
     number = site.submit("-p", "three", "-N", "1-3", *job)
     run = f"runs/pretrain-{number}"
@@ -171,18 +162,14 @@ def test_a_job_lives_through_warning_requeue_preemption_and_power_cut(site, clus
     assert progress["consumed_rows"] == 9 * progress["step"]
     assert progress["digest"] == digest(load(str(site.recipe)), progress["consumed_rows"], 9)
 
-    status = subprocess.run(
-        [sys.executable, "-m", "scaler.status", site.folder / run], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    status = run_command(sys.executable, "-m", "scaler.status", site.folder / run, cwd=ROOT, status=0)
     assert f"stopped (a file STOP)\n  step     {progress['step']:,} of 30,000" in status.stdout
     assert f"5; the last one: 1 rank on node1 (1), SLURM job {number}" in status.stdout
 
 
 def digest(recipe, rows: int, batch: int) -> int:
     """Of all rows and masks that a run of so many rows trains on, whatever happens to it."""
-    data = prepared.open_prepared(recipe)
-    config = build.configuration_of(recipe, data.vocabulary)
-    reader = data.rows("train", recipe, build.first_position(config))
+    _, reader = opened(recipe, "train")
     return sum(batches.digest(reader.at(row, batch), row) for row in range(0, rows, batch)) % (1 << 64)
 
 
@@ -225,8 +212,7 @@ def test_a_node_with_a_slow_link_is_named(site, cluster):
 def test_a_rank_that_never_comes_is_named_and_its_node_left_out(site, cluster):
     # before any of our code runs on it
     hangs = '[ $SLURMD_NODENAME = node2 ] && [ ${SLURM_RESTART_COUNT:-0} = 0 ] && sleep 600; exec "$@"'
-    with (site.folder / "slurm" / "env.sh").open("a") as file:
-        file.write(f"INSIDE=(env PATH=$PATH:$VENV/bin bash -c '{hangs}' --)\nPREFLIGHT_OPTIONS=(--seconds 20)\n")
+    site.set(f"INSIDE=(env PATH=$PATH:$VENV/bin bash -c '{hangs}' --)", "PREFLIGHT_OPTIONS=(--seconds 20)")
     number = site.submit("slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT="yes")
     cluster.wait(number, "RUNNING", restarts=1)
     said = site.over(number, "COMPLETED")
@@ -246,10 +232,8 @@ def test_a_full_shared_disk_ends_the_job_with_one_line(site, cluster, preflight)
     for name in cluster.nodes[:2]:
         cluster.change(name, "mount", "-t", "tmpfs", "-o", "size=200k", f"scaler-{name}", str(shared))
     try:
-        number = site.submit(
-            "-N1", "-w", "node1", "slurm/pretrain.sh", "--recipe", site.recipe, RUN_PREFLIGHT=preflight
-        )
-        said = site.over(number, "FAILED")
+        job = ("-N1", "-w", "node1", "slurm/pretrain.sh", "--recipe", site.recipe)
+        said = site.over(site.submit(*job, RUN_PREFLIGHT=preflight), "FAILED")
     finally:
         for name in cluster.nodes[:2]:
             cluster.change(name, "umount", "--lazy", str(shared))  # what the job left may still have a file open
@@ -277,8 +261,7 @@ def test_an_array_has_a_run_for_each_line_and_one_of_them_is_requeued(site, clus
     lines = [f"--recipe {site.recipe} seed={seed} {length}" for seed, length in steps.items()]
     (site.folder / "runs.txt").write_text("\n".join(lines) + "\n")
     # and a command before each command stands for a container
-    with (site.folder / "slurm" / "env.sh").open("a") as file:
-        file.write('VENV=\nINSIDE=(env PATH="$SEARCH" IN_CONTAINER=1)\n')
+    site.set("VENV=", 'INSIDE=(env PATH="$SEARCH" IN_CONTAINER=1)')
     number = site.submit("--array=1-2", "slurm/array.sh", "runs.txt", SEARCH=f"{sys.prefix}/bin:{os.environ['PATH']}")
     site.trains(f"runs/array-{number}-2")
     cluster.control("scancel", "--signal=USR1", "--batch", f"{number}_2")
@@ -322,7 +305,7 @@ def test_a_study_over_nodes_outlives_a_power_cut_and_a_point_that_fails(site, cl
     task = f"{arrays['2']}_0"
     cluster.wait(task, "RUNNING")
     lock = points / "strong-n2x1-zero0-bucket50000000-rows12-micro3" / folders.LOCK
-    wait_for(lambda: lock.is_file() and lock.read_text())
+    wait_until(lambda: lock.is_file() and lock.read_text())
     last = cluster.control("scontrol", "show", "hostnames", cluster.job(task)["NodeList"]).split()[-1]
     cluster.cut_power(last)
     cluster.wait(task, "PENDING", "RUNNING", "COMPLETED", restarts=1)
@@ -348,22 +331,14 @@ def test_a_study_over_nodes_outlives_a_power_cut_and_a_point_that_fails(site, cl
     assert len(failed.failures) == 3 and all(f"{broken.name}: Is a directory" in why for why in failed.failures)
 
 
-def wait_for(holds, seconds: float = 400) -> None:
-    end = time.monotonic() + limit(seconds)
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
 # ---- what is refused
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 64, 512])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_templates_are_accepted_for_any_number_of_nodes(site, cluster, script, nodes):
-    done = cluster.submit(
-        *("--test-only", "-p", "declared", f"--nodes={nodes}", "--gpus-per-node=8", f"slurm/{script}"), cwd=site.folder
-    )
+    options = ("--test-only", "-p", "declared", f"--nodes={nodes}", "--gpus-per-node=8")
+    done = cluster.submit(*options, f"slurm/{script}", cwd=site.folder)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"to start at .* using {8 * nodes} processors", done.stderr)
 
@@ -393,8 +368,7 @@ def test_what_the_cluster_does_not_have_is_refused_at_once(site, cluster, option
     ],
 )
 def test_a_bad_setting_is_one_line_and_no_start_is_tried_again(site, cluster, change, arguments, said):
-    with (site.folder / "slurm" / "env.sh").open("a") as file:
-        file.write(f"{change}\n")
+    site.set(change)
     number = site.submit("-N1", "slurm/pretrain.sh", *(arguments or ["--recipe", site.recipe]))
     words = site.over(number, "FAILED")
     assert len([line for line in words.splitlines() if line.startswith("error: ")]) == 1 and said in words
@@ -402,8 +376,7 @@ def test_a_bad_setting_is_one_line_and_no_start_is_tried_again(site, cluster, ch
 
 
 def test_a_start_that_never_comes_far_is_given_up(site):
-    with (site.folder / "slurm" / "env.sh").open("a") as file:
-        file.write("""INSIDE=(env PATH=$PATH:$VENV/bin bash -c '[ "$3" = scaler.train ] && exit 9; exec "$@"' --)\n""")
+    site.set("""INSIDE=(env PATH=$PATH:$VENV/bin bash -c '[ "$3" = scaler.train ] && exit 9; exec "$@"' --)""")
     said = site.over(site.submit("-N1", "slurm/pretrain.sh", "--recipe", site.recipe), "FAILED")
     assert said.count("requeued: the run goes on") == 2 and "3 starts in a row have brought no new checkpoint" in said
 

@@ -2,18 +2,16 @@
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from limits import limit
+from conftest import ROOT, opened
+from limits import limit, wait_until
+from on_disk import attempts, metric, records
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
@@ -37,11 +35,6 @@ def launch(ranks: int) -> list[object]:
     return ["deepspeed", "--num_gpus", ranks, "--master_port", free_port(), TRAIN]
 
 
-def metric(run: Path, name: str) -> list[float]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [record[name] for record in records if name in record]
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_recipe_file, run_command, tmp_path_factory):
     """A run of the launcher on two ranks at ZeRO-2: its folder, and what it said."""
@@ -51,8 +44,8 @@ def trained(tiny_recipe_file, run_command, tmp_path_factory):
         *("--recipe", tiny_recipe_file, "--run_dir", folder / "a", *SETTINGS),
         *("--deepspeed_config", ROOT / "ds_configs" / "zero2.json"),
         cwd=folder,
+        status=0,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "a", done.stdout
 
 
@@ -117,7 +110,7 @@ def test_the_export_has_the_held_out_loss_that_was_logged(run, tiny_recipe_file)
     recipe = load(str(run / "recipe.yaml"))
     network = AutoModelForMaskedLM.from_pretrained(run / "export", attn_implementation=build.ATTENTION).eval()
     reader = prepared.open_prepared(recipe).rows("heldout", recipe, build.first_position(network.config))
-    (attempt,) = json.loads((run / "environment.json").read_text())["attempts"]
+    (attempt,) = attempts(run)
     if attempt["ds_config"]["bf16"]["enabled"]:  # in which the run evaluated
         network = network.bfloat16()
     found = heldout.evaluate(masked_lm.MaskedLM(network), reader, 8, World())
@@ -140,9 +133,8 @@ def test_the_model_card_states_what_was_measured(run):
 
 
 def test_fill_mask_shows_guesses_of_the_newest_run(run, run_command):
-    done = run_command(sys.executable, "-m", "scaler.fill_mask", run.parent, "kana <mask> kazu", "--top", 3, cwd=run)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"'.*?' \d+%", done.stdout)) == 3
+    command = (sys.executable, "-m", "scaler.fill_mask", run.parent, "kana <mask> kazu", "--top", 3)
+    assert len(re.findall(r"'.*?' \d+%", run_command(*command, cwd=run, status=0).stdout)) == 3
 
 
 def test_the_run_folder_repeats_its_settings(run, tiny_recipe_file):
@@ -150,7 +142,7 @@ def test_the_run_folder_repeats_its_settings(run, tiny_recipe_file):
     assert again == load(str(tiny_recipe_file), SETTINGS)
     asked = json.loads((run / "ds_config.json").read_text())
     assert asked == json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
-    (attempt,) = json.loads((run / "environment.json").read_text())["attempts"]
+    (attempt,) = attempts(run)
     resolved = attempt["ds_config"]
     assert resolved["train_batch_size"] == 12
     assert resolved["train_micro_batch_size_per_gpu"] * resolved["gradient_accumulation_steps"] == 6
@@ -162,12 +154,8 @@ def test_progress_lines_say_loss_speed_ceiling_and_time_left(trained):
 
 
 def test_filled_masks_show_the_truth_and_guesses(tiny_recipe):
-    data = prepared.open_prepared(tiny_recipe)
-    config = build.configuration(tiny_recipe.model, data.vocabulary, 400, 32)
-    reader = data.rows("heldout", tiny_recipe, build.first_position(config))
-    text = heldout.filled_masks(
-        masked_lm.MaskedLM(build.build(config, 0)).eval(), reader, data.tokenizer, World(), count=3
-    )
+    tokenizer = prepared.open_prepared(tiny_recipe).tokenizer
+    text = heldout.filled_masks(*opened(tiny_recipe), tokenizer, World(), count=3)
     assert len(re.findall(r"\*\*\[.+?\]\*\*", text)) == 3 and text.count("guesses:") == 3
 
 
@@ -201,11 +189,8 @@ def test_bad_input_is_one_line_from_two_ranks_of_the_launcher(tiny_recipe_file, 
 def test_a_misspelt_key_of_deepspeeds_section_is_named_and_nothing_is_written(tiny_recipe_file, run_command, tmp_path):
     config = tmp_path / "mine.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": 2, "overlap_com": True}}))
-    done = run_command(
-        *(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "--deepspeed_config", config),
-        cwd=tmp_path,
-    )
-    refused = refusal(done)
+    command = (sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "--deepspeed_config", config)
+    refused = refusal(run_command(*command, cwd=tmp_path))
     assert f"{config}: zero_optimization.overlap_com" in refused and "did you mean 'overlap_comm'?" in refused
     assert not (tmp_path / "runs").exists()
 
@@ -213,11 +198,7 @@ def test_a_misspelt_key_of_deepspeeds_section_is_named_and_nothing_is_written(ti
 @pytest.mark.parametrize(
     "failure, status, said",
     [
-        (
-            torch.OutOfMemoryError("CUDA out of memory.\nmore"),
-            2,
-            "lower training.max_micro_rows",
-        ),
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 2, "lower training.max_micro_rows"),
         (RuntimeError("Connection closed by peer [10.0.0.2]\nmore"), 75, "with --run_dir goes on from the last check"),
     ],
 )
@@ -231,37 +212,28 @@ def test_what_happens_to_a_rank_in_the_middle_is_one_line(monkeypatch, call, fai
 
 
 def test_one_process_without_a_launcher_trains_too(tiny_recipe_file, run_command, tmp_path):
-    done = run_command(
-        *(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "training.steps=4"), cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = (sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "training.steps=4")
+    run_command(*command, cwd=tmp_path, status=0)
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow  # tests/end_to_end/test_survival.py has the same without the launcher
-def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(tiny_recipe_file, tmp_path, run_command):
+def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(
+    tiny_recipe_file, tmp_path, run_command, start_command
+):
     run = tmp_path / "run"
     command = [*launch(2), "--recipe", tiny_recipe_file, "--run_dir", run, "training.steps=150", "training.log_every=1"]
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-    )
-    while not (run / "state.json").exists() and process.poll() is None:  # its first checkpoint is there
-        time.sleep(0.1)
+    process = start_command(*command, stdout=subprocess.PIPE, stderr=None)
+    wait_until((run / "state.json").exists, process)  # its first checkpoint is there
     (run / "STOP").touch()
     said, _ = process.communicate(timeout=limit(400))
     assert process.returncode == 0 and "stopped by a file STOP" in said, said[-3000:]
     step = json.loads((run / "state.json").read_text())["step"]
     assert 0 < step < 150
 
-    done = run_command(sys.executable, "-m", "scaler.train", "--run_dir", run, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (
-        f"step_{step:08d}, saved by 2 ranks at ZeRO-2 in {PRECISION}, on 1 rank at ZeRO-2 in {PRECISION}" in done.stdout
-    )
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if "train_loss" in record] == list(range(1, 151))
+    done = run_command(sys.executable, "-m", "scaler.train", "--run_dir", run, cwd=tmp_path, status=0)
+    where = f"saved by 2 ranks at ZeRO-2 in {PRECISION}, on 1 rank at ZeRO-2 in {PRECISION}"
+    assert f"step_{step:08d}, {where}" in done.stdout
+    logged = [record["step"] for record in records(run / "metrics.jsonl") if "train_loss" in record]
+    assert logged == list(range(1, 151))
     assert (run / "export" / "model.safetensors").is_file()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import subprocess
 import sys
 
 import pytest
@@ -16,12 +15,13 @@ CODE = re.compile(
     r"`([^`\n]+)`|^ {4,7}(.+)$|^(?:\$ )?((?:make|python|deepspeed|torchrun|tensorboard|scaler) .+)$", re.MULTILINE
 )
 HISTORY = "log"  # what was true then is not changed
-BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-BY_LIVE_PAGE = pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.parent.name != HISTORY],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
+
+
+def by_page(pages) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+BY_LIVE_PAGE = by_page([page for page in PAGES if page.parent.name != HISTORY])
 
 
 def commands(page) -> list[str]:
@@ -35,7 +35,7 @@ def anchors(page) -> set[str]:
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
-@BY_PAGE
+@by_page(PAGES)
 def test_links_lead_to_files_and_headings(page):
     for target, anchor in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
         file = page.parent / target if target else page
@@ -130,28 +130,14 @@ def test_every_page_is_in_the_navigation():
         assert str(page.relative_to(DOCS)) in navigation
 
 
-def test_generated_pages_are_up_to_date():
-    checked = subprocess.run(
-        [sys.executable, DOCS / "generate.py", "--check"],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-    )
-    assert checked.returncode == 0, f"{checked.stdout}{checked.stderr}; `make reference` writes them again"
+def test_generated_pages_are_up_to_date(run_command):  # `make reference` writes them again
+    run_command(sys.executable, DOCS / "generate.py", "--check", cwd=ROOT, status=0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install '.[docs]'")
-def test_site_builds_without_a_warning(tmp_path):
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
+def test_site_builds_without_a_warning(tmp_path, run_command):
+    build = (sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site")
+    run_command(*build, cwd=ROOT, status=0)
     pages = [page.relative_to(tmp_path / "site") for page in (tmp_path / "site").rglob("*.html")]
     assert len(pages) > len(PAGES)
     for page in pages:
@@ -161,8 +147,8 @@ def test_site_builds_without_a_warning(tmp_path):
         assert not fetched, f"{page} fetches {fetched}"
 
 
-def test_help_of_the_makefile_names_every_target():
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_help_of_the_makefile_names_every_target(run_command):
+    shown = run_command("make", "help", cwd=ROOT, status=0).stdout
     phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony
     for target in set(phony[1].split()) - {"help"}:

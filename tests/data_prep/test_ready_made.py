@@ -1,12 +1,13 @@
 """Vectors of others: every format is read as gensim and the C program write it, and damage is named by line or row."""
 
 import pickle
-import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import at_most
+from refusals import refused
 from tokenizers import Tokenizer, models, normalizers
 
 from data_prep.vocabulary import ready_made
@@ -38,11 +39,10 @@ def content(path, width=6):
     return [word.decode() for word in words], np.stack(found)
 
 
-def refused(path, said, width=6):
-    with pytest.raises(ScalerError, match=said) as raised:
+def refuses(path, said, width=6):
+    with refused(said) as raised:
         list(ready_made.read(path, width))
     assert str(raised.value).startswith(str(path))
-    assert "\n" not in str(raised.value)
 
 
 def written(path, text):
@@ -124,7 +124,7 @@ def test_rows_are_read_across_the_edges_of_blocks(tmp_path, monkeypatch):
     ],
 )
 def test_a_bad_text_file_is_refused_by_line(tmp_path, text, said):
-    refused(written(tmp_path / "a.vec", text), said, 3)
+    refuses(written(tmp_path / "a.vec", text), said, 3)
 
 
 ROW = np.array([1, 2, 3], "<f4").tobytes()
@@ -146,7 +146,7 @@ ROW = np.array([1, 2, 3], "<f4").tobytes()
     ],
 )
 def test_a_bad_binary_file_is_refused_by_row(tmp_path, rows, said):
-    refused(written(tmp_path / "a.bin", rows), said, 3)
+    refuses(written(tmp_path / "a.bin", rows), said, 3)
 
 
 class Evil:
@@ -187,17 +187,17 @@ def test_a_bad_pickle_is_refused_and_runs_nothing(tmp_path, change, said):
     found = keyed_vectors()
     change(found)
     found.save(str(tmp_path / "a.kv"))
-    refused(tmp_path / "a.kv", said)
+    refuses(tmp_path / "a.kv", said)
 
 
 @pytest.mark.parametrize("stored", [b"", b"\x80\x04.", pickle.dumps([1]), pickle.dumps({"a": np.ones(3)})])
 def test_what_is_no_keyed_vectors_is_refused(tmp_path, stored):
-    refused(written(tmp_path / "a.kv", stored), "not KeyedVectors as gensim 4 saves them")
+    refuses(written(tmp_path / "a.kv", stored), "not KeyedVectors as gensim 4 saves them")
 
 
 def test_a_whole_model_is_refused_for_what_else_it_asks_for(tmp_path):
     gensim.Word2Vec([["a", "b"] * 9], vector_size=6, min_count=1).save(str(tmp_path / "a.kv"))
-    refused(tmp_path / "a.kv", "it asks for gensim.models.word2vec.Word2Vec")
+    refuses(tmp_path / "a.kv", "it asks for gensim.models.word2vec.Word2Vec")
 
 
 def test_the_array_beside_a_pickle_is_needed_and_is_no_pickle(tmp_path):
@@ -205,13 +205,13 @@ def test_the_array_beside_a_pickle_is_needed_and_is_no_pickle(tmp_path):
     beside = tmp_path / "a.kv.vectors.npy"
     assert ready_made.files(path) == [path, beside]
     np.save(beside, np.array([Evil()], dtype=object), allow_pickle=True)
-    refused(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*Python objects")
+    refuses(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*Python objects")
     beside.unlink()
-    refused(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*copy both")
+    refuses(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*copy both")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    refused(tmp_path / "a.vec", "no such file; word2vec.ready_made names one")
+    refuses(tmp_path / "a.vec", "no such file; word2vec.ready_made names one")
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -240,18 +240,12 @@ def test_any_damage_is_a_line_or_another_row_and_never_a_traceback(tmp_path, nam
 @pytest.mark.parametrize("name", ["a.vec", "a.bin"])
 def test_a_large_file_is_read_in_little_memory(tmp_path, name):
     rows = np.random.default_rng(0).standard_normal((1000, 768)).astype(np.float32)  # 3 MB, as text 8
-    keyed_vectors([f"w{n}" for n in range(len(rows))], rows).save_word2vec_format(
-        str(tmp_path / name), binary=name == "a.bin"
-    )
-    del rows
-    tracemalloc.start()
-    try:
+    found = keyed_vectors([f"w{n}" for n in range(len(rows))], rows)
+    found.save_word2vec_format(str(tmp_path / name), binary=name == "a.bin")
+    del rows, found
+    with at_most(1.2e6):
         for _ in ready_made.read(tmp_path / name, 768):
             pass
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 1.2e6
 
 
 @pytest.fixture
@@ -290,5 +284,5 @@ def test_words_that_are_no_utf_8_match_nothing(tmp_path, tokenizer_file):
 
 def test_a_file_without_one_entry_is_refused(tmp_path, tokenizer_file):
     file = written(tmp_path / "a.vec", "1 1\nthe 1\n")
-    with pytest.raises(ScalerError, match=r"none of its words is an entry of .*tokenizer\.json"):
+    with refused(r"none of its words is an entry of .*tokenizer\.json"):
         ready_made.matched(file, tokenizer_file(["[UNK]", "Ġthe"]), 2, 1)

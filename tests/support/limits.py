@@ -1,8 +1,10 @@
-"""Time limits of tests. They only end what hangs, so they grow with how slow the machine is at the moment."""
+"""Limits of tests. Those of time only end what hangs, so they grow with how slow the machine is at the moment."""
 
 import subprocess
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 QUIET_SECONDS = 0.06  # that `_work` takes on a quiet core of an Intel Xeon of 2023
@@ -31,5 +33,17 @@ def wait_until(holds: Callable[[], Any], process: subprocess.Popen | None = None
     while not (found := holds()):
         assert process is None or process.poll() is None, f"ended with {process.returncode}"
         assert time.monotonic() < end, f"not within {seconds:g} s"
-        time.sleep(0.005)
+        time.sleep(0.002)
     return found
+
+
+@contextmanager
+def at_most(size: float) -> Iterator[None]:
+    """Fails where Python and numpy have taken more than so many bytes at once."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size

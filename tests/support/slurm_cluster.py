@@ -120,10 +120,10 @@ class Cluster:
         self._configure()
         if self.with_ssh:
             self._make_keys()
-        subprocess.run(["ip", "link", "del", BRIDGE], env=self.environ, capture_output=True, check=False)
-        self._do("ip", "link", "add", BRIDGE, "type", "bridge")
-        self._do("ip", "addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
-        self._do("ip", "link", "set", BRIDGE, "up")
+        self.run("ip", "link", "del", BRIDGE)
+        self.control("ip", "link", "add", BRIDGE, "type", "bridge")
+        self.control("ip", "addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
+        self.control("ip", "link", "set", BRIDGE, "up")
         key = self.root / "etc" / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
@@ -140,7 +140,7 @@ class Cluster:
         for process in reversed(self._running.values()):
             process.kill()
             process.wait()
-        subprocess.run(["ip", "link", "del", BRIDGE], env=self.environ, capture_output=True, check=False)
+        self.run("ip", "link", "del", BRIDGE)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _configure(self) -> None:
@@ -166,30 +166,17 @@ class Cluster:
         folder = self.root / "ssh"
         folder.mkdir(mode=0o700)
         for name in ("id_ed25519", "hostkey"):
-            self._do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
+            self.control("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
         shutil.copy(folder / "id_ed25519.pub", folder / "authorized_keys")
-        (folder / "config").write_text(
-            "Host *\n StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
-        )
-        (folder / "sshd_config").write_text(
-            "HostKey /root/.ssh/hostkey\nPermitRootLogin prohibit-password\nStrictModes no\n"
-        )
+        trusting = ("StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "LogLevel ERROR")
+        (folder / "config").write_text("Host *\n" + "".join(f" {line}\n" for line in trusting))
+        of_server = ("HostKey /root/.ssh/hostkey", "PermitRootLogin prohibit-password", "StrictModes no")
+        (folder / "sshd_config").write_text("".join(f"{line}\n" for line in of_server))
 
     def _start(self, name: str, *command: str) -> None:
         log = (self.root / "log" / f"{name}.out").open("ab")
-        self._running[name] = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command],
-            stdout=log,
-            stderr=log,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def _do(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environ, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-        return done.stdout
+        words, silent = ["setpriv", "--pdeathsig", "KILL", *command], subprocess.DEVNULL
+        self._running[name] = subprocess.Popen(words, stdin=silent, stdout=log, stderr=log, env=self.environ)
 
     def _until(self, holds: Any, what: str, seconds: float = 120) -> None:
         end = time.monotonic() + limit(seconds)
@@ -210,10 +197,9 @@ class Cluster:
         self._start(name, "unshare", *separate, "bash", "-c", NODE.format(name=name, root=self.root))
         self._until(up.exists, name)
         number, first = self.nodes.index(name) + 1, str(self._first_process(name))
-        self._do(
-            "ip", "link", "add", f"scaler{NUMBER}-{number}", "type", "veth", "peer", "name", "eth0", "netns", first
-        )
-        self._do("ip", "link", "set", f"scaler{NUMBER}-{number}", "master", BRIDGE, "up")
+        link = f"scaler{NUMBER}-{number}"
+        self.control("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", first)
+        self.control("ip", "link", "set", link, "master", BRIDGE, "up")
         self.change(name, "ip", "link", "set", "lo", "up")
         self.change(name, "ip", "addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
         self.change(name, "ip", "link", "set", "eth0", "up")
@@ -231,13 +217,11 @@ class Cluster:
         self, name: str, *command: str, cwd: Path = Path("/"), **environ: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a node."""
-        return self.run(*self.entered(name), "env", f"--chdir={cwd}", *command, cwd=Path("/"), **environ)
+        return self.run(*self.entered(name), "env", f"--chdir={cwd}", *command, **environ)
 
     def change(self, name: str, *command: str) -> None:
         """Run a command on a node that must succeed."""
-        done = self.inside(name, *command)
-        if done.returncode:
-            raise RuntimeError(f"{name}: {' '.join(command)}: {done.stderr.strip()}")
+        self.control(*self.entered(name), *command)
 
     def cut_power(self, name: str) -> None:
         """End all of a node at once."""
@@ -246,14 +230,7 @@ class Cluster:
 
     def node_state(self, name: str) -> str:
         """What SLURM takes a node for."""
-        done = subprocess.run(
-            ["sinfo", "-h", "-p", "main", "-n", name, "-o", "%T"],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout.strip()
+        return self.run("sinfo", "-h", "-p", "main", "-n", name, "-o", "%T").stdout.strip()
 
     # ---- jobs
 
@@ -261,7 +238,7 @@ class Cluster:
         """Run sbatch."""
         return self.run("sbatch", *arguments, cwd=cwd, **environ)
 
-    def run(self, *command: object, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: object, cwd: Path = Path("/"), **environ: str) -> subprocess.CompletedProcess[str]:
         """Run srun and the like."""
         return subprocess.run(
             [str(word) for word in command],
@@ -273,13 +250,16 @@ class Cluster:
             check=False,
         )
 
-    def control(self, *arguments: str) -> str:
-        """Run scontrol or scancel and the like."""
-        return self._do(*arguments)
+    def control(self, *command: str, **where: Any) -> str:
+        """Run a command that must succeed, as scontrol and scancel; what it says."""
+        done = self.run(*command, **where)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM says of a job."""
-        return dict(re.findall(r"(\w+)=(\S*)", self._do("scontrol", "-o", "show", "job", number)))
+        return dict(re.findall(r"(\w+)=(\S*)", self.control("scontrol", "-o", "show", "job", number)))
 
     def wait(self, number: str, *states: str, seconds: float = 600, restarts: int = 0) -> dict[str, str]:
         """Wait until a job is in one of these states, and has been requeued so often."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configs import configuration
+from configs import configuration, content_of
 from limits import limit, wait_until
 from on_disk import flip, records
 from ranks import before_step, ended, forked, kill, sends
@@ -332,12 +332,16 @@ def damaged_rows(scene: Scene):
 
 def interrupted_copy(scene: Scene) -> Path:
     """A copy of the run that was left alone, as if it had been stopped after its last but one checkpoint."""
-    run = scene.folder / "run"
-    shutil.copytree(scene.folder.parent / "alone" / "run", run, symlinks=True)
-    (run / "state.json").unlink()
+    run = unfinished_copy(scene)
     shutil.rmtree(run / "export")
     shutil.rmtree(run / "checkpoints" / f"step_{STEPS:08d}")
     return run / "checkpoints"
+
+
+def unfinished_copy(scene: Scene) -> Path:
+    run = Path(shutil.copytree(scene.folder.parent / "alone" / "run", scene.folder / "run", symlinks=True))
+    (run / "state.json").unlink()
+    return run
 
 
 def damage(how: Callable[[Path], None]) -> Callable[[Scene], dict[str, Any]]:
@@ -383,18 +387,15 @@ def not_removable() -> None:
 
 def other_clipping(scene: Scene):
     interrupted_copy(scene)
-    content = json.loads(configuration(scene.folder, "zero2").read_text())
     config = scene.folder / "mine.json"
-    config.write_text(json.dumps({**content, "gradient_clipping": 0.5}))
+    config.write_text(json.dumps({**content_of("zero2"), "gradient_clipping": 0.5}))
     arguments = ["--run_dir", scene.folder / "run", "--deepspeed_config", config]
     return scene.facts(ended(forked(2, arguments, scene.log)))
 
 
 def log_removed(scene: Scene):
     """The last checkpoint is there, the export and the log are not."""
-    run = scene.folder / "run"
-    shutil.copytree(scene.folder.parent / "alone" / "run", run, symlinks=True)
-    (run / "state.json").unlink()
+    run = unfinished_copy(scene)
     (run / "metrics.jsonl").unlink()
     return scene.facts(ended(forked(2, ["--run_dir", run], scene.log)))
 

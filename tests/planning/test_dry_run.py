@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refusal
 
 from scaler import train
 from scaler.config.recipe import Recipe
@@ -206,11 +207,3 @@ def test_damaged_data_is_refused_by_name(damage, said, dry_run, tiny_recipe: Rec
 )
 def test_what_cannot_run_is_refused_before_it_runs(arguments, said, dry_run):
     assert said in refusal(dry_run(*arguments))
-
-
-def refusal(result: tuple[int, str, str]) -> str:
-    status, output, errors = result
-    assert (status, output) == (2, "")
-    assert errors.startswith("error: ")
-    assert errors.count("\n") == 1
-    return errors

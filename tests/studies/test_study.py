@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from limits import limit
+from limits import wait_until
+from refusals import refusal
 
 from scaler import study
 from scaler.core import folders
@@ -129,8 +130,7 @@ def test_a_study_is_of_one_recipe_and_one_configuration(begin, tmp_path, monkeyp
     (tmp_path / "other.json").write_text(json.dumps(content))
     assert begin("--write_only")[0] == 0
     before = sorted((tmp_path / "study" / "points").iterdir())
-    status, _, errors = begin("--write_only", *arguments, "--ranks_per_node", 2)
-    assert status == 2 and said in errors and errors.count("\n") == 1
+    assert said in refusal(begin("--write_only", *arguments, "--ranks_per_node", 2))
     assert sorted((tmp_path / "study" / "points").iterdir()) == before
 
 
@@ -152,8 +152,7 @@ def test_a_study_is_of_one_recipe_and_one_configuration(begin, tmp_path, monkeyp
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(begin, tmp_path, arguments, said):
-    status, _, errors = begin(*arguments)
-    assert status == 2 and said in errors and errors.count("\n") == 1
+    assert said in refusal(begin(*arguments))
     assert not (tmp_path / "study").exists()
 
 
@@ -279,11 +278,9 @@ def test_a_point_that_does_not_learn_is_a_failure_that_says_so(begin, tmp_path):
 def test_other_ranks_than_the_point_is_for_are_refused(begin, call, tmp_path):
     begin("--write_only", "--ranks_per_node", 2, "--stages", "0")
     name = NAMES[0].format(2, 3)
-    status, _, errors = call(study_point.main, tmp_path / "study", name)
-    assert status == 2 and errors.count("\n") == 1
-    assert f"error: {name}: needs 1 nodes x 2 ranks, but" in errors
-    status, _, errors = call(study_point.main, tmp_path / "study", "nowhere")
-    assert status == 2 and "nowhere/point.json: not readable" in errors
+    assert f"error: {name}: needs 1 nodes x 2 ranks, but" in refusal(call(study_point.main, tmp_path / "study", name))
+    said = refusal(call(study_point.main, tmp_path / "study", "nowhere"))
+    assert "nowhere/point.json: not readable" in said
 
 
 def test_the_reason_is_what_the_first_rank_in_trouble_said(tmp_path):
@@ -307,13 +304,6 @@ def test_the_ranks_of_a_killed_study_end_with_it(begin, tmp_path, tiny_recipe_fi
     wait_until(lambda: not is_locked(point))
     status, said, _ = begin("--ranks_per_node", 2, "--stages", 0, *SHORT)
     assert status == 0 and "1 measured, 0 failed, 0 left" in said
-
-
-def wait_until(holds, seconds: float = 400) -> None:
-    end = time.monotonic() + limit(seconds)
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def is_locked(folder) -> bool:

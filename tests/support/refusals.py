@@ -1,6 +1,6 @@
 """What every refusal keeps to: one line, and of a command status 2."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from subprocess import CompletedProcess
 
@@ -22,3 +22,10 @@ def refusal(result: tuple[int, str, str] | CompletedProcess[str]) -> str:
     status, out, error = result if isinstance(result, tuple) else (result.returncode, result.stdout, result.stderr)
     assert (status, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1, (out, error)
     return error
+
+
+def error_of(action: Callable[..., object], *arguments: object, **options: object) -> str:
+    """The error of one line that a call ends with."""
+    with refused("") as raised:
+        action(*arguments, **options)
+    return str(raised.value)

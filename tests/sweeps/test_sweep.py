@@ -14,7 +14,8 @@ from functools import partial
 import optuna
 import pytest
 from conftest import ROOT
-from limits import limit
+from limits import limit, wait_until
+from refusals import refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaler import status, sweep
@@ -183,35 +184,15 @@ main()
 
 
 @pytest.fixture
-def start(tiny_recipe_file, tmp_path):
+def start(tiny_recipe_file, tmp_path, start_command):
     """Start a sweep as a process of its own, which is killed with its trainings where the test leaves it."""
-    started = []
 
     def run(*more, **environ):
-        words = [sys.executable, "-c", PROGRAM, STUB, tmp_path / "sweep", "--recipe", tiny_recipe_file, "--space", RATE]
-        process = subprocess.Popen(
-            [str(word) for word in (*words, *SHORT, *more)],
-            env={**os.environ, **environ},
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        return process
+        words = (sys.executable, "-c", PROGRAM, STUB, tmp_path / "sweep", "--recipe", tiny_recipe_file, "--space", RATE)
+        said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return start_command(*words, *SHORT, *more, environ=environ, **said)
 
-    yield run
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for(condition, process=None):
-    end = time.monotonic() + 400
-    while not condition():
-        assert time.monotonic() < end and (process is None or process.poll() is None)
-        time.sleep(0.05)
+    return run
 
 
 def starts(folder, number):
@@ -226,7 +207,7 @@ def evaluations(folder, number):
 
 def test_a_sweep_that_is_killed_goes_on_with_the_same_trials(start, search, tmp_path):
     killed = start("--trials", "3", STUB_SECONDS="0.5")
-    wait_for(lambda: evaluations(tmp_path, 0) >= 2, killed)
+    wait_until(lambda: evaluations(tmp_path, 0) >= 2, killed)
     os.kill(killed.pid, signal.SIGKILL)  # its training goes on by itself, and is not started a second time
     ended, said, _ = search(RATE, *SHORT, "--trials", 3)
     assert ended == 0 and "trial 0 goes on: the recipe as it is" in said
@@ -255,7 +236,7 @@ def test_a_training_that_died_with_its_sweep_goes_on_where_it_was(search, tmp_pa
 @pytest.mark.parametrize("how", ["SIGTERM", "STOP"])
 def test_a_sweep_that_is_asked_to_stop_stops_its_trials_and_goes_on(search, tmp_path, monkeypatch, how):
     def ask():
-        wait_for(lambda: evaluations(tmp_path, 0) >= 1)
+        wait_until(lambda: evaluations(tmp_path, 0) >= 1)
         (tmp_path / "sweep" / "STOP").touch() if how == "STOP" else os.kill(os.getpid(), signal.SIGTERM)
 
     asking = threading.Thread(target=ask)
@@ -283,7 +264,7 @@ def test_two_workers_have_two_trials_at_work(search, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_processes_share_the_trials(start, search, tmp_path, monkeypatch):
     other = start("--trials", "8", "--workers", "2", STUB_SECONDS="0.3")
-    wait_for(lambda: evaluations(tmp_path, 1) >= 1, other)
+    wait_until(lambda: evaluations(tmp_path, 1) >= 1, other)
     monkeypatch.setenv("STUB_SECONDS", "0.3")
     ended, said, _ = search(RATE, *SHORT, "--trials", 8, "--workers", 2)
     others, _ = other.communicate(timeout=limit(400))
@@ -323,9 +304,9 @@ def test_each_trial_at_work_has_its_share_of_cores_and_gpus(monkeypatch):
 def test_the_folder_of_another_sweep_is_refused(search, tmp_path, more, said):
     search(RATE, *SHORT, "--trials", 1)
     before = without_time(tmp_path)
-    ended, _, error = search(RATE, *SHORT, "--trials", 2, *more)
-    assert ended == 2 and said.replace("begun with optimizer", "begun with recipe.optimizer") in error
-    assert error.count("\n") == 1 and without_time(tmp_path) == before
+    error = refusal(search(RATE, *SHORT, "--trials", 2, *more))
+    assert said.replace("begun with optimizer", "begun with recipe.optimizer") in error
+    assert without_time(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -341,8 +322,7 @@ def test_the_folder_of_another_sweep_is_refused(search, tmp_path, more, said):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(search, tmp_path, words, said):
-    ended, _, error = search(*words)
-    assert ended == 2 and said in error and error.count("\n") == 1
+    assert said in refusal(search(*words))
     assert not (tmp_path / "sweep").exists()
 
 
@@ -386,25 +366,23 @@ def test_a_poor_training_is_stopped_and_its_checkpoints_go(search, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_real_sweep_survives_kills_and_its_best_recipe_trains(tiny_recipe_file, run_command, tmp_path):
+def test_a_real_sweep_survives_kills_and_its_best_recipe_trains(tiny_recipe_file, run_command, start_command, tmp_path):
     def words(folder):
         search = ["--space", "optimizer.learning_rate=log:1e-4:3e-2", "--space", "model.hidden_size=[32, 30]"]
         short = ["training.steps=60", "training.evaluate_every=10", "optimizer.learning_rate=2e-4"]
         start = [sys.executable, "-m", "scaler.sweep", folder, "--recipe", str(tiny_recipe_file)]
         return [*start, *search, *short, "--trials", "5"]
 
-    environ = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = run_command(*words("alone"), cwd=tmp_path, timeout=900, **environ)
-    assert done.returncode == 0, done.stdout + done.stderr
+    environ = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    run_command(*words("alone"), cwd=tmp_path, timeout=900, status=0, **environ)
 
     for kill in (os.kill, os.killpg):  # the sweep alone, and all of it
-        process = subprocess.Popen(words("sweep"), cwd=tmp_path, env={**os.environ, **environ}, start_new_session=True)
-        wait_for(lambda: list((tmp_path / "sweep").glob("*/metrics.jsonl")))
+        process = start_command(*words("sweep"), environ=environ, stderr=None)
+        wait_until(lambda: list((tmp_path / "sweep").glob("*/metrics.jsonl")))
         time.sleep(3)
         kill(process.pid, signal.SIGKILL)
         process.wait()
-    done = run_command(*words("sweep"), cwd=tmp_path, timeout=900, **environ)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_command(*words("sweep"), cwd=tmp_path, timeout=900, status=0, **environ)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("alone", "sweep")]
     told = [[(trial["trial"], trial["state"], trial["losses"]) for trial in one["trials"]] for one in results]
     assert told[0] == told[1]
@@ -414,8 +392,7 @@ def test_a_real_sweep_survives_kills_and_its_best_recipe_trains(tiny_recipe_file
     assert all("Transformers refuses this model" in trial["error"] for trial in ranked.values() if "error" in trial)
 
     train = (sys.executable, ROOT / "scaler" / "train.py")
-    done = run_command(*train, "--recipe", "sweep/best.yaml", "--run_dir", "best", cwd=tmp_path, **environ)
-    assert done.returncode == 0, done.stderr
+    run_command(*train, "--recipe", "sweep/best.yaml", "--run_dir", "best", cwd=tmp_path, status=0, **environ)
     losses = [
         each["heldout_loss"] for each in files.records(tmp_path / "best" / "metrics.jsonl") if "heldout_loss" in each
     ]
@@ -424,13 +401,12 @@ def test_a_real_sweep_survives_kills_and_its_best_recipe_trains(tiny_recipe_file
 
 @pytest.mark.slow
 def test_a_trial_of_two_ranks(tiny_recipe_file, run_command, tmp_path):
-    done = run_command(
+    run_command(
         *(sys.executable, "-m", "scaler.sweep", "sweep", "--recipe", tiny_recipe_file, "--trials", 1, "--ranks", 2),
         *("--space", "optimizer.learning_rate=[1e-2, 2e-2]"),
         cwd=tmp_path,
-        PYTHONPATH=str(ROOT),
+        status=0,
         CUDA_VISIBLE_DEVICES="",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     (attempt,) = json.loads((tmp_path / "sweep" / "trial-0000" / "environment.json").read_text())["attempts"]
     assert attempt["ranks"] == 2 and records(tmp_path)[0]["state"] == "finished"

@@ -6,6 +6,7 @@ import shutil
 import time
 
 import pytest
+from refusals import refusal
 
 from scaler import status, train
 from scaler.core.errors import ScalerError
@@ -81,8 +82,7 @@ def test_several_as_json(run, call):
 def test_a_folder_without_a_run_is_refused(tmp_path, call):
     with pytest.raises(ScalerError, match=r"no run \(no recipe.yaml\)"):
         training_status.status(tmp_path)
-    ended, _, said = call(status.main, tmp_path / "nowhere")
-    assert ended == 2 and said.count("\n") == 1
+    refusal(call(status.main, tmp_path / "nowhere"))
 
 
 def test_fine_tunings_among_runs_are_passed_over(run, tmp_path, call):
@@ -98,8 +98,7 @@ def test_a_run_of_another_version_is_named_with_both_versions(run, call):
     recipe.write_text(recipe.read_text().replace("objective:", "objectives:"))
     shown = training_status.render(training_status.status(run))
     assert f"written by scaler 9.0, commit {'f' * 40}, and this is scaler" in shown and "step     30 of ?" in shown
-    ended, _, error = call(train.main, "--run_dir", run, "--dry_run")
-    assert ended == 2 and error.count("\n") == 1
+    error = refusal(call(train.main, "--run_dir", run, "--dry_run"))
     assert "written by scaler 9.0" in error and "unknown key objectives" in error
     assert "use the version that wrote it, or begin a new run" in error
 

@@ -187,5 +187,5 @@ def test_two_ranks_are_well(preflight, tmp_path):
 
 
 def test_a_missing_run_folder_is_asked_for(run_command, tmp_path):
-    done = run_command(sys.executable, "-m", "scaler.preflight", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    done = run_command(sys.executable, "-m", "scaler.preflight", cwd=tmp_path)
     assert done.returncode == 2 and "--run_dir is needed" in done.stderr

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from refusals import error_of
 
 from scaler.config.data_sections import Cleaning, Dedup, Source, Word2Vec
 from scaler.config.recipe import RECIPES, Recipe, load, section
@@ -228,9 +229,7 @@ def test_a_section_alone_is_made_of_its_settings():
     ],
 )
 def test_a_section_alone_is_as_strict_as_a_recipe(setting, message):
-    with pytest.raises(ScalerError) as refused:
-        section(Cleaning, "cleaning", [setting])
-    assert message in str(refused.value)
+    assert message in error_of(section, Cleaning, "cleaning", [setting])
 
 
 @pytest.mark.parametrize("where", ["corpus", "corpus.sources", "optimizer.learning_rate"])
@@ -285,9 +284,7 @@ def test_a_misspelt_key_is_not_missing_as_well(tmp_path):
     ],
 )
 def test_a_recipe_made_or_changed_by_code_is_checked_as_well(change, message):
-    with pytest.raises(ScalerError) as refused:
-        change(load("quickstart"))
-    assert str(refused.value).startswith(f"recipe: {message}")
+    assert error_of(change, load("quickstart")).startswith(f"recipe: {message}")
 
 
 def test_a_date_is_a_name(tmp_path):
@@ -323,10 +320,7 @@ def test_folders_follow_from_the_data_folder():
 
 
 def refusal(name: str, *overrides: str) -> str:
-    with pytest.raises(ScalerError) as refused:
-        load(name, overrides)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return error_of(load, name, overrides)
 
 
 # ---- recipes that extend others

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from refusals import error_of
 
 from scaler.core import folders
 from scaler.core.errors import ScalerError
@@ -22,9 +23,10 @@ def test_new_empty_and_own_folders_are_taken(tmp_path):
 def test_a_folder_with_something_else_is_refused(tmp_path, names):
     for name in names:
         (tmp_path / name).touch()
-    with pytest.raises(ScalerError) as refused:
-        folders.claim(tmp_path, ("one", "two"), "a thing", ("first",), "--out")
-    assert str(refused.value) == f"--out {tmp_path}: is neither new nor a thing (no one and two); name another folder"
+    assert (
+        error_of(folders.claim, tmp_path, ("one", "two"), "a thing", ("first",), "--out")
+        == f"--out {tmp_path}: is neither new nor a thing (no one and two); name another folder"
+    )
 
 
 def test_a_file_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import error_of
 
 from scaler.core.errors import ScalerError
 from scaler.core.files import FORMAT, checksum, read_manifest, write_json
@@ -57,13 +58,6 @@ def folder(tmp_path):
     train = {f"train-a-{number}": [block(5, seed=number)] for number in range(3)}
     write_folder(tmp_path, {"train": train, "heldout": {"heldout-a-0": [block(3)]}})
     return tmp_path
-
-
-def refusal(action, *arguments):
-    with pytest.raises(ScalerError) as refused:
-        action(*arguments)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(300, "<u2"), (65_535, "<u2"), (65_536, "<i4"), (1 << 31, "<i4")])
@@ -128,16 +122,16 @@ def test_opening_reads_no_rows(tmp_path):
 @pytest.mark.parametrize("size", [0, 1, 79, 81, 160])
 def test_a_file_of_another_size_is_named(folder, size):
     os.truncate(folder / "train-a-1.rows", size)
-    said = refusal(TokenRows, read(folder), "train")
+    said = error_of(TokenRows, read(folder), "train")
     assert said == f"{folder}/train-a-1.rows: {size} bytes where 80 belong; {AGAIN}"
-    assert refusal(verify, read(folder)).startswith(f"{folder}/train-a-1.rows: ")
+    assert error_of(verify, read(folder)).startswith(f"{folder}/train-a-1.rows: ")
     TokenRows(read(folder), "heldout")
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "train-a-1.rows").unlink()
     said = f"{folder}/train-a-1.rows: missing; {AGAIN}"
-    assert refusal(TokenRows, read(folder), "train") == refusal(verify, read(folder)) == said
+    assert error_of(TokenRows, read(folder), "train") == error_of(verify, read(folder)) == said
 
 
 @pytest.mark.parametrize("name", ["train-a-0", "train-a-2", "heldout-a-0"])
@@ -191,14 +185,14 @@ def test_a_split_knows_its_padding_and_what_was_dropped(folder):
 
 
 def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
-    said = refusal(read, tmp_path)
+    said = error_of(read, tmp_path)
     assert said == f"{tmp_path}: no rows here (no readable manifest.json); run `make data` or `scaler prepare`"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format": 2, "kind": "ro'])
 def test_a_manifest_that_is_no_json_is_refused(folder, content):
     (folder / "manifest.json").write_bytes(content)
-    assert re.match(rf"{folder}: no rows here \(no readable manifest\.json\); run `make data`", refusal(read, folder))
+    assert re.match(rf"{folder}: no rows here \(no readable manifest\.json\); run `make data`", error_of(read, folder))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +209,7 @@ def test_a_manifest_that_is_no_json_is_refused(folder, content):
 def test_a_manifest_of_another_kind_or_format_is_refused(folder, content, said):
     write_json(folder / "manifest.json", content)
     expected = f"{folder}: its manifest is {said}; rows, format {FORMAT}, is needed; run `make data`"
-    assert refusal(read, folder).startswith(expected)
+    assert error_of(read, folder).startswith(expected)
 
 
 @pytest.mark.parametrize("key", ["seq_len", "vocab_size", "tokenizer_xxh3", "unigram_xxh3", "sources", "splits"])
@@ -223,7 +217,7 @@ def test_a_manifest_without_one_of_its_keys_is_refused(folder, key):
     content = read_manifest(folder, "rows")
     del content[key]
     write_json(folder / "manifest.json", content)
-    assert refusal(read, folder) == f"{folder}: not a manifest of rows (KeyError('{key}')); {AGAIN}"
+    assert error_of(read, folder) == f"{folder}: not a manifest of rows (KeyError('{key}')); {AGAIN}"
 
 
 @pytest.mark.parametrize("key", ["name", "rows", "tokens", "documents", "dropped_rows", "least_maskable", "xxh3"])
@@ -231,13 +225,13 @@ def test_an_entry_without_one_of_its_keys_is_refused(folder, key):
     content = read_manifest(folder, "rows")
     del content["splits"]["train"][1][key]
     write_json(folder / "manifest.json", content)
-    assert refusal(read, folder) == f"{folder}: not a manifest of rows (KeyError('{key}')); {AGAIN}"
+    assert error_of(read, folder) == f"{folder}: not a manifest of rows (KeyError('{key}')); {AGAIN}"
 
 
 @pytest.mark.parametrize("changes", [{"seq_len": "long"}, {"splits": []}, {"splits": {"train": [5]}}, {"sources": 5}])
 def test_a_manifest_whose_values_make_no_sense_is_refused(folder, changes):
     write_json(folder / "manifest.json", {**read_manifest(folder, "rows"), **changes})
-    assert re.match(rf"{folder}: not a manifest of rows \(.*\); {AGAIN}", refusal(read, folder))
+    assert re.match(rf"{folder}: not a manifest of rows \(.*\); {AGAIN}", error_of(read, folder))
 
 
 @pytest.mark.parametrize("rows", [4, 6, 0, -5, 1 << 62])
@@ -246,16 +240,16 @@ def test_a_manifest_that_states_another_number_of_rows_is_refused(folder, rows):
     content["splits"]["train"][1]["rows"] = rows
     write_json(folder / "manifest.json", content)
     said = f"{folder}/train-a-1.rows: 80 bytes where {rows * SEQ_LEN * 2} belong; {AGAIN}"
-    assert refusal(TokenRows, read(folder), "train") == said
+    assert error_of(TokenRows, read(folder), "train") == said
 
 
 def test_token_counts_are_read_and_their_damage_is_noticed(folder):
     assert read(folder).unigram_counts().tolist() == list(range(VOCABULARY))
     np.save(folder / "unigram.npy", np.ones(VOCABULARY))
-    said = refusal(read(folder).unigram_counts)
+    said = error_of(read(folder).unigram_counts)
     assert said == f"{folder}/unigram.npy: its checksum is not the manifest's, the file is damaged; {AGAIN}"
     (folder / "unigram.npy").unlink()
-    assert refusal(read(folder).unigram_counts) == f"{folder}/unigram.npy: missing; {AGAIN}"
+    assert error_of(read(folder).unigram_counts) == f"{folder}/unigram.npy: missing; {AGAIN}"
 
 
 def test_each_row_has_the_source_of_its_file(folder):

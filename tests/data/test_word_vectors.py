@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, write_json
 from scaler.data import word_vectors
 from scaler.data.word_vectors import COUNTS, VECTORS, write_array
@@ -38,10 +38,9 @@ def change(folder, **changes):
     write_json(folder / "manifest.json", {key: value for key, value in content.items() if value is not None})
 
 
-def refused(folder, said, tokenizer_xxh3="a" * 32, vector_size=4):
-    with pytest.raises(ScalerError, match=said) as raised:
+def refuses(folder, said, tokenizer_xxh3="a" * 32, vector_size=4):
+    with refused(said):
         word_vectors.read(folder, tokenizer_xxh3, vector_size)
-    assert "\n" not in str(raised.value)
 
 
 def test_what_was_written_is_read_and_only_mapped(folder):
@@ -62,7 +61,7 @@ def test_an_array_is_numpys_own_bytes_with_their_checksum(tmp_path, array):
 
 
 def test_a_missing_folder_is_named_with_the_remedy(tmp_path):
-    refused(tmp_path / "word2vec", r"word2vec: no word2vec here .*run `scaler prepare` with a `word2vec` section")
+    refuses(tmp_path / "word2vec", r"word2vec: no word2vec here .*run `scaler prepare` with a `word2vec` section")
 
 
 @pytest.mark.parametrize("name", [VECTORS, COUNTS])
@@ -75,15 +74,15 @@ def test_a_damaged_file_is_named(folder, name, damage):
         path.unlink()
     else:
         path.write_bytes(content if damage == "flip" else content[:-1])
-    refused(folder, rf"{name}: {'missing' if damage == 'remove' else 'its checksum is not the manifest'}")
+    refuses(folder, rf"{name}: {'missing' if damage == 'remove' else 'its checksum is not the manifest'}")
 
 
 def test_vectors_of_another_tokenizer_are_refused(folder):
-    refused(folder, "vectors of the tokenizer aaaaaaaa, but the data's is bbbbbbbb", tokenizer_xxh3="b" * 32)
+    refuses(folder, "vectors of the tokenizer aaaaaaaa, but the data's is bbbbbbbb", tokenizer_xxh3="b" * 32)
 
 
 def test_vectors_of_another_width_are_refused(folder):
-    refused(folder, "vectors of 4 numbers, but 768 are needed; set word2vec.vector_size", vector_size=768)
+    refuses(folder, "vectors of 4 numbers, but 768 are needed; set word2vec.vector_size", vector_size=768)
 
 
 @pytest.mark.parametrize(
@@ -96,24 +95,24 @@ def test_vectors_of_another_width_are_refused(folder):
 )
 def test_an_array_of_another_shape_or_type_is_refused(folder, array, said):
     change(folder, vectors_xxh3=write_array(folder / VECTORS, array))
-    refused(folder, rf"{VECTORS}: {said}")
+    refuses(folder, rf"{VECTORS}: {said}")
 
 
 def test_a_file_that_is_no_array_or_a_pickle_is_refused(folder):
     (folder / VECTORS).write_bytes(b"no array")
     change(folder, vectors_xxh3=checksum(folder / VECTORS))
-    refused(folder, f"{VECTORS}: not an .npy file")
+    refuses(folder, f"{VECTORS}: not an .npy file")
     np.save(folder / VECTORS, np.array([{}], dtype=object), allow_pickle=True)
     change(folder, vectors_xxh3=checksum(folder / VECTORS))
-    refused(folder, f"{VECTORS}: not an .npy file")
+    refuses(folder, f"{VECTORS}: not an .npy file")
 
 
 @pytest.mark.parametrize("changes", [{"vector_size": None}, {"vocab_size": "many"}, {"counts_xxh3": None}])
 def test_a_manifest_that_lacks_something_is_refused(folder, changes):
     change(folder, **changes)
-    refused(folder, "not a manifest of word vectors")
+    refuses(folder, "not a manifest of word vectors")
 
 
 def test_a_folder_of_another_kind_is_refused(folder):
     change(folder, kind="rows")
-    refused(folder, "its manifest is rows, format 2; word2vec, format 2, is needed")
+    refuses(folder, "its manifest is rows, format 2; word2vec, format 2, is needed")

@@ -239,17 +239,18 @@ def test_stopped_after_a_skip(outcome):
     assert outcome["statuses"] == [[0, 0]] and outcome["checkpoints"][0] == 11
 
 
-def test_spike(outcome):
+@pytest.mark.parametrize(
+    ("outcome", "verdict", "steps"),
+    [
+        ("spike", "spike", 30),
+        pytest.param("spike_back", "back to a checkpoint", 30 + 26 - 24, marks=pytest.mark.slow),
+    ],
+    indirect=["outcome"],
+)
+def test_spike(outcome, verdict, steps):
     (fault,) = outcome["faults.jsonl"]
-    assert fault["verdict"] == "spike" and fault["step"] == 26 and outcome["state.json"]["state"] == "finished"
-    assert outcome["manifest"]["progress"]["consumed_rows"] == 12 * 30
-
-
-@pytest.mark.slow
-def test_spike_back(outcome):
-    (fault,) = outcome["faults.jsonl"]
-    assert fault["verdict"] == "back to a checkpoint" and outcome["state.json"]["state"] == "finished"
-    assert outcome["manifest"]["progress"]["consumed_rows"] == 12 * (30 + 26 - 24)
+    assert fault["verdict"] == verdict and fault["step"] == 26 and outcome["state.json"]["state"] == "finished"
+    assert outcome["manifest"]["progress"]["consumed_rows"] == 12 * steps
 
 
 def test_early(outcome):
@@ -299,14 +300,20 @@ def test_full_disk_once(outcome):
     assert "the disk is full" in outcome["said"] and 6 not in outcome["checkpoints"]
 
 
-def test_full_disk(outcome):
-    assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == [0]
-    assert "3 in a row; training stopped" in the_line(outcome) and "the disk is full" in the_line(outcome)
-
-
-def test_stopped_on_a_full_disk(outcome):
-    assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == [6, 0]
-    assert "stopped by SIGTERM, and could not save" in lines(outcome)[0]
+@pytest.mark.parametrize(
+    ("outcome", "checkpoints", "said"),
+    [
+        ("full_disk", [0], ("3 in a row; training stopped", "the disk is full")),
+        ("stopped_on_a_full_disk", [6, 0], ["stopped by SIGTERM, and could not save"]),
+        ("read_only", [], ["not writable"]),  # found before the first step
+    ],
+    indirect=["outcome"],
+)
+def test_a_disk_that_takes_no_checkpoint_ends_the_run(outcome, checkpoints, said):
+    assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == checkpoints
+    assert all(words in the_line(outcome) for words in said) and bool(series(outcome, "train_loss")) == bool(
+        checkpoints
+    )
 
 
 def test_log_on_a_full_disk(outcome):
@@ -318,13 +325,6 @@ def test_log_on_a_full_disk(outcome):
 def test_slow_disk(outcome):
     """Writing is no hanging."""
     assert outcome["statuses"] == [[0, 0]] and outcome["state.json"]["state"] == "finished"
-
-
-def test_read_only(outcome):
-    """Found before the first step."""
-    assert series(outcome, "train_loss") == []
-    assert outcome["statuses"] == [[2, 2]] and outcome["checkpoints"] == []
-    assert "not writable" in lines(outcome)[0]
 
 
 # ---- what cannot begin

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from refusals import error_of
 
 from scaler.core.errors import ScalerError
 from scaler.finetuning import examples as labelled
@@ -26,10 +27,7 @@ def found(path: Path, task="classification", **how):
 
 
 def refusal(path: Path, task="classification", **how) -> str:
-    with pytest.raises(ScalerError) as caught:
-        labelled.read(path, Reading(task, **how))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return error_of(labelled.read, path, Reading(task, **how))
 
 
 # ---- formats
@@ -222,9 +220,7 @@ def test_classes_have_an_order(tmp_path):
 )
 def test_what_would_make_scores_mean_nothing_is_refused(tmp_path, task, train, test, said):
     paths = file(tmp_path, "a.jsonl", "\n".join(train)), file(tmp_path, "b.jsonl", "\n".join(test))
-    with pytest.raises(ScalerError) as caught:
-        load(task, train=[paths[0]], test=[paths[1]])
-    assert said in str(caught.value)
+    assert said in error_of(load, task, train=[paths[0]], test=[paths[1]])
 
 
 def test_a_label_that_training_lacks_is_named_with_its_line(tmp_path):
@@ -245,10 +241,9 @@ def test_a_share_that_leaves_nothing_is_refused(tmp_path, percent):
 
 
 def test_what_is_no_file_and_no_data_set_is_one_line():
-    with pytest.raises(ScalerError) as caught:
-        load(train=["nobody/nothing"])
-    assert str(caught.value).startswith("'nobody/nothing': no such file, and no Hugging Face data set that can be")
-    assert "\n" not in str(caught.value)
+    assert error_of(load, train=["nobody/nothing"]).startswith(
+        "'nobody/nothing': no such file, and no Hugging Face data set that can be"
+    )
 
 
 def test_a_data_set_gives_its_splits_and_the_names_of_its_classes(monkeypatch):

@@ -443,7 +443,7 @@ def test_ranks_with_and_without_deepspeed_learn_what_one_does(pretrained, tmp_pa
         engine = ("--deepspeed_config", ROOT / "ds_configs" / "zero2.json") if name in ("zero", "deepspeed") else ()
         done = run_command(
             *(*launcher, "scaler.finetune", pretrained, *arguments, *engine, "--out", tmp_path / name),
-            cwd=tmp_path, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1",
+            cwd=tmp_path, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         runs = results(tmp_path / name)["runs"]

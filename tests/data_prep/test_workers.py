@@ -250,18 +250,18 @@ def test_a_second_run_on_a_folder_is_refused_while_the_first_writes(tmp_path, an
 
 
 def test_no_other_run_can_begin_while_the_folder_takes_its_place(tmp_path, monkeypatch):
-    rename, refused = Path.rename, []
+    rename, moved = Path.rename, []
 
     def rename_while_another_run_begins(path, target):
         with refused("another run is"), folders.staged(tmp_path / "out", "corpus", {}):
             raise AssertionError
-        refused.append(path.name)
+        moved.append(path.name)
         return rename(path, target)
 
     with folders.staged(tmp_path / "out", "corpus", {"number": 1}) as partial:
         folders.write_manifest(partial, "corpus", {"number": 1})
         monkeypatch.setattr(Path, "rename", rename_while_another_run_begins)
-    assert refused == ["out.partial"]
+    assert moved == ["out.partial"]
     assert folders.is_current(tmp_path / "out", "corpus", {"number": 1})
 
 

@@ -12,13 +12,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (which imports a compiler, for seconds, at every start)
 import torch
 from limits import limit
 
 from scaler import train
-from scaler.distributed.world import detect_world, free_port
+from scaler.distributed.world import free_port
 from scaler.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,18 +82,24 @@ def sends(number: signal.Signals) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> Callable[[], None]:
-    """A patch: call `act` on one rank (or all) as it first begins a step, counted from 0."""
+def around(owner: Any, name: str, call: Callable[..., Any]) -> Callable[[], None]:
+    """A patch: `call` stands in for a function, which it gets before the arguments."""
 
     def patch() -> None:
-        inner, over = loop.train_batch, []
-
-        def train_batch(engine, this, progress, world):
-            if progress.step == step and not over and rank in (None, detect_world().rank):
-                over.append(True)
-                act()
-            return inner(engine, this, progress, world)
-
-        loop.train_batch = train_batch
+        inner = getattr(owner, name)
+        setattr(owner, name, lambda *arguments, **options: call(inner, *arguments, **options))
 
     return patch
+
+
+def before_step(step: int, act: Callable[[], None], rank: int | None = None) -> Callable[[], None]:
+    """A patch: call `act` on one rank (or all) as it first begins a step, counted from 0."""
+    over: list[bool] = []
+
+    def train_batch(inner, engine, this, progress, world):
+        if progress.step == step and not over and rank in (None, world.rank):
+            over.append(True)
+            act()
+        return inner(engine, this, progress, world)
+
+    return around(loop, "train_batch", train_batch)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from on_disk import metric, records
-from ranks import ROOT, ended, forked, kill
+from ranks import ROOT, around, ended, forked, kill
 
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
@@ -82,22 +82,22 @@ class Job:
 
 def slow(step_file: Path) -> None:
     """Have steps and writes take long enough for a kill to hit either, and the first rank tell its step."""
-    write, train_batch = checkpoint_format.write_file, loop.train_batch
 
-    def slow_write(path: Path, content: dict) -> dict:
+    def slow_write(inner, path: Path, content: dict) -> dict:
         path.write_bytes(b"half of a file")  # what a power cut would leave
         time.sleep(WRITE_SECONDS)
-        return write(path, content)
+        return inner(path, content)
 
-    def told_batch(engine, this, progress, world):
+    def told_batch(inner, engine, this, progress, world):
         if world.is_first:
             beside = step_file.with_name("step.partial")
             beside.write_text(str(progress.step))
             beside.replace(step_file)
         time.sleep(STEP_SECONDS)
-        return train_batch(engine, this, progress, world)
+        return inner(engine, this, progress, world)
 
-    checkpoint_format.write_file, loop.train_batch = slow_write, told_batch
+    around(checkpoint_format, "write_file", slow_write)()
+    around(loop, "train_batch", told_batch)()
     loop.stop._FILE_SECONDS = 0.0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from configs import configuration
-from ranks import before_step, ended, forked, sends
+from ranks import around, before_step, ended, forked, sends
 from safetensors import safe_open
 
 from scaler.checkpoint import folder as checkpoint_folder
@@ -23,43 +23,29 @@ SENDS = ("all_reduce", "isend")
 
 def counting(file: Path):
     """A patch: write down how many bytes the first rank sends in its third step."""
+    moved = [0]
 
-    def patch() -> None:
-        inner, moved = loop.train_batch, [0]
-        for name in SENDS:
-            setattr(torch.distributed, name, _counted(getattr(torch.distributed, name), moved))
-
-        def train_batch(engine, this, progress, world):
-            moved[0] = 0
-            found = inner(engine, this, progress, world)
-            if progress.step == 2 and world.is_first:
-                file.write_text(str(moved[0]))
-            return found
-
-        loop.train_batch = train_batch
-
-    return patch
-
-
-def _counted(collective, moved):
-    def call(*arguments, **options):
+    def sent(inner, *arguments, **options):
         tensors = [some for some in (*arguments, *options.values()) if isinstance(some, torch.Tensor)]
         moved[0] += max((some.numel() * some.element_size() for some in tensors), default=0)
-        return collective(*arguments, **options)
+        return inner(*arguments, **options)
 
-    return call
+    def train_batch(inner, engine, this, progress, world):
+        moved[0] = 0
+        found = inner(engine, this, progress, world)
+        if progress.step == 2 and world.is_first:
+            file.write_text(str(moved[0]))
+        return found
+
+    patches = [*(around(torch.distributed, name, sent) for name in SENDS), around(loop, "train_batch", train_batch)]
+    return lambda: [patch() for patch in patches]
 
 
-def meddling() -> None:
-    """A patch: one number of the frozen matrix changes in the ninth step, on all ranks."""
-    inner = loop.train_batch
-
-    def train_batch(engine, this, progress, world):
-        if progress.step == 8:
-            engine.module.model.get_input_embeddings().weight.data[7, 3] += 1.0
-        return inner(engine, this, progress, world)
-
-    loop.train_batch = train_batch
+def meddle(inner, engine, this, progress, world):
+    """In place of `train_batch`: one number of the frozen matrix changes in the ninth step, on all ranks."""
+    if progress.step == 8:
+        engine.module.model.get_input_embeddings().weight.data[7, 3] += 1.0
+    return inner(engine, this, progress, world)
 
 
 def run(folder: Path, recipe: Path, *settings: str, config=(("zero2",),), patches=(lambda: None,)):
@@ -95,7 +81,7 @@ def main() -> None:
         "frozen_stopped": ((FROZEN,), {"patches": [stop, lambda: None]}),
         "frozen_bf16_fp32": ((FROZEN,), {"patches": [stop, lambda: None], "config": [bf16, ("zero2",)]}),
         "thawed": ((FROZEN, "--allow_changes"), {"patches": [stop]}),
-        "meddled": ((FROZEN,), {"patches": [meddling]}),
+        "meddled": ((FROZEN,), {"patches": [around(loop, "train_batch", meddle)]}),
     }
     outcomes = {name: run(folder / name, recipe, *settings, **how) for name, (settings, how) in cases.items()}
     (folder / "figures.json").write_text(json.dumps(outcomes))

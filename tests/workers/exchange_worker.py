@@ -9,7 +9,7 @@ from pathlib import Path
 import engine_steps
 import torch
 import torch.distributed as dist
-from ranks import call_on
+from ranks import around, call_on
 
 from scaler.config.recipe import load
 from scaler.distributed import collectives
@@ -63,17 +63,6 @@ def compared(group: object, ranks: list[int]) -> list[float]:
     return differences
 
 
-def counted_reduces(log: list[int]) -> None:
-    """Write down the bytes of each call of torch's reduce."""
-    inner = dist.reduce
-
-    def reduce(tensor, *arguments, **options):
-        log.append(tensor.numel() * tensor.element_size())
-        return inner(tensor, *arguments, **options)
-
-    dist.reduce = reduce
-
-
 def trained(
     recipe_file: str, stage: int, bucket: int, accumulation: int, to_owners: bool, log: list[int], bf16: bool = False
 ):
@@ -121,7 +110,12 @@ def trained(
 def work(recipe_file: str, file: Path) -> None:
     """On one rank; the first writes."""
     log: list[int] = []
-    counted_reduces(log)  # before DeepSpeed takes its own reference
+
+    def reduce(inner, tensor, *arguments, **options):
+        log.append(tensor.numel() * tensor.element_size())
+        return inner(tensor, *arguments, **options)
+
+    around(dist, "reduce", reduce)()  # before DeepSpeed takes its own reference
     process_group.join(detect_world())
     rank = dist.get_rank()
     torch.manual_seed(rank)

@@ -25,7 +25,7 @@ import torch
 from configs import configuration, content_of
 from limits import limit, wait_until
 from on_disk import flip, records
-from ranks import before_step, ended, forked, kill, sends
+from ranks import around, before_step, ended, forked, kill, sends
 
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
@@ -183,21 +183,18 @@ def occupied(scene: Scene):
 def bad_losses(steps: range | set[int], rank: int = 1, factor: float = float("nan")) -> Callable[[], None]:
     """A patch: on one rank the loss is multiplied while it trains on the batches that first came with these steps."""
 
-    def patch() -> None:
-        forward, train_batch, rows = masked_lm.MaskedLM.forward, loop.train_batch, []
+    rows: list[int] = []
 
-        def told(engine, this, progress, world):
-            rows[:] = [progress.consumed_rows // this.recipe.training.rows]
-            return train_batch(engine, this, progress, world)
+    def told(inner, engine, this, progress, world):
+        rows[:] = [progress.consumed_rows // this.recipe.training.rows]
+        return inner(engine, this, progress, world)
 
-        def spoilt(self, batch):
-            loss, scores = forward(self, batch)
-            bad = torch.is_grad_enabled() and rows and rows[0] in steps and detect_world().rank == rank
-            return (loss * factor if bad else loss), scores
+    def spoilt(inner, model, batch):
+        loss, scores = inner(model, batch)
+        bad = torch.is_grad_enabled() and rows and rows[0] in steps and detect_world().rank == rank
+        return (loss * factor if bad else loss), scores
 
-        masked_lm.MaskedLM.forward, loop.train_batch = spoilt, told
-
-    return patch
+    return both(around(masked_lm.MaskedLM, "forward", spoilt), around(loop, "train_batch", told))
 
 
 SPIKE = bad_losses({25}, factor=100.0)
@@ -206,18 +203,15 @@ SPIKE = bad_losses({25}, factor=100.0)
 def early(scene: Scene):
     """The held-out loss rises after the second evaluation."""
 
-    def patch() -> None:
-        inner, calls = heldout.evaluate, []
+    calls: list[int] = []
 
-        def evaluate(*arguments):
-            calls.append(1)
-            found = inner(*arguments)
-            return replace(found, loss=found.loss + max(0, len(calls) - 2))
-
-        heldout.evaluate = evaluate
+    def evaluate(inner, *arguments):
+        calls.append(1)
+        found = inner(*arguments)
+        return replace(found, loss=found.loss + max(0, len(calls) - 2))
 
     settings = ["training.patience=2", "training.evaluate_every=3", "checkpoint.keep_last=1"]
-    return scene.facts(scene.start(*settings, patch=patch))
+    return scene.facts(scene.start(*settings, patch=around(heldout, "evaluate", evaluate)))
 
 
 # ---- ranks
@@ -254,45 +248,31 @@ def killed(scene: Scene):
 def failing_writes(times: int, error: int, rank: int = 1, after: int = 1) -> Callable[[], None]:
     """A patch: writes of checkpoints fail on one rank, `times` of them, after so many that went well."""
 
-    def patch() -> None:
-        inner, calls = checkpoint_format.write_file, []
+    calls: list[int] = []
 
-        def write(path, content):
-            calls.append(1)
-            if detect_world().rank == rank and after < len(calls) <= after + times:
-                path.write_bytes(b"half")
-                raise OSError(error, os.strerror(error))
-            return inner(path, content)
+    def write(inner, path, content):
+        calls.append(1)
+        if detect_world().rank == rank and after < len(calls) <= after + times:
+            path.write_bytes(b"half")
+            raise OSError(error, os.strerror(error))
+        return inner(path, content)
 
-        checkpoint_format.write_file = write
-
-    return patch
+    return around(checkpoint_format, "write_file", write)
 
 
-def log_on_a_full_disk(scene: Scene):
-    def fill_up() -> None:
-        def add_scalar(*arguments, **more):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        metrics.SummaryWriter.add_scalar = add_scalar
-
-    return scene.facts(scene.start(patch=before_step(8, fill_up, rank=0)))
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def slow_disk(scene: Scene):
     """A checkpoint takes longer to write than a rank may hang."""
 
-    def patch() -> None:
-        inner = checkpoint_format.write_file
-
-        def write(path, content):
-            time.sleep(3)
-            return inner(path, content)
-
-        checkpoint_format.write_file = write
+    def write(inner, path, content):
+        time.sleep(3)
+        return inner(path, content)
 
     settings = ["faults.hang_seconds=2", "training.steps=6", "checkpoint.asynchronous=false"]
-    return scene.facts(scene.start(*settings, patch=patch))
+    return scene.facts(scene.start(*settings, patch=around(checkpoint_format, "write_file", write)))
 
 
 def folder_removed(scene: Scene):
@@ -364,25 +344,16 @@ def damage_all(checkpoints: Path) -> None:
         flip(path / "rank_00001.safetensors")
 
 
-def unreadable() -> None:
-    """A patch: one rank's machine cannot read it."""
-    inner = checkpoint_format.fill
-
-    def fill(shards, path, manifest):
-        if detect_world().rank == 1:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path / "rank_00000.safetensors"))
-        inner(shards, path, manifest)
-
-    checkpoint_format.fill = fill
+def unreadable(inner, shards, path, manifest) -> None:
+    """In place of `fill`: one rank's machine cannot read it."""
+    if detect_world().rank == 1:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path / "rank_00000.safetensors"))
+    inner(shards, path, manifest)
 
 
-def not_removable() -> None:
-    """A patch: what a kill has left half-written lies in a folder that belongs to somebody else."""
-
-    def rmtree(path, **_):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    checkpoint_folder.shutil.rmtree = rmtree
+def not_removable(_, path, **more) -> None:
+    """In place of `rmtree`: what a kill has left half-written lies in a folder that belongs to somebody else."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def other_clipping(scene: Scene):
@@ -442,10 +413,14 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "stopped_on_a_full_disk": started(
         patch=both(failing_writes(100, errno.ENOSPC, after=2), before_step(8, sends(signal.SIGTERM), rank=0))
     ),
+    "log_on_a_full_disk": started(patch=before_step(8, around(metrics.SummaryWriter, "add_scalar", full), rank=0)),
     "read_only": started(patch=failing_writes(100, errno.EROFS, after=0)),
     "all_damaged": resumed(before=damage_all),
-    "unreadable": resumed(patch=unreadable),
-    "not_removable": resumed(before=lambda path: (path / "step_00000024.partial").mkdir(), patch=not_removable),
+    "unreadable": resumed(patch=around(checkpoint_format, "fill", unreadable)),
+    "not_removable": resumed(
+        before=lambda path: (path / "step_00000024.partial").mkdir(),
+        patch=around(checkpoint_folder.shutil, "rmtree", not_removable),
+    ),
     "odd_batch": started("training.rows=7"),
     "misspelt_key": started("training.stepz=7"),
     "diverging": started("optimizer.learning_rate=1e30", "schedule.warmup_share=0"),

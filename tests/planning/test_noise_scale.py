@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_named(measured, call):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    error = refusal(call(noise_scale.main, measured, "--batches", "3"))
+    error = refusal(call(noise_scale.main, measured, "--batches", "3"), begun=True)
     assert "step_00000006" in error and "damaged" in error
 
 
@@ -230,7 +230,7 @@ def test_rows_or_a_tokenizer_that_the_run_did_not_have_are_refused(measured, cal
     path = measured / "checkpoints" / "step_00000006"
     manifest = checkpoint_folder.read_manifest(path)
     checkpoint_folder.write_manifest(path, {**manifest, key: "0" * 32})
-    assert "trained on other rows" in refusal(call(noise_scale.main, measured, "--batches", "3"))
+    assert "trained on other rows" in refusal(call(noise_scale.main, measured, "--batches", "3"), begun=True)
 
 
 def test_a_run_whose_data_is_away_is_refused(measured, tmp_path, call):

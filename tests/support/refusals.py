@@ -17,10 +17,15 @@ def refused(said: str) -> Iterator[pytest.ExceptionInfo[ScalerError]]:
     assert "\n" not in str(raised.value)
 
 
-def refusal(result: tuple[int, str, str] | CompletedProcess[str]) -> str:
-    """The only line of a command that ended with status 2 and did nothing else; `result` of `call` or `run_command`."""
+def refusal(result: tuple[int, str, str] | CompletedProcess[str], begun: bool = False) -> str:
+    """The one line of error of a command that ended with status 2.
+
+    Args:
+        result: of `call` or `run_command`.
+        begun: whether it may have said something before.
+    """
     status, out, error = result if isinstance(result, tuple) else (result.returncode, result.stdout, result.stderr)
-    assert (status, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1, (out, error)
+    assert status == 2 and (begun or out == "") and error.startswith("error: ") and error.count("\n") == 1, (out, error)
     return error
 
 

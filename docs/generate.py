@@ -91,8 +91,8 @@ def recipe() -> str:
 
 def commands() -> str:
     """Return the page of all commands, by group, from their parsers."""
-    from scaler.core.cli import describe_parser
-    from scaler.core.commands import GROUPS, parser_of
+    from scaler.core.cli import describe_parser, parser_of
+    from scaler.core.commands import GROUPS
 
     groups = []
     for group, members in GROUPS.items():

@@ -8,7 +8,7 @@ import sys
 
 from scaler import __version__
 from scaler.core import commands
-from scaler.core.cli import command
+from scaler.core.cli import command, parser_of
 from scaler.core.errors import ScalerError, nearest
 
 USAGE = """usage: scaler COMMAND ...    `scaler COMMAND --help` explains a command; `scaler --version`"""
@@ -27,7 +27,7 @@ def main() -> None:
         print(f"scaler {__version__}")
     elif name in commands.COMMANDS:
         sys.argv = [f"scaler {name}", *rest]
-        commands.main_of(name)()
+        commands.module_of(name).main()
     else:
         raise ScalerError(f"scaler: unknown command {name!r}; {nearest(name, commands.COMMANDS)}")
 
@@ -41,7 +41,7 @@ def complete() -> None:
     words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
     parser: argparse.ArgumentParser = argparse.ArgumentParser("scaler", allow_abbrev=False)
     if len(words) > 2 and words[1] in commands.COMMANDS:
-        parser = commands.parser_of(words[1])
+        parser = parser_of(words[1])
         os.environ["_ARGCOMPLETE"] = "2"  # the command's options begin behind its name, the second word
     else:
         parser.add_argument("--version", action="store_true")

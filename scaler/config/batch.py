@@ -30,16 +30,14 @@ def solve_batch(rows: int, ranks: int, max_micro_rows: int) -> SolvedBatch:
     """
     if rows % ranks:
         below, above = rows - rows % ranks, rows + ranks - rows % ranks
-        batches = " or ".join(str(batch) for batch in (below, above) if batch)
+        near = " or ".join(str(batch) for batch in (below, above) if batch)
         worlds = [n for n in range(1, rows + 1) if rows % n == 0]
         close = sorted(sorted(worlds, key=lambda n: abs(n - ranks))[:3])
         raise ScalerError(
             f"training.rows={rows} cannot be shared equally by {ranks} ranks; "
-            f"use training.rows={batches}, or one of {', '.join(map(str, close))} ranks"
+            f"use training.rows={near}, or one of {', '.join(map(str, close))} ranks"
         )
-    per_rank = rows // ranks
-    micro_rows = next(n for n in range(min(per_rank, max_micro_rows), 0, -1) if per_rank % n == 0)
-    return SolvedBatch(rows, micro_rows, per_rank // micro_rows, ranks)
+    return next(batch for batch in batches(rows, ranks) if batch.micro_rows <= max_micro_rows)
 
 
 def batches(rows: int, ranks: int) -> Iterator[SolvedBatch]:

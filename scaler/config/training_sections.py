@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scaler.config.schedule import Shape
 from scaler.config.typed import READ_FLOAT, BelowOne, Count, Fraction, NotNegative, Positive, settings
 
+Shape = Literal["linear", "cosine", "constant", "sqrt"]
 FromZero = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(gt=0, lt=1), READ_FLOAT]
 
@@ -74,6 +75,20 @@ class Schedule:
     """Shape of the decay; linear as RoBERTa, sqrt is 1 - sqrt(progress) (Hägele et al. 2024)."""
     floor: Fraction = 0.0
     """Learning rate at the end, as a fraction of the peak."""
+
+    def learning_rate(self, step: int, steps: int, peak: float) -> float:
+        """Return the learning rate of optimizer step `step`, counted from 0, of so many `steps`."""
+        warmup = round(self.warmup_share * steps)
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        falls = {
+            "linear": 1.0 - progress,
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+            "sqrt": 1.0 - math.sqrt(progress),
+            "constant": 1.0,
+        }
+        return peak * (self.floor + (1.0 - self.floor) * falls[self.shape])
 
 
 @settings("training")

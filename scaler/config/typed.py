@@ -56,17 +56,16 @@ BelowOne = Annotated[float, Field(ge=0, lt=1), READ_FLOAT]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def settings(where: str, document: str = "recipe", config: ConfigDict = CONFIG) -> Callable[[type[Kind]], type[Kind]]:
+def settings(where: str, document: str = "recipe") -> Callable[[type[Kind]], type[Kind]]:
     """Make a class a frozen pydantic dataclass that refuses a wrong value with a ScalerError of one line.
 
     Args:
         where: the section of `document` that the class describes; "" for the whole document.
         document: first word of the error.
-        config: of pydantic.
     """
 
     def decorate(kind: type[Kind]) -> type[Kind]:
-        made: Any = pydantic_dataclass(frozen=True, config=config)(kind)
+        made: Any = pydantic_dataclass(frozen=True, config=CONFIG)(kind)
         checked = made.__init__
 
         @functools.wraps(checked)

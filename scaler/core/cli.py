@@ -14,8 +14,6 @@ from typing import NoReturn
 from scaler.core import commands, log
 from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, nearest, one_line, status_of
 
-REQUIRED = "the following arguments are required: "
-
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a command's `main`: an error of input or files, or Ctrl-C, is one line and a non-zero exit status."""
@@ -24,16 +22,13 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             main()
-        except ScalerError as error:
-            print("error:", one_line(error), file=sys.stderr, flush=True)
-            sys.exit(error.status)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C; nothing half-done counts as done", file=sys.stderr, flush=True)
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            if error.filename is None:  # no file of the user's
+        except (ScalerError, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None:  # no file of the user's
                 raise
             print("error:", one_line(error), file=sys.stderr, flush=True)
             sys.exit(status_of(error))
@@ -48,12 +43,8 @@ def progress_beside(as_json: bool) -> Iterator[None]:
         yield
 
 
-class _Missing(Exception):
-    """Arguments that a command line lacks, by name."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(names)
-        self.names = names
+class _Missing(ScalerError):
+    """An error that names arguments which a command line lacks."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,33 +104,18 @@ class Parser(argparse.ArgumentParser):
                 raise ScalerError(self._unknown(option))
         try:
             arguments, unknown = self.parse_known_intermixed_args(words)
-        except _Missing as missing:
-            raise ScalerError(
-                f"{self.prog}: {REQUIRED}{', '.join(self._missing(words, missing))}; {self._help()}"
-            ) from None
+        except _Missing:  # options, which are taken first: no look was taken at positional arguments
+            self.parse_known_args(words)
+            raise
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         log.set_up(arguments.verbosity)
         return arguments
 
-    def _missing(self, words: Sequence[str], options: _Missing) -> list[str]:
-        """Return all missing arguments: argparse takes options first, and looks no further if some are missing."""
-        required = [action for action in self._actions if action.required and action.option_strings]
-        for action in required:
-            action.required = False
-        try:
-            self.parse_known_intermixed_args(words)
-        except _Missing as positionals:
-            return list(dict.fromkeys([*positionals.names, *options.names]))
-        finally:
-            for action in required:
-                action.required = True
-        return options.names
-
     def error(self, message: str) -> NoReturn:
         """Raise a ScalerError that names the command and, for what argparse itself refuses, where the options are."""
-        if message.startswith(REQUIRED):
-            raise _Missing(message.removeprefix(REQUIRED).split(", "))
+        if message.startswith("the following arguments are required: "):
+            raise _Missing(f"{self.prog}: {message}; {self._help()}")
         refused = re.fullmatch(r"argument ([^:]+): (.*)", message, re.DOTALL)
         if refused is None:
             raise ScalerError(f"{self.prog}: {message}; {self._help()}")
@@ -152,11 +128,17 @@ class Parser(argparse.ArgumentParser):
         return f"see `{self.prog} --help`"
 
     def _unknown(self, option: str) -> str:
-        others = [f"`scaler {name}`" for name in commands.owners(option)]
+        others = [f"`scaler {name}`" for name in commands.COMMANDS if option in parser_of(name).option_names()]
         if others:
             return f"{self.prog}: {option} is an option of {', '.join(others)}, not of this command; {self._help()}"
         hint = nearest(option, self.option_names())
         return f"{self.prog}: unknown option {option}; {hint if 'mean' in hint else self._help()}"
+
+
+def parser_of(name: str) -> Parser:
+    """Import a command, and return its parser; no command loads a large library for that."""
+    made: Parser = commands.module_of(name).parser()
+    return made
 
 
 def _with_underscores(words: Sequence[str]) -> list[str]:

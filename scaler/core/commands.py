@@ -1,16 +1,12 @@
-"""Name every command of `scaler`, and find its module, its summary and its parser."""
+"""Name every command of `scaler`, and find its module and its summary."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-
-if TYPE_CHECKING:
-    from scaler.core.cli import Parser
+from types import ModuleType
 
 # Strings, not imports: a module is loaded when its command is called, and nothing here depends on a command.
 GROUPS: dict[str, dict[str, str]] = {
@@ -72,16 +68,6 @@ def listing() -> str:
     return "\n".join(lines[1:])
 
 
-def main_of(name: str) -> Callable[[], None]:
-    """Import a command, and return the function that runs it."""
-    return cast("Callable[[], None]", importlib.import_module(COMMANDS[name]).main)
-
-
-def parser_of(name: str) -> Parser:
-    """Import a command, and return its parser; no command loads a large library for that."""
-    return cast("Parser", importlib.import_module(COMMANDS[name]).parser())
-
-
-def owners(option: str) -> list[str]:
-    """Return the commands that have an option, such as "--max_hours"."""
-    return [name for name in COMMANDS if option in parser_of(name).option_names()]
+def module_of(name: str) -> ModuleType:
+    """Import a command, and return its module, which has `parser()` and `main()`."""
+    return importlib.import_module(COMMANDS[name])

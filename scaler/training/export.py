@@ -1,4 +1,4 @@
-"""Export a trained model as a Transformers folder with weights, tokenizer and model card; read it back and compare."""
+"""Export a trained model as a Transformers folder, and read it back to compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from scaler.config.recipe import Recipe
 from scaler.core.errors import ScalerError
 
 disable_progress_bar()  # of saving and loading weights
@@ -64,41 +63,3 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return again
-
-
-def model_card(recipe: Recipe, measured: Mapping[str, str], data: str, command: str, mask_token: str) -> str:
-    """Return the export's README: what it is, from which data and recipe, and what was measured."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in measured.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
-tags: [masked-lm, deepspeed]
----
-# {recipe.name}
-
-A masked language model ({recipe.model["model_type"]}), pretrained from scratch.
-
-```python
-from transformers import pipeline
-
-pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")("The name of the {mask_token}.")
-```
-
-## Data
-{data}
-
-## Measured
-| | |
-|---|---|
-{rows}
-
-The held-out loss is the mean cross-entropy of masked tokens in documents that training never saw, with fixed masks.
-The unigram entropy is what a model without context would get on the same tokens.
-
-## Recipe
-Made with `{command}`.
-
-```yaml
-{recipe.to_yaml().rstrip()}
-```
-"""

@@ -15,7 +15,7 @@ from scaler.engine.engine import Engine
 from scaler.evaluation.heldout import HeldOut
 from scaler.model import build
 from scaler.training import loop, run_folder
-from scaler.training.export import export, model_card
+from scaler.training.export import export
 from scaler.training.job import Job
 from scaler.training.monitor import Monitor
 from scaler.training.progress import Progress
@@ -74,7 +74,7 @@ def evaluate_and_export(
             log.write(progress.step, **measured.records("heldout"))
         picture = log.draw(monitor.unigram_entropy)
         log.close()
-        card = write_card(job, world, progress, monitor, measured, embeddings_change, seconds)
+        card = model_card(job, world, progress, monitor, measured, embeddings_change, seconds)
         folder = run_dir / "export"
         export(state, build.build(job.config, job.recipe.seed), job.data.tokenizer, card, folder)
         logger.log(
@@ -86,7 +86,7 @@ def evaluate_and_export(
         run_folder.set_state(run_dir, "finished", step=steps_done, steps=job.recipe.training.steps)
 
 
-def write_card(
+def model_card(
     job: Job,
     world: World,
     progress: Progress,
@@ -95,25 +95,50 @@ def write_card(
     embeddings_change: str,
     seconds: float,
 ) -> str:
-    """Return the model card of the export."""
+    """Return the export's README: what it is, from which data and recipe, and what was measured."""
     assert monitor.log is not None
     manifest = job.data.manifest
     sources = ", ".join(str(source["source"]) for source in manifest.sources)
     _, losses = monitor.log.series("train_loss")
-    return model_card(
-        job.recipe,
-        {
-            "held-out loss": f"{measured.loss:.3f} nats over {measured.tokens:,} masked tokens",
-            "unigram entropy of the same tokens": f"{monitor.unigram_entropy:.3f} nats",
-            "held-out masked accuracy": f"{measured.masked_accuracy:.2%}",
-            "training loss, last logged": f"{losses[-1]:.3f} nats" if losses else "not logged",
-            "optimizer steps": f"{progress.step:,}",
-            "token embeddings": embeddings_change,
-            "tokens seen or stepped over": f"{progress.consumed_rows * job.recipe.data.seq_len:,}",
-            "time": f"{duration(seconds)} on {quantity(world.size, 'rank')}, since the last start",
-        },
-        f"{sources}: {manifest.count('train', 'documents'):,} documents and {manifest.count('train', 'tokens'):,} "
-        f"tokens for training, {manifest.count('heldout', 'documents'):,} documents held out.",
-        "deepspeed scaler/train.py --recipe recipe.yaml --deepspeed_config ds_config.json",
-        str(job.data.tokenizer.mask_token),
-    )
+    last_loss = f"{losses[-1]:.3f} nats" if losses else "not logged"
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [masked-lm, deepspeed]
+---
+# {job.recipe.name}
+
+A masked language model ({job.recipe.model["model_type"]}), pretrained from scratch.
+
+```python
+from transformers import pipeline
+
+pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")("The name of the {job.data.tokenizer.mask_token}.")
+```
+
+## Data
+{sources}: {manifest.count("train", "documents"):,} documents and {manifest.count("train", "tokens"):,} tokens \
+for training, {manifest.count("heldout", "documents"):,} documents held out.
+
+## Measured
+| | |
+|---|---|
+| held-out loss | {measured.loss:.3f} nats over {measured.tokens:,} masked tokens |
+| unigram entropy of the same tokens | {monitor.unigram_entropy:.3f} nats |
+| held-out masked accuracy | {measured.masked_accuracy:.2%} |
+| training loss, last logged | {last_loss} |
+| optimizer steps | {progress.step:,} |
+| token embeddings | {embeddings_change} |
+| tokens seen or stepped over | {progress.consumed_rows * job.recipe.data.seq_len:,} |
+| time | {duration(seconds)} on {quantity(world.size, "rank")}, since the last start |
+
+The held-out loss is the mean cross-entropy of masked tokens in documents that training never saw, with fixed masks.
+The unigram entropy is what a model without context would get on the same tokens.
+
+## Recipe
+Made with `deepspeed scaler/train.py --recipe recipe.yaml --deepspeed_config ds_config.json`.
+
+```yaml
+{job.recipe.to_yaml().rstrip()}
+```
+"""

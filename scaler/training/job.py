@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from scaler.config import deepspeed as ds_config
-from scaler.config import recipe, schedule
+from scaler.config import recipe
 from scaler.config.batch import SolvedBatch, solve_batch
 from scaler.config.command_line import chosen_recipe, load_run_recipe, prepare_command, run_recipe
 from scaler.config.deepspeed import DEFAULT_DS_CONFIG
@@ -74,14 +74,8 @@ class Job(Request):
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of an optimizer step, counted from 0."""
-        return schedule.learning_rate(
-            step,
-            peak=self.recipe.optimizer.learning_rate,
-            warmup_steps=round(self.recipe.schedule.warmup_share * self.recipe.training.steps),
-            total_steps=self.recipe.training.steps,
-            shape=self.recipe.schedule.shape,
-            floor=self.recipe.schedule.floor,
-        )
+        recipe = self.recipe
+        return recipe.schedule.learning_rate(step, recipe.training.steps, recipe.optimizer.learning_rate)
 
     def masked_per_row(self, step: int) -> int:
         """Return the number of masked positions of each row in an optimizer step, counted from 0."""

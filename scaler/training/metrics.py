@@ -1,11 +1,10 @@
-"""Measure speed, and record a run's metrics in metrics.jsonl, TensorBoard and a picture of the loss."""
+"""Record a run's metrics in metrics.jsonl, TensorBoard and a picture of the loss."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +12,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import FAULTS, METRICS, records, write_whole
-from scaler.core.text import duration
-
-
-class Meter:
-    """Loss and speed since the last report, and the time that is left.
-
-    Args:
-        rows: rows of a step.
-        seq_len: tokens of a row.
-        flops_per_row: floating-point operations to train on a row.
-
-    Attributes:
-        ceiling: matrix-multiply operations per second of all ranks together.
-    """
-
-    def __init__(self, rows: int, seq_len: int, flops_per_row: float) -> None:
-        self.rows, self.seq_len, self.flops_per_row = rows, seq_len, flops_per_row
-        self.ceiling = math.nan
-        self.evaluations: list[float] = []  # seconds
-        self._losses: list[float] = []
-        self._seconds: list[float] = []
-
-    def add(self, loss: float, seconds: float) -> None:
-        """Count a step."""
-        self._losses.append(loss)
-        self._seconds.append(seconds)
-
-    def read(self, steps_left: int, evaluate_every: int) -> dict[str, float]:
-        """Return means since `clear`; losses that are not finite belong to skipped steps, and do not count."""
-        losses = [loss for loss in self._losses if math.isfinite(loss)]
-        rows_per_second = len(self._seconds) * self.rows / sum(self._seconds)
-        evaluation = sum(self.evaluations) / max(1, len(self.evaluations))
-        return {
-            "train_loss": sum(losses) / len(losses) if losses else math.nan,
-            "speed_tokens_per_second": rows_per_second * self.seq_len,
-            "speed_share_of_matmul_ceiling": rows_per_second * self.flops_per_row / self.ceiling,
-            "speed_seconds_left": steps_left * self.rows / rows_per_second + steps_left // evaluate_every * evaluation,
-        }
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self._losses, self._seconds = [], []
-
-
-def format_speed(values: Mapping[str, float]) -> str:
-    """Format what `Meter.read` returned as a part of a progress line."""
-    return (
-        f"{values['speed_tokens_per_second']:,.0f} tokens/s | "
-        f"{values['speed_share_of_matmul_ceiling']:.0%} of ceiling | "
-        f"{duration(values['speed_seconds_left'])} left"
-    )
 
 
 class RunLog:

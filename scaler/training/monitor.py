@@ -1,21 +1,23 @@
-"""Show a run: progress lines, metrics.jsonl and TensorBoard."""
+"""Measure and show a run: loss, speed, the time that is left; progress lines, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from typing import Any
 
 from scaler.core import files
 from scaler.core.log import SILENT_SECONDS
+from scaler.core.text import duration
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
 from scaler.evaluation.heldout import HeldOut
 from scaler.training import run_folder
 from scaler.training.faults import Verdict
 from scaler.training.job import Job
-from scaler.training.metrics import Meter, RunLog, format_speed
+from scaler.training.metrics import RunLog
 from scaler.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -26,18 +28,23 @@ class Monitor:
 
     Args:
         log: of rank 0; None on the others.
+        ceiling: rows per second, if all ranks did nothing but matrix multiplications; speed is compared with it.
         unigram_entropy: of the held-out masked tokens in nats, which held-out losses are compared with.
     """
 
-    def __init__(self, job: Job, world: World, log: RunLog | None, meter: Meter, unigram_entropy: float) -> None:
-        self.job, self.world, self.log, self.meter = job, world, log, meter
+    def __init__(self, job: Job, world: World, log: RunLog | None, ceiling: float, unigram_entropy: float) -> None:
+        self.job, self.world, self.log = job, world, log
         self.training = job.recipe.training
-        self.unigram_entropy = unigram_entropy
+        self.ceiling, self.unigram_entropy = ceiling, unigram_entropy
+        self._losses: list[float] = []  # of the steps since the last report, as are the seconds
+        self._seconds: list[float] = []
+        self._evaluations: list[float] = []  # seconds of each
         self._shown = time.monotonic()
 
     def add_step(self, progress: Progress, loss: float, norm: float, seconds: float) -> None:
         """Count a step; show it where the next one may end later than ten seconds after the last progress line."""
-        self.meter.add(loss, seconds)
+        self._losses.append(loss)
+        self._seconds.append(seconds)
         if time.monotonic() + seconds - self._shown > SILENT_SECONDS and progress.step % self.training.log_every:
             self._show(progress.step, norm, self._rates(progress.step))
 
@@ -45,7 +52,7 @@ class Monitor:
         """Show and record the steps since the last report. Collective."""
         step = progress.step
         values = self._rates(step)
-        self.meter.clear()
+        self._losses, self._seconds = [], []
         seconds = collectives.all_gather(engine.compute_clock.read(), self.world)
         values["speed_slowest_rank"] = seconds.index(max(seconds))
         values["speed_slowest_rank_to_median"] = max(seconds) / statistics.median(seconds)
@@ -56,13 +63,26 @@ class Monitor:
         self._show(step, norm, values)
 
     def _rates(self, step: int) -> dict[str, float]:
-        return self.meter.read(self.training.steps - step, self.training.evaluate_every)
+        """Return means since the last report; losses that are not finite belong to skipped steps, and do not count."""
+        losses = [loss for loss in self._losses if math.isfinite(loss)]
+        steps_left = self.training.steps - step
+        rows_per_second = len(self._seconds) * self.training.rows / sum(self._seconds)
+        evaluation = sum(self._evaluations) / max(1, len(self._evaluations))
+        return {
+            "train_loss": sum(losses) / len(losses) if losses else math.nan,
+            "speed_tokens_per_second": rows_per_second * self.job.recipe.data.seq_len,
+            "speed_share_of_matmul_ceiling": rows_per_second / self.ceiling,
+            "speed_seconds_left": steps_left * self.training.rows / rows_per_second
+            + steps_left // self.training.evaluate_every * evaluation,
+        }
 
     def _show(self, step: int, norm: float, values: dict[str, float]) -> None:
         self._shown = time.monotonic()
         logger.info(
             f"step {step:>6,}/{self.training.steps:,} | loss {values['train_loss']:.3f} | "
-            f"lr {self.job.learning_rate(step - 1):.1e} | norm {norm:.2f} | {format_speed(values)}"
+            f"lr {self.job.learning_rate(step - 1):.1e} | norm {norm:.2f} | "
+            f"{values['speed_tokens_per_second']:,.0f} tokens/s | "
+            f"{values['speed_share_of_matmul_ceiling']:.0%} of ceiling | {duration(values['speed_seconds_left'])} left"
         )
 
     def add_evaluation(self, step: int, measured: HeldOut, filled_masks: str, seconds: float) -> None:
@@ -72,7 +92,7 @@ class Monitor:
             filled_masks: some guesses in their context, as Markdown.
             seconds: that the evaluation took.
         """
-        self.meter.evaluations.append(seconds)
+        self._evaluations.append(seconds)
         if self.log:
             self.log.write(step, **measured.records("heldout"), heldout_unigram_entropy=self.unigram_entropy)
             self.log.text(step, "heldout/filled_masks", filled_masks)
@@ -112,8 +132,3 @@ class Monitor:
     def problem(self) -> str | None:
         """Return why the log could not be written, once that has happened."""
         return self.log.problem if self.log else None
-
-    def close(self) -> None:
-        """Close the log's files."""
-        if self.log:
-            self.log.close()

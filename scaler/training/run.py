@@ -31,7 +31,7 @@ from scaler.model import parameters
 from scaler.model.masked_lm import MaskedLM
 from scaler.training import environment, finish, loop, resume, run_folder
 from scaler.training.job import Job, resolve, starting_point
-from scaler.training.metrics import Meter, RunLog
+from scaler.training.metrics import RunLog
 from scaler.training.monitor import Monitor
 from scaler.training.progress import Progress
 from scaler.training.resume import CheckpointPolicy
@@ -58,8 +58,9 @@ def run(arguments: argparse.Namespace, world: World) -> None:
 
         heartbeat.doing = "building the model and the engine"
         network = build_network(job, world)
-        meter = build_meter(job, network)
         describe_model(job, network)
+        # before ZeRO-3 takes the model apart
+        flops_per_row = parameters.flops_per_row(network, job.recipe.data.seq_len, job.recipe.masked_per_row(0.5))
         engine = build_engine(job, network, world)
 
         heartbeat.doing = "restoring the run"
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
             record_start(job, checkpoints, world, resumed_at)
             policy = CheckpointPolicy(engine, job, checkpoints, world, resumed_at)
             heartbeat.doing = "measuring the machine"
-            monitor = open_monitor(job, engine, meter, world, resumed_at)
+            monitor = open_monitor(job, engine, flops_per_row, world, resumed_at)
             describe_start(job, engine, world, time.perf_counter() - started)
 
             requests = StopRequests(job.run_dir if world.is_first else None)
@@ -128,13 +129,6 @@ def build_network(job: Job, world: World) -> PreTrainedModel:
     """Build the model with the weights that training begins with."""
     unigram_counts = all_or_none(job.data.manifest.unigram_counts, world)
     return all_or_none(lambda: starting_point(job, unigram_counts), world)
-
-
-def build_meter(job: Job, network: PreTrainedModel) -> Meter:
-    """Build the meter of speed, which needs the model's operations; ZeRO-3 takes the model apart later."""
-    recipe = job.recipe
-    flops_per_row = parameters.flops_per_row(network, recipe.data.seq_len, recipe.masked_per_row(0.5))
-    return Meter(recipe.training.rows, recipe.data.seq_len, flops_per_row)
 
 
 def describe_model(job: Job, network: PreTrainedModel) -> None:
@@ -202,17 +196,17 @@ def write_settings(job: Job, world: World, hosts: list[str], step: int) -> None:
         write_whole(job.run_dir / run_folder.RECIPE, job.recipe.to_yaml())
 
 
-def open_monitor(job: Job, engine: Engine, meter: Meter, world: World, resumed_at: int | None) -> Monitor:
+def open_monitor(job: Job, engine: Engine, flops_per_row: float, world: World, resumed_at: int | None) -> Monitor:
     """Open the log, and measure what speed and loss are compared with: the machine's ceiling, the unigram entropy."""
     log = all_or_none(lambda: RunLog(job.run_dir, resumed_at) if world.is_first else None, world)
     device = devices.device(world)
     flops = devices.measure_matmul_flops(device, torch.bfloat16 if engine.bf16 else torch.float32)
-    meter.ceiling = float(total(torch.tensor(flops, device=device, dtype=torch.float64)))
-    logger.info(f"matrix-multiply ceiling {meter.ceiling / 1e9:,.0f} GFLOP/s on {quantity(world.size, 'rank')}")
+    ceiling = float(total(torch.tensor(flops, device=device, dtype=torch.float64)))
+    logger.info(f"matrix-multiply ceiling {ceiling / 1e9:,.0f} GFLOP/s on {quantity(world.size, 'rank')}")
     unigram_entropy = all_or_none(
         lambda: heldout.unigram_entropy(job.rows["heldout"], job.data.manifest.unigram_counts()), world
     )
-    return Monitor(job, world, log, meter, unigram_entropy)
+    return Monitor(job, world, log, ceiling / flops_per_row, unigram_entropy)
 
 
 def describe_start(job: Job, engine: Engine, world: World, seconds: float) -> None:

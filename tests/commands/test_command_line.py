@@ -13,7 +13,7 @@ from conftest import ROOT
 from scaler import __main__ as front
 from scaler import __version__, dry_run, fill_mask, goodput, plan, status, train
 from scaler.config.recipe import RECIPES
-from scaler.core import commands
+from scaler.core import cli, commands
 from scaler.core.cli import Parser, describe_parser
 from scaler.studies import point
 
@@ -96,7 +96,7 @@ def scaler(call):
 @pytest.fixture(params=COMMANDS)
 def parser(request) -> Parser:
     """The parser of each command."""
-    return commands.parser_of(request.param)
+    return cli.parser_of(request.param)
 
 
 def shown(parser: Parser) -> list[argparse.Action]:
@@ -117,7 +117,7 @@ def test_every_command_is_among_these():
 
 @pytest.mark.parametrize(("name", "options", "positionals"), [(name, *expected) for name, expected in COMMANDS.items()])
 def test_a_command_has_these_options_and_no_others(name, options, positionals):
-    parser = commands.parser_of(name)
+    parser = cli.parser_of(name)
     assert parser.option_names() == {f"--{option}" for option in options | {"help", "verbose", "quiet"}}
     assert [action.dest for action in shown(parser) if not action.option_strings] == positionals
 
@@ -136,8 +136,8 @@ def test_every_option_has_a_sentence_of_help_and_says_what_it_is_without_it(pars
 
 def test_help_of_all_commands_loads_no_large_library():
     program = (
-        "import sys; from scaler.core import commands; "
-        "texts = [commands.parser_of(name).format_help() for name in commands.COMMANDS]; commands.listing(); "
+        "import sys; from scaler.core import cli, commands; "
+        "texts = [cli.parser_of(name).format_help() for name in commands.COMMANDS]; commands.listing(); "
         f"print(*(name for name in {HEAVY} if name in sys.modules)); sys.exit(len(texts) != {len(COMMANDS)})"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -4,11 +4,11 @@ from typing import get_args
 
 import pytest
 
-from scaler.config.schedule import Shape, learning_rate
+from scaler.config.training_sections import Schedule, Shape
 
 
 def rate(step: int, shape: str = "linear", warmup: int = 10, total: int = 100, floor: float = 0.1) -> float:
-    return learning_rate(step, peak=2.0, warmup_steps=warmup, total_steps=total, shape=shape, floor=floor)
+    return Schedule(warmup / total, shape, floor).learning_rate(step, total, peak=2.0)
 
 
 @pytest.mark.parametrize("shape", get_args(Shape))

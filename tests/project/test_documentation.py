@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from scaler.core.commands import COMMANDS, parser_of
+from scaler.core.cli import parser_of
+from scaler.core.commands import COMMANDS
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])

@@ -7,18 +7,16 @@ import pytest
 
 from scaler.core.log import SILENT_SECONDS
 from scaler.distributed.world import World
-from scaler.training.metrics import Meter
 from scaler.training.monitor import Monitor
 from scaler.training.progress import Progress
 
 
 @pytest.fixture
 def monitor():
-    training = SimpleNamespace(steps=1000, log_every=500, evaluate_every=500)
-    job = SimpleNamespace(recipe=SimpleNamespace(training=training), learning_rate=lambda step: 1e-3)
-    meter = Meter(rows=8, seq_len=16, flops_per_row=1.0)
-    meter.ceiling = 1.0
-    return Monitor(job, World(), None, meter, unigram_entropy=5.0)
+    training = SimpleNamespace(steps=1000, rows=8, log_every=500, evaluate_every=500)
+    recipe = SimpleNamespace(training=training, data=SimpleNamespace(seq_len=16))
+    job = SimpleNamespace(recipe=recipe, learning_rate=lambda step: 1e-3)
+    return Monitor(job, World(), None, ceiling=1.0, unigram_entropy=5.0)
 
 
 def test_slow_steps_are_shown_before_the_next_one_makes_the_silence_too_long(monitor, caplog):

@@ -5,15 +5,27 @@ With `--check` nothing is written: pages that are out of date are named, and the
 
 from __future__ import annotations
 
+import argparse
+import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- The plan's table, by docs/generate.py -->", "<!-- end of the table -->"
+TYPES = {
+    "integer": "int",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "mapping",
+    "null": "null",
+}
 GPUS = ("v100-16", "rtx4090", "a100-40", "h100")
 COMMANDS = """# Commands
 
@@ -35,7 +47,6 @@ def table(columns: list[str], rows: list[list[object]]) -> str:
 
 def hardware() -> str:
     """Return the page of known devices and nodes."""
-    from scaler.config.schema import table_of
     from scaler.planning.hardware import RENAMED, TABLE, Hardware
 
     renamed = "".join(f"`{old}` is the old name of `{new}`, read for one release.\n" for old, new in RENAMED.items())
@@ -83,15 +94,93 @@ works, too: `scaler calibrate` writes one. Its keys:
 
 
 def recipe() -> str:
-    """Return the page of all keys of a recipe."""
-    from scaler.config.schema import reference_markdown
+    """Return the page of all keys of a recipe: type, default and meaning, a table for each section."""
+    from scaler.config import typed
+    from scaler.config.recipe import EXTENDS, Recipe
 
-    return reference_markdown()
+    schema = typed.adapter(Recipe).json_schema()
+    properties = schema["properties"]
+    sections = {name: part for name in properties if "properties" in (part := typed.schema_at(schema, [name]))}
+    pages = [
+        "# Keys of a recipe\n",
+        "A recipe is a YAML file of the sections below; `section.key=value` on the command line changes a key. "
+        "Numbers may be written as `5e-5`. A key without a default has to be given, unless the recipe extends "
+        "another one.\n",
+        "## Top level\n",
+        *keys({"properties": {name: properties[name] for name in properties if name not in sections}}, schema),
+        f"| `{EXTENDS}` | text | | Recipe that this one changes, key by key: a shipped one's name, or a file. |\n",
+    ]
+    for name, part in sections.items():
+        default = properties[name].get("default", "")
+        off = " The section is off unless it is given." if default is None else ""
+        pages += [f"## {name}\n", f"{meaning(part)}{off}\n", *keys(part, schema)]
+        if name == "corpus":
+            source = typed.schema_at(schema, ["corpus", "sources", 0])
+            pages += ["", "### corpus.sources\n", f"{meaning(source)}\n", *keys(source, schema)]
+        pages.append("")
+    return "\n".join(pages).rstrip() + "\n"
+
+
+def table_of(kind: Any) -> str:
+    """Return a Markdown table of the keys of a dataclass: type, default and meaning."""
+    from scaler.config import typed
+
+    schema = typed.adapter(kind).json_schema()
+    return "\n".join(keys(typed.schema_at(schema, []), schema))
+
+
+def keys(part: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Return the lines of a Markdown table of the keys of a part of a schema."""
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, given in part["properties"].items():
+        default = f"`{json.dumps(given['default'], ensure_ascii=False)}`" if "default" in given else ""
+        rows.append(f"| `{name}` | {type_of(given, schema)} | {default} | {meaning(given)} |")
+    return rows
+
+
+def meaning(part: dict[str, Any]) -> str:
+    """Return a description in one line."""
+    return " ".join(inspect.cleandoc(part.get("description", "")).split()).replace("|", "\\|")
+
+
+def type_of(part: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Describe the values that a part of the schema allows: "int, at least 1, or null"."""
+    if "anyOf" in part:
+        first, second = (type_of(choice, schema) for choice in part["anyOf"])
+        return f"{first}{',' if ', ' in first else ''} or {second}"
+    if "$ref" in part:
+        return type_of(schema["$defs"][part["$ref"].rpartition("/")[2]], schema)
+    if "enum" in part:
+        return ", ".join(f"`{value}`" for value in part["enum"])
+    if "prefixItems" in part:
+        return f"list of {len(part['prefixItems'])}: {type_of(part['prefixItems'][0], schema)}"
+    if "items" in part:
+        return f"list of {type_of(part['items'], schema)}"
+    from scaler.config import typed
+
+    rule = "" if "pattern" in part else typed.rule_of(part).removeprefix("it is ").removesuffix(", and finite")
+    return f"{TYPES[part['type']]}{', ' if rule else ''}{rule}"
+
+
+def describe_parser(parser: Any) -> str:
+    """Render a command's description, positional arguments and options as Markdown, for the reference of commands."""
+    first, _, rest = (parser.description or "").strip().partition("\n")
+    lines = [f"## `{parser.prog}`", "", first, *([rest.rstrip()] if rest.strip() else []), ""]
+    usage = " ".join(parser.format_usage().removeprefix("usage:").split())
+    lines += ["```", usage, "```", "", "| argument | meaning |", "| --- | --- |"]
+    formatter = argparse.HelpFormatter(parser.prog)
+    for action in parser._actions:
+        if action.help in (None, argparse.SUPPRESS) or action.dest in ("help", "verbosity"):
+            continue
+        names = action.option_strings or [formatter._format_args(action, str(action.metavar or action.dest))]
+        meaning = formatter._expand_help(action) + " **Required.**" * bool(action.option_strings and action.required)
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {' '.join(meaning.split())} |")
+    return "\n".join(lines) + "\n"
 
 
 def commands() -> str:
     """Return the page of all commands, by group, from their parsers."""
-    from scaler.core.cli import describe_parser, parser_of
+    from scaler.core.cli import parser_of
     from scaler.core.commands import GROUPS
 
     groups = []
@@ -103,9 +192,9 @@ def commands() -> str:
 
 def schema() -> str:
     """Return the JSON schema by which editors complete and check recipes."""
-    from scaler.config.schema import text
+    from scaler.config.schema import json_schema
 
-    return text()
+    return json.dumps(json_schema(), indent=1, ensure_ascii=False)
 
 
 def gpu_memory() -> str:

@@ -15,7 +15,11 @@ def parser() -> Parser:
     """Return the command's parser."""
     made = Parser("compare", __doc__)
     made.add_argument(
-        "models", nargs="+", type=Path, metavar="MODEL", help="a run, an export, or a Transformers folder"
+        "models",
+        nargs="+",
+        type=Path,
+        metavar="MODEL",
+        help="a run, an export, a Transformers folder, or a folder of runs, of which the newest is taken",
     )
     made.add_argument(
         "--texts",
@@ -46,7 +50,7 @@ def main() -> None:
     from scaler.finetuning.folder import test_scores
     from scaler.model import exported
 
-    folders = [exported.find(path).resolve() for path in arguments.models]
+    folders = [exported.find_newest(path).resolve() for path in arguments.models]
     scores = test_scores(arguments.finetuned, folders)
     from scaler.evaluation import compare
 

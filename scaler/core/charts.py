@@ -6,7 +6,6 @@ modules that do more than draw import this one where they draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,7 +28,6 @@ __all__ = [
     "MaxNLocator",
     "NullLocator",
     "Patch",
-    "draw_curves",
     "one_panel",
     "panels",
     "save",
@@ -54,17 +52,6 @@ def one_panel(width: float = 8, height: float = 4.5, dpi: int = 120, **options: 
     """Return a figure of `width` x `height` inches with a single panel, and that panel."""
     figure, (axes,) = panels(1, width, height, dpi=dpi, **options)
     return figure, axes
-
-
-def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Draw the held-out losses of several runs by optimizer step in one chart."""
-    figure, axes = one_panel(layout="tight")
-    for name, curve in curves.items():
-        axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=name)
-    axes.set(xlabel="optimizer step", ylabel="held-out masked-LM loss (nats)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    save(figure, path)
 
 
 def save(figure: Figure, path: Path, **options: Any) -> None:

@@ -187,19 +187,3 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return read
-
-
-def describe_parser(parser: Parser) -> str:
-    """Render a command's description, positional arguments and options as Markdown, for the reference of commands."""
-    first, _, rest = (parser.description or "").strip().partition("\n")
-    lines = [f"## `{parser.prog}`", "", first, *([rest.rstrip()] if rest.strip() else []), ""]
-    usage = " ".join(parser.format_usage().removeprefix("usage:").split())
-    lines += ["```", usage, "```", "", "| argument | meaning |", "| --- | --- |"]
-    formatter = argparse.HelpFormatter(parser.prog)
-    for action in parser._actions:
-        if action.help in (None, argparse.SUPPRESS) or action.dest in ("help", "verbosity"):
-            continue
-        names = action.option_strings or [formatter._format_args(action, str(action.metavar or action.dest))]
-        meaning = formatter._expand_help(action) + " **Required.**" * bool(action.option_strings and action.required)
-        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {' '.join(meaning.split())} |")
-    return "\n".join(lines) + "\n"

@@ -59,16 +59,6 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
     return list(read_json(path).get("attempts", [])) if path.is_file() else []
 
 
-def written_by(folder: Path) -> tuple[str | None, str | None] | None:
-    """Return version and commit of the program that last started the run; None if they are not recorded."""
-    try:
-        starts = attempts(folder)
-    except ScalerError:  # not readable, which is no reason to hide another error
-        starts = []
-    last = starts[-1] if starts else {}
-    return (last["packages"].get("scaler"), last.get("commit")) if "packages" in last else None
-
-
 @contextlib.contextmanager
 def explaining_versions(folder: Path) -> Iterator[None]:
     """Add to an error which version wrote the folder of a run and which one reads it, if they differ.
@@ -78,8 +68,12 @@ def explaining_versions(folder: Path) -> Iterator[None]:
     try:
         yield
     except ScalerError as error:
-        theirs, ours = written_by(folder), (versions()["scaler"], commit())
-        if theirs is None or theirs == ours:
+        last: dict[str, Any] = {}
+        with contextlib.suppress(ScalerError, IndexError):  # not readable, or no start: no reason to hide this error
+            last = attempts(folder)[-1]
+        ours = (versions()["scaler"], commit())
+        theirs = (last.get("packages", {}).get("scaler"), last.get("commit"))
+        if "packages" not in last or theirs == ours:
             raise
         written, reading = (f"scaler {version}, commit {made_of or '?'}" for version, made_of in (theirs, ours))
         raise ScalerError(

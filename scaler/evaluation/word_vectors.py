@@ -96,15 +96,21 @@ def compare_runs(runs: list[Path], until: int, out: Path) -> dict[str, Any]:
 
     Raises: ScalerError for a folder without such losses.
     """
-    curves = {}
+    curves: dict[str, dict[int, float]] = {}
+    figure, axes = charts.one_panel(layout="tight")
     for run in runs:
         logged = [record for record in files.records(run / files.METRICS) if "heldout_loss" in record]
         if not logged:
             raise ScalerError(f"{run}: no held-out losses in its {files.METRICS}; name the folder of a run")
         if run.name in curves:
             raise ScalerError(f"{run}: another run is called {run.name}, too; rename one")
-        curves[run.name] = {record["step"]: record["heldout_loss"] for record in logged if record["step"] <= until}
-    charts.draw_curves(curves, out / "runs.png")
+        curve = {record["step"]: record["heldout_loss"] for record in logged if record["step"] <= until}
+        axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=run.name)
+        curves[run.name] = curve
+    axes.set(xlabel="optimizer step", ylabel="held-out masked-LM loss (nats)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    charts.save(figure, out / "runs.png")
     return curves
 
 

@@ -40,31 +40,7 @@ def probe_loss(engine: Any, batch: Batch, world: World) -> float:
     return float(loss)
 
 
-def save(engine: Any, job: Job, progress: Progress, checkpoints: Checkpoints, world: World, asynchronous: bool) -> None:
-    """Begin a checkpoint of the engine's state; `Checkpoints.commit` ends it."""
-    reader = job.rows["heldout"]
-    probe = reader.fixed(np.arange(min(PROBE_ROWS, len(reader.rows))))
-    about = {
-        "step": progress.step,
-        "progress": progress.to_plain(),
-        "recipe": job.recipe.to_plain(),
-        "tokenizer_xxh3": job.data.manifest.tokenizer_xxh3,
-        "rows_xxh3": job.data.manifest.xxh3("train"),
-        "ranks": world.size,
-        "zero_stage": ds_config.zero_stage(job.ds_config),
-        "precision": precision_of(job.ds_config),
-        "probe_loss": probe_loss(engine, probe, world),
-    }
-    checkpoints.begin(engine.state.shards(progress.updates), about, vars(probe), asynchronous)
-
-
-def restore(
-    engine: Any,
-    job: Job,
-    path: Path,
-    world: World,
-    allow_changes: bool,
-) -> Progress:
+def restore(engine: Any, job: Job, path: Path, world: World, allow_changes: bool) -> Progress:
     """Read a checkpoint into the engine, whatever world size, ZeRO stage and precision wrote it.
 
     Afterwards the fingerprint of parameters and optimizer state must be the saved one, and so must the loss on the
@@ -142,8 +118,21 @@ class CheckpointPolicy:
         """Save the run where it stands; unless asynchronous, the checkpoint is whole when this returns."""
         self.commit()
         clock = time.perf_counter()
+        job, reader = self.job, self.job.rows["heldout"]
+        probe = reader.fixed(np.arange(min(PROBE_ROWS, len(reader.rows))))
         progress.digest = sum(collectives.all_gather(progress.digest, self.world)) % (1 << 64)
-        save(self.engine, self.job, progress, self.checkpoints, self.world, asynchronous)
+        about = {
+            "step": progress.step,
+            "progress": progress.to_plain(),
+            "recipe": job.recipe.to_plain(),
+            "tokenizer_xxh3": job.data.manifest.tokenizer_xxh3,
+            "rows_xxh3": job.data.manifest.xxh3("train"),
+            "ranks": self.world.size,
+            "zero_stage": ds_config.zero_stage(job.ds_config),
+            "precision": precision_of(job.ds_config),
+            "probe_loss": probe_loss(self.engine, probe, self.world),
+        }
+        self.checkpoints.begin(self.engine.state.shards(progress.updates), about, vars(probe), asynchronous)
         progress.digest *= self.world.is_first
         self.saved_at = progress.step
         self._stall_seconds = time.perf_counter() - clock
@@ -203,10 +192,6 @@ class CheckpointPolicy:
                 logger.warning(f"{problem}; the last weights are taken and not the best")
             return
         progress.go_to(restore(self.engine, self.job, path, self.world, allow_changes=True))
-
-    def close(self) -> None:
-        """End the threads that write and remove."""
-        self.checkpoints.close()
 
 
 def check_same_run(path: Path, manifest: dict[str, Any], now: Job, allow_changes: bool) -> list[str]:

@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
                     finish.evaluate_and_export(
                         job, world, engine, embeddings_before, progress, steps_done, monitor, started
                     )
-            policy.close()
+            checkpoints.close()
             engine.close()
 
 

@@ -18,7 +18,7 @@ FAMILIES = {
     "ranks": "occupied hang killed",
     "ranks, slow": "frozen",
     "disks": "full_disk stopped_on_a_full_disk log_on_a_full_disk read_only folder_removed file_in_the_way unreadable "
-    "not_removable log_removed",
+    "unreadable_rows not_removable log_removed",
     "disks, slow": "full_disk_once slow_disk",
     "bad input": "odd_batch misspelt_key folder_of_something_else below_a_file damaged_rows diverging",
     "damage": "flipped_byte missing_file flipped_digit cut_file all_damaged wrong_fingerprint wrong_probe_loss "
@@ -382,6 +382,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(outcome, named
         ("fewer_steps_allowed", "training.steps=10, but "),
         ("other_model_allowed", "recipe.yaml: the run has model.hidden_size=32, and not 64; name another --run_dir"),
         ("unreadable", "rank_00000.safetensors: Input/output error (on "),
+        ("unreadable_rows", "heldout.rows: Input/output error (on "),
         ("not_removable", "step_00000024.partial: Permission denied (on "),
         ("checkpoint_of_another_model", "manifest.json: the run has model.intermediate_size=128, and not 64"),
         ("checkpoint_of_another_recipe", "manifest.json: the run began with optimizer.learning_rate=0.0001"),

@@ -344,11 +344,15 @@ def damage_all(checkpoints: Path) -> None:
         flip(path / "rank_00001.safetensors")
 
 
-def unreadable(inner, shards, path, manifest) -> None:
-    """In place of `fill`: one rank's machine cannot read it."""
-    if detect_world().rank == 1:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path / "rank_00000.safetensors"))
-    inner(shards, path, manifest)
+def cannot_read(file: str) -> Callable[..., Any]:
+    """Return what stands in for a function: the machine of rank 1 cannot read a file."""
+
+    def call(inner, *arguments):
+        if detect_world().rank == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), file)
+        return inner(*arguments)
+
+    return call
 
 
 def not_removable(_, path, **more) -> None:
@@ -416,7 +420,9 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "log_on_a_full_disk": started(patch=before_step(8, around(metrics.SummaryWriter, "add_scalar", full), rank=0)),
     "read_only": started(patch=failing_writes(100, errno.EROFS, after=0)),
     "all_damaged": resumed(before=damage_all),
-    "unreadable": resumed(patch=around(checkpoint_format, "fill", unreadable)),
+    "unreadable": resumed(patch=around(checkpoint_format, "fill", cannot_read("rank_00000.safetensors"))),
+    # they were readable when they were checked, and are not once the unigram entropy is computed from them
+    "unreadable_rows": started(patch=around(heldout, "unigram_entropy", cannot_read("heldout.rows"))),
     "not_removable": resumed(
         before=lambda path: (path / "step_00000024.partial").mkdir(),
         patch=around(checkpoint_folder.shutil, "rmtree", not_removable),

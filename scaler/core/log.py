@@ -23,14 +23,8 @@ QUIET_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_B
 class Console(logging.Handler):
     """A handler that writes lines such as "11-30 14:02:11 rank 0 | step 10/60 | loss 3.2".
 
-    Warnings go to stderr. A closed console or a full disk behind it does not end the process.
-
-    Args:
-        rank: of this process.
-        on_stdout: whether progress goes to stdout.
-
-    Attributes:
-        last: when the last line was written, by the monotonic clock.
+    Warnings go to stderr. A closed console or a full disk behind it does not end the process. `last` is when the last
+    line was written, by the monotonic clock.
     """
 
     def __init__(self, rank: int, on_stdout: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def known_words(tokens: list[str], counts: np.ndarray) -> list[int]:
     """Return the most frequent entries that look like words."""
     ranked = np.argsort(-counts)
     words = (int(entry) for entry in ranked if tokens[entry].isalpha() and len(tokens[entry]) >= LEAST_LETTERS)
-    return [entry for entry, _ in zip(words, range(KNOWN_WORDS), strict=False)]
+    return [*itertools.islice(words, KNOWN_WORDS)]
 
 
 def describe_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:

@@ -37,13 +37,6 @@ def record_stop(job: Job, progress: Progress, policy: CheckpointPolicy, monitor:
     )
 
 
-def return_to_best(progress: Progress, policy: CheckpointPolicy) -> None:
-    """Return to the checkpoint of the lowest held-out loss, because the last evaluations did not improve on it."""
-    evaluations = quantity(progress.evaluations_since_best, "evaluation")
-    logger.info(f"stopped early: {evaluations}, and none under {progress.best_loss}")
-    policy.go_to_best(progress)
-
-
 def evaluate_and_export(
     job: Job,
     world: World,

@@ -182,7 +182,9 @@ class CheckpointPolicy:
         self.saved_at = None  # that checkpoint lacks the rows that were stepped over
 
     def go_to_best(self, progress: Progress) -> None:
-        """Return to the checkpoint of the lowest held-out loss, if it is there."""
+        """Return to the checkpoint of the lowest held-out loss, if it is there, after an early stop."""
+        evaluations = quantity(progress.evaluations_since_best, "evaluation")
+        logger.info(f"stopped early: {evaluations}, and none under {progress.best_loss}")
         if progress.best_step is None:
             return
         path = self.checkpoints.folder.path(progress.best_step)

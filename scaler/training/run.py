@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
                 else:
                     steps_done = progress.step
                     if steps_done < job.recipe.training.steps:
-                        finish.return_to_best(progress, policy)
+                        policy.go_to_best(progress)
                     heartbeat.doing = "evaluating and exporting the model"
                     finish.evaluate_and_export(
                         job, world, engine, embeddings_before, progress, steps_done, monitor, started

@@ -38,14 +38,19 @@ def status(folder: Path) -> dict[str, Any]:
     starts = attempts(folder)
     faults = records(folder / FAULTS)
     words = [path.stat().st_mtime for name in (METRICS, run_folder.STATE) if (path := folder / name).is_file()]
-    reached = max(saved or 0, int(measured.get("step", 0)))
     last = starts[-1] if starts else {}
+    steps, recipe_problem = None, None
+    try:
+        steps = load_run_recipe(folder).training.steps
+    except ScalerError as error:  # the rest is still known
+        recipe_problem = str(error)
     return {
         "run": str(folder),
         "state": stored.get("state"),
         "why": stored.get("why") or stored.get("by"),
-        "step": reached,
-        **_steps(folder),
+        "step": max(saved or 0, int(measured.get("step", 0))),
+        "steps": steps,
+        "recipe_problem": recipe_problem,
         "saved_step": saved,
         "train_loss": measured.get("train_loss"),
         "heldout_loss": measured.get("heldout_loss"),
@@ -62,14 +67,6 @@ def status(folder: Path) -> dict[str, Any]:
         "last_fault": faults[-1] if faults else None,
         "hung": sorted(path.name for path in (folder / run_folder.HUNG).glob("rank_?????.txt")),
     }
-
-
-def _steps(folder: Path) -> dict[str, Any]:
-    """Return the steps of the run's recipe; if it cannot be read, None and why, because the rest is still known."""
-    try:
-        return {"steps": load_run_recipe(folder).training.steps, "recipe_problem": None}
-    except ScalerError as error:
-        return {"steps": None, "recipe_problem": str(error)}
 
 
 def render(found: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ from scaler import compare
 from scaler.config.data_sections import Corpus, Source
 from scaler.config.data_sections import Tokenizer as TokenizerSettings
 from scaler.evaluation import compare as evaluation_compare
-from scaler.evaluation import masked_words
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -63,7 +62,7 @@ def model_folder(request, corpus, tmp_path_factory):
 
 def test_passages_are_of_sixty_words_and_hide_the_same_nine_each_time():
     text = " ".join(f"word{number}" for number in range(150)) + "."
-    first, second = list(masked_words.passages([text])), list(masked_words.passages([text]))
+    first, second = list(evaluation_compare.passages([text])), list(evaluation_compare.passages([text]))
     assert first == second and len(first) == 2  # 30 words are left
     for passage in first:
         assert len(re.findall(r"\w+", passage.text)) == 60 and len(passage.hidden) == 9
@@ -73,8 +72,8 @@ def test_passages_are_of_sixty_words_and_hide_the_same_nine_each_time():
 
 def test_every_token_of_a_hidden_word_is_guessed_and_no_other(model_folder, corpus):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    (passage, *_) = masked_words.passages([" ".join(make_sentences(30))])
-    ids, places = masked_words.encoded(passage, tokenizer)
+    (passage, *_) = evaluation_compare.passages([" ".join(make_sentences(30))])
+    ids, places = evaluation_compare.encoded(passage, tokenizer)
     kept = [token for place, token in enumerate(ids) if place not in {place for place, _ in places}]
     said = tokenizer.decode(kept, skip_special_tokens=True).lower().replace(" ", "")
     left = list(passage.text)
@@ -90,8 +89,8 @@ def test_a_model_that_knows_nothing_pays_a_uniform_price(model_folder, corpus, t
     torch.nn.init.zeros_(network.vocab_projector.weight)
     torch.nn.init.zeros_(network.vocab_projector.bias)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
-    passages = list(masked_words.passages(evaluation_compare.read_texts([test_file], 1000)))
-    found = masked_words.measure(network, tokenizer, passages)
+    passages = list(evaluation_compare.passages(evaluation_compare.read_texts([test_file], 1000)))
+    found = evaluation_compare.measure(network, tokenizer, passages)
     characters = sum(end - begin for passage in passages for begin, end in passage.hidden)
     tokens = found.words * found.tokens_per_word
     assert found.loss_per_character == pytest.approx(tokens * math.log(len(tokenizer)) / characters, rel=1e-4)
@@ -111,7 +110,7 @@ def test_a_model_that_has_one_word_gets_that_word_and_others_are_unknown(tmp_pat
         network.vocab_projector.bias[5] = 100.0
     chance = random.Random(0)
     text = " ".join(chance.choice(["yes", "no"]) for _ in range(600))
-    found = masked_words.measure(network, loaded, masked_words.passages([text]))
+    found = evaluation_compare.measure(network, loaded, evaluation_compare.passages([text]))
     assert found.words == 90 and found.right + found.unknown == 1 and 0.3 < found.right < 0.7
 
 
@@ -141,8 +140,8 @@ def test_the_command_prints_a_table_and_adds_runs_and_finetunings(model_folder, 
 def test_what_is_too_long_for_one_model_is_left_out_for_all(model_folder, test_file, call, tmp_path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
     lengths = [
-        len(masked_words.encoded(some, tokenizer)[0])
-        for some in masked_words.passages(evaluation_compare.read_texts([test_file], 1000))
+        len(evaluation_compare.encoded(some, tokenizer)[0])
+        for some in evaluation_compare.passages(evaluation_compare.read_texts([test_file], 1000))
     ]
     small = exported(tmp_path / "small", tokenizer, positions=sorted(lengths)[len(lengths) // 2])
     out = tmp_path / "compared.json"

@@ -39,7 +39,8 @@ def status(folder: Path) -> dict[str, Any]:
     faults = records(folder / FAULTS)
     words = [path.stat().st_mtime for name in (METRICS, run_folder.STATE) if (path := folder / name).is_file()]
     last = starts[-1] if starts else {}
-    steps, recipe_problem = None, None
+    steps: int | None = None
+    recipe_problem: str | None = None
     try:
         steps = load_run_recipe(folder).training.steps
     except ScalerError as error:  # the rest is still known

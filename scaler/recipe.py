@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from scaler.config import recipe
-from scaler.config.command_line import add_overrides, recipe_names
+from scaler.config.command_line import add_overrides
 from scaler.core.cli import Parser, command
 
 
@@ -33,7 +33,8 @@ def main() -> None:
         print(json.dumps(json_schema(), indent=2))
         return
     if arguments.recipe is None:
-        print(json.dumps(recipe_names(), indent=2) if arguments.json else "\n".join(recipe_names()))
+        names = sorted(path.stem for path in recipe.RECIPES.glob("*.yaml"))
+        print(json.dumps(names, indent=2) if arguments.json else "\n".join(names))
         return
     found = recipe.load(arguments.recipe, arguments.overrides)
     print(json.dumps(found.to_plain(), indent=2) if arguments.json else found.to_yaml(), end="\n" * arguments.json)

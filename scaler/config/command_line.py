@@ -8,18 +8,13 @@ from pathlib import Path
 
 from scaler.config import recipe
 from scaler.config.deepspeed import DEFAULT_DS_CONFIG
-from scaler.config.recipe import DEFAULT_RECIPE, RECIPES, Recipe
+from scaler.config.recipe import DEFAULT_RECIPE, Recipe
 from scaler.core.cli import Parser, at_least
 from scaler.core.errors import nearest
 from scaler.core.provenance import explaining_versions
 
 RECIPE_FILE = "recipe.yaml"  # in the folder of a run
 DS_CONFIGS = DEFAULT_DS_CONFIG.parent
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that `--recipe` takes without a path."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def ds_config(text: str) -> Path:

@@ -41,14 +41,11 @@ class WordVectors:
         vectors: (entries, vector_size) float32, mapped read-only.
         counts: (entries,) int64, how often each entry occurs in the training documents.
         settings: the recipe's section that they were made with.
-        xxh3: the checksum of the file of vectors.
     """
 
-    folder: Path
     vectors: np.ndarray
     counts: np.ndarray
     settings: dict[str, Any]
-    xxh3: str
 
 
 def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
@@ -81,7 +78,7 @@ def read(folder: Path, tokenizer_xxh3: str, vector_size: int) -> WordVectors:
         check_file(folder / name, xxh3)
     vectors = _mapped(folder / VECTORS, np.dtype(np.float32), (entries, width))
     counts = np.asarray(_mapped(folder / COUNTS, np.dtype(np.int64), (entries,)))
-    return WordVectors(folder, vectors, counts, settings, checksums[VECTORS])
+    return WordVectors(vectors, counts, settings)
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:

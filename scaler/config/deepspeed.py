@@ -15,22 +15,6 @@ from scaler.core.errors import ScalerError, nearest
 
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json"
 
-# Top-level keys of DeepSpeed's JSON (its documentation, "DeepSpeed Configuration JSON"). DeepSpeed itself takes an
-# unknown top-level key in silence. Keys of sections it checks itself.
-KNOWN_KEYS = frozenset(
-    [
-        *("activation_checkpointing", "aio", "autotuning", "bf16", "checkpoint", "comms_logger"),
-        *("communication_data_type", "compression_training", "csv_monitor", "curriculum_learning", "data_efficiency"),
-        *("data_types", "disable_allgather", "dump_state", "elasticity", "flops_profiler"),
-        *("gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor", "memory_breakdown"),
-        *("nebula", "prescale_gradients", "seq_parallel_communication_data_type", "sparse_attention"),
-        *("sparse_gradients", "steps_per_print", "tensorboard", "timers", "torch_autocast", "train_batch_size"),
-        *("train_micro_batch_size_per_gpu", "use_data_before_expert_parallelism", "wall_clock_breakdown", "wandb"),
-        *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization"),
-    ]
-)
-OWNED_BY_RECIPE = {"optimizer": "the optimizer section", "scheduler": "the schedule section", "amp": "no section"}
-
 # Keys with which this project was run: those of ds_configs, and those of tests/end_to_end/test_ds_keys.py, which
 # compares losses with and without them. A section that is not here was not tried at all.
 TRIED_KEYS: dict[str, frozenset[str]] = {
@@ -59,6 +43,17 @@ TRIED_KEYS: dict[str, frozenset[str]] = {
     "zero_optimization.offload_param": frozenset(["device", "pin_memory"]),
 }
 
+# And other top-level keys of DeepSpeed's JSON (its documentation, "DeepSpeed Configuration JSON"). DeepSpeed takes an
+# unknown top-level key in silence. Keys of sections it checks itself.
+KNOWN_KEYS = TRIED_KEYS[""] | {
+    *("activation_checkpointing", "aio", "autotuning", "checkpoint", "communication_data_type", "compression_training"),
+    *("csv_monitor", "curriculum_learning", "data_efficiency", "disable_allgather", "elasticity", "flops_profiler"),
+    *("gradient_predivide_factor", "nebula", "prescale_gradients", "seq_parallel_communication_data_type"),
+    *("sparse_attention", "sparse_gradients", "tensorboard", "timers", "torch_autocast"),
+    *("use_data_before_expert_parallelism", "wandb"),
+}
+OWNED_BY_RECIPE = {"optimizer": "the optimizer section", "scheduler": "the schedule section", "amp": "no section"}
+
 # ---- what DeepSpeed does where its configuration is silent
 
 BUCKET = 500_000_000  # reduce_bucket_size, in numbers
@@ -85,7 +80,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ScalerError(f"{path}: a JSON object is needed")
     for name in content:
-        if name not in KNOWN_KEYS | set(OWNED_BY_RECIPE) | {"fp16"}:
+        if name not in KNOWN_KEYS | set(OWNED_BY_RECIPE):
             raise ScalerError(f"{path}: unknown key {name!r}; {nearest(name, KNOWN_KEYS)}")
     for name in ("bf16", "fp16", "zero_optimization"):
         if not isinstance(content.get(name, {}), dict):

@@ -104,7 +104,7 @@ class Parser(argparse.ArgumentParser):
                 raise ScalerError(self._unknown(option))
         try:
             arguments, unknown = self.parse_known_intermixed_args(words)
-        except _Missing:  # options, which are taken first: no look was taken at positional arguments
+        except _Missing:  # options are taken first, so that missing positional arguments may not be among them
             self.parse_known_args(words)
             raise
         if unknown:

@@ -45,7 +45,8 @@ def test_a_finished_run_is_shown_evaluated_and_goes_on(scaler, old):
     evaluated = json.loads((old / "runs/tiny/evaluation_heldout.json").read_text())
     assert evaluated["loss"] == pytest.approx(metric(old / "runs/tiny", "heldout_loss")[-1], abs=1e-5)
     assert "kana" in scaler("fill-mask", "runs/tiny", "kana <mask> kashi kazu").stdout
-    assert "--allow_changes" in refusal(scaler("train", "--run_dir", "runs/tiny", "training.steps=8", status=2))
+    refused = scaler("train", "--run_dir", "runs/tiny", "training.steps=8", status=2)
+    assert "--allow_changes" in refusal(refused, begun=True)
     scaler("train", "--run_dir", "runs/tiny", "--allow_changes", "training.steps=8")
     assert metric(old / "runs/tiny", "train_loss")[-2:] == pytest.approx(MORE_LOSSES, abs=1e-3)
 

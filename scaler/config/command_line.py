@@ -49,6 +49,12 @@ def add_ds_config(parser: Parser, default: Path | None = DEFAULT_DS_CONFIG, othe
     )
 
 
+def add_allow_untested(parser: Parser) -> None:
+    """Add `--allow_untested_ds_keys`."""
+    untested = "accept keys of DeepSpeed's JSON that this project was never run with"
+    parser.add_argument("--allow_untested_ds_keys", action="store_true", help=untested)
+
+
 def add_overrides(parser: Parser) -> None:
     """Add the overrides of the recipe, which are positional."""
     parser.add_argument(
@@ -79,11 +85,7 @@ def run_parser(name: str, description: str | None) -> Parser:
         action="store_true",
         help="continue the run with another batch, seed, learning rate or data than it began with",
     )
-    parser.add_argument(
-        "--allow_untested_ds_keys",
-        action="store_true",
-        help="accept keys of DeepSpeed's JSON that this project was never run with",
-    )
+    add_allow_untested(parser)
     parser.add_local_rank()
     add_overrides(parser)
     return parser

@@ -261,6 +261,14 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def refuse_differences(
+    begin: str, old: Mapping[str, Any], new: Mapping[str, Any], end: str = "name another folder"
+) -> None:
+    """Raise ScalerError for the first setting that differs: `begin`, the key with both values, and the remedy."""
+    for name, (before, now) in differences(old, plain(new)).items():
+        raise ScalerError(f"{begin} {name}={before!r}, and not {now!r}; {end}")
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Compare two plain recipes: "section.key" -> (old value, new value), where they differ."""
     found: dict[str, tuple[Any, Any]] = {}

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from scaler.core.files import whole_file
 
@@ -26,7 +26,6 @@ __all__ = [
     "Line2D",
     "LogLocator",
     "MaxNLocator",
-    "NullLocator",
     "Patch",
     "one_panel",
     "panels",

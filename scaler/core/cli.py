@@ -169,9 +169,13 @@ def numbers(text: str, least: int = 1) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, found)))
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Read words with commas between them, each once."""
-    return tuple(dict.fromkeys(text.split(",")))
+def words(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Read words with commas between them, each once. Raises argparse.ArgumentTypeError for one that is not known."""
+    found = tuple(dict.fromkeys(text.split(",")))
+    for word in found:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"{word}: known are {' and '.join(known)}")
+    return found
 
 
 def at_least(least: int) -> Callable[[str], int]:

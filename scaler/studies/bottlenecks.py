@@ -23,8 +23,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scaler.core.text import percent, quantity
 from scaler.planning import plan, step_time
 from scaler.studies.curves import Curve, Row, Study
+from scaler.studies.folder import Point
 from scaler.studies.prediction import node_of_point
 
 NOTICED = 0.05  # fractions of a step, and gains, below which the report leaves them out
@@ -57,16 +59,12 @@ class Remedy:
         kind: "setting" (another curve is measured faster), "predicted" (stage and micro-batch that were not tried),
             "host" (replace it: it causes most of the waiting), "fewer" (ranks: the last efficient ones).
         gain: relative increase of the throughput; of "fewer" the fraction of node-hours that is saved.
-        row: the better point, measured.
-        forecast: the better point, predicted.
-        host: the host of the slowest rank.
+        text: a sentence that says so.
     """
 
     kind: str
     gain: float
-    row: Row | None = None
-    forecast: step_time.PredictedPoint | None = None
-    host: str | None = None
+    text: str
 
 
 def limits(curve: Curve) -> list[Limit]:
@@ -108,22 +106,37 @@ def remedies(study: Study, curve: Curve) -> list[Remedy]:
     clearly = [other for other in same_ranks if other.figures and other.figures.seconds.high < figures.seconds.low]
     faster = max(clearly, key=lambda row: row.speed, default=None)
     if faster is not None and faster.speed >= (1 + NOTICED) * row.speed:
-        found.append(Remedy("setting", faster.speed / row.speed - 1, row=faster))
+        found.append(_faster_setting(row.point, faster.point, faster.speed / row.speed - 1))
     else:
         faster = row
     limiting, late = limits(curve), _delay_of_host(row)
     if limiting and limiting[0].part == "stragglers" and 2 * late > figures.parts["stragglers"]:
         gain = figures.seconds.median / (figures.seconds.median - late) - 1
-        found.append(Remedy("host", gain, host=figures.host))
+        replace = f"Replace node {figures.host}: without its delay steps would be {percent(gain)} faster."
+        found.append(Remedy("host", gain, replace))
     if curve.knee is not None:
         fewer = curve.last_efficient
-        per_node = fewer.point.nodes != row.point.nodes
-        cost, current = (study.hours(one) * (one.point.nodes if per_node else one.point.ranks) for one in (fewer, row))
-        found.append(Remedy("fewer", 1 - cost / current, row=fewer))
+        unit = "rank" if fewer.point.nodes == row.point.nodes else "node"
+        counts = [one.point.ranks if unit == "rank" else one.point.nodes for one in (fewer, row)]
+        gain = 1 - study.hours(fewer) * counts[0] / (study.hours(row) * counts[1])
+        use = f"Use {quantity(counts[0], unit)} instead: {percent(gain)} fewer {unit}-hours for the same training."
+        found.append(Remedy("fewer", gain, use))
     better = _untried(study, faster, same_ranks)
     if better is not None:
         found.append(better)
     return found
+
+
+def _faster_setting(now: Point, better: Point, gain: float) -> Remedy:
+    """Return the remedy that names what differs between two measured points."""
+    stage = f"ZeRO-{better.stage}{' without offload' * (now.offload and not better.offload)}"
+    changed = {
+        stage: (better.stage, better.offload) != (now.stage, now.offload),
+        f"a bucket of {better.bucket / 1e6:g} M": better.bucket != now.bucket,
+        f"micro-batches of {quantity(better.micro_rows, 'row')}": better.micro_rows != now.micro_rows,
+    }
+    what = " and ".join(text for text, differs in changed.items() if differs) or "the other layout of nodes"
+    return Remedy("setting", gain, f"Use {what}: measured {percent(gain)} faster on {better.place}.")
 
 
 def _untried(study: Study, row: Row, same_ranks: Sequence[Row]) -> Remedy | None:
@@ -146,7 +159,9 @@ def _untried(study: Study, row: Row, same_ranks: Sequence[Row]) -> Remedy | None
     )
     if best is None or base.step.seconds < (1 + NOTICED) * best.step.seconds:
         return None
-    return Remedy("predicted", base.step.seconds / best.step.seconds - 1, forecast=best)
+    gain, rows = base.step.seconds / best.step.seconds - 1, quantity(best.batch.micro_rows, "row")
+    what = f"ZeRO-{best.sharding.stage} with micro-batches of {rows} on {row.point.place}"
+    return Remedy("predicted", gain, f"Try {what}: {percent(gain)} faster, which is predicted, not measured.")
 
 
 def _delay_of_host(row: Row) -> float:

@@ -1,4 +1,4 @@
-"""Curves of a scaling study over ranks: speed-up and efficiency, beside what is predicted.
+"""Compute the curves of a scaling study over ranks from its folder: speed-up and efficiency, measured and predicted.
 
 Throughput is rows x tokens of a row, divided by the median step. Speed-up is relative to the curve's point on the
 fewest ranks. Efficiency is speed-up divided by the ratio of ranks. A curve has its fastest micro-batch at each number
@@ -8,26 +8,31 @@ of ranks. Its knee is the first number of ranks with an efficiency below `MIN_EF
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from scaler.config.recipe import Recipe
-from scaler.planning import step_time
+from scaler.config.recipe import Recipe, load
+from scaler.core.errors import ScalerError
+from scaler.core.text import quantity
+from scaler.planning import hardware, step_time
+from scaler.planning.hardware import Hardware
 from scaler.planning.step_time import MIN_EFFICIENCY
-from scaler.studies.figures import Figures
-from scaler.studies.folder import Measured, Point
-from scaler.studies.prediction import Prediction
+from scaler.studies import folder as study_folder
+from scaler.studies.figures import Figures, figures_of
+from scaler.studies.folder import Entry, Measured, Point
+from scaler.studies.prediction import Prediction, most_common, predict
+
+TOO_GOOD = 1.1  # efficiency above which the first point is in doubt, and not this one
+HARDWARE = "hardware.yaml"  # in the folder of a study
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Entry):
     """A point of the study with all that is known of it."""
 
-    point: Point
-    measured: Measured | None
     figures: Figures | None
     predicted: step_time.PredictedPoint | None
-    failures: tuple[str, ...]
 
     @property
     def state(self) -> str:
@@ -176,11 +181,88 @@ class Study:
         return statistics.median(error for error, _ in found), max(found, key=lambda pair: pair[0])[1]
 
 
-def curve_of(rows: Iterable[Row]) -> Curve:
-    """Make the curve of the points of one setting."""
-    rows = tuple(rows)
-    fastest: dict[int, Row] = {}
+def analyse(study: Path, given: Hardware | None = None) -> Study:
+    """Read a study's folder and compute its curves.
+
+    Args:
+        given: nodes to predict with; None: those of the folder's hardware.yaml, if there is one.
+
+    Raises: ScalerError where nothing was measured, or a file is damaged.
+    """
+    entries = study_folder.read(study)
+    recipe = load(str(study / study_folder.RECIPE))
+    figures: dict[Point, Figures] = {}
+    for entry in entries:
+        if entry.measured is not None:
+            try:
+                figures[entry.point] = figures_of(entry.point, entry.measured)
+            except ScalerError as error:
+                path = study_folder.folder_of(study, entry.point) / study_folder.MEASURED
+                raise ScalerError(f"{path}: {error}; delete it, and measure the point again") from error
+    if not figures:
+        failed = sum(bool(entry.failures) for entry in entries)
+        raise ScalerError(
+            f"{study}: none of its {len(entries)} points is measured, {failed} failed; run scaler study first"
+        )
+    if given is None and (study / HARDWARE).is_file():
+        given = hardware.load(str(study / HARDWARE))
+    prediction = None if given is None else predict(study, entries, recipe, given)
+    predicted = {} if prediction is None else prediction.points
+    by_setting: dict[tuple[str, int, bool, int], list[Row]] = {}
+    for entry in entries:
+        point = entry.point
+        row = Row(point, entry.measured, entry.failures, figures.get(point), predicted.get(point))
+        by_setting.setdefault(point.setting, []).append(row)
+    curves = []
+    for rows in by_setting.values():
+        fastest: dict[int, Row] = {}
+        for row in rows:
+            if row.figures and (row.point.ranks not in fastest or row.speed > fastest[row.point.ranks].speed):
+                fastest[row.point.ranks] = row
+        curves.append(Curve(tuple(rows), tuple(fastest[ranks] for ranks in sorted(fastest))))
+    tokens = statistics.fmean(entry.measured.tokens_per_row for entry in entries if entry.measured)
+    remarks = (*_odd_points([row for curve in curves for row in curve.rows]), *_too_efficient(curves))
+    return Study(recipe, tokens, tuple(curves), prediction, remarks)
+
+
+def _odd_points(rows: Sequence[Row]) -> Iterable[str]:
+    """Name points that are not like the others, and how they differ."""
+    measured = [(row.point, row.measured) for row in rows if row.measured]
+    known = [of_point for _, of_point in measured]
+    for name, what in (("commit", "commit"), ("precision", "precision"), ("versions", "versions of packages")):
+        usual = most_common(known, name)
+        for point, of_point in measured:
+            if (value := getattr(of_point, name)) != usual:
+                yield f"{point.name}: another {what} than most points ({_difference(value, usual)})"
+    widest = max(measured, key=lambda pair: len(set(pair[1].hosts)))[1]
+    for point, of_point in measured:
+        hosts = sorted(set(of_point.hosts))
+        if others := sorted(set(hosts) - set(widest.hosts)):
+            yield f"{point.name}: on hosts that the largest point did not have ({', '.join(others)})"
+        if len(hosts) != point.nodes:
+            asked = quantity(point.nodes, "node")
+            yield f"{point.name}: asked for {asked}, and ran on {len(hosts)} ({', '.join(hosts)})"
     for row in rows:
-        if row.figures and (row.point.ranks not in fastest or row.speed > fastest[row.point.ranks].speed):
-            fastest[row.point.ranks] = row
-    return Curve(rows, tuple(fastest[ranks] for ranks in sorted(fastest)))
+        if row.measured and row.failures:
+            attempts = quantity(len(row.failures), "failed attempt")
+            yield f"{row.point.name}: measured after {attempts} (the last: {row.failures[-1]})"
+
+
+def _too_efficient(curves: Sequence[Curve]) -> Iterable[str]:
+    for curve in curves:
+        best = max(curve.best, key=curve.efficiency, default=None)
+        if best is not None and curve.efficiency(best) > TOO_GOOD:
+            first = curve.best[0].point.name
+            yield (
+                f"{best.point.name}: {curve.efficiency(best):.0%} efficient, which is more than is possible: was "
+                f"{first} slowed by other processes on its cores? Delete its measured.json and measure it again, or "
+                "compare the larger points alone"
+            )
+
+
+def _difference(value: object, usual: object) -> str:
+    if isinstance(value, dict) and isinstance(usual, dict):
+        names = [name for name in {**usual, **value} if value.get(name) != usual.get(name)]
+        return ", ".join(f"{name} {value.get(name)} instead of {usual.get(name)}" for name in names)
+    short = [str(one)[:12] for one in (value, usual)]  # commits are long
+    return f"{short[0]} instead of {short[1]}"

@@ -12,21 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from scaler.config import typed
+from scaler.config.typed import Count
 from scaler.core.cli import Parser, at_least
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_json, write_json
+from scaler.core.text import quantity
 
 RECIPE, POINTS, POINT, DS_CONFIG = "recipe.yaml", "points", "point.json", "ds_config.json"
 MEASURED, FAILURES, LOGS = "measured.json", "failures.jsonl", "logs"
-SERIES = ("strong", "weak")
 Kind = TypeVar("Kind")
+Series = Literal["strong", "weak"]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def add_steps(parser: Parser) -> None:
@@ -48,30 +52,30 @@ class Point:
         rows, micro_rows: of the global batch, and of a micro-batch.
     """
 
-    series: str
-    nodes: int
-    ranks_per_node: int
+    series: Series
+    nodes: Count
+    ranks_per_node: Count
     stage: int
     offload: bool
     bucket: int
-    rows: int
-    micro_rows: int
+    rows: Count
+    micro_rows: Count
 
     def __post_init__(self) -> None:
-        if self.series not in SERIES:
-            raise ScalerError(f"point: series={self.series!r}, but it is {' or '.join(SERIES)}")
-        for name in ("nodes", "ranks_per_node", "rows", "micro_rows"):
-            if getattr(self, name) < 1:
-                raise ScalerError(f"point: {name}={getattr(self, name)}, but it is at least 1")
         if self.rows % (self.micro_rows * self.ranks):
-            raise ScalerError(
-                f"point: {self.rows} rows are no multiple of {self.ranks} ranks x {self.micro_rows} rows; change one"
-            )
+            shared = f"{quantity(self.ranks, 'rank')} x {quantity(self.micro_rows, 'row')}"
+            raise ScalerError(f"point: {quantity(self.rows, 'row')} are no multiple of {shared}; change one")
 
     @property
     def ranks(self) -> int:
         """Return the number of ranks on all nodes."""
         return self.nodes * self.ranks_per_node
+
+    @property
+    def place(self) -> str:
+        """Return what it runs on, such as "4 nodes (8 ranks)"."""
+        ranks = quantity(self.ranks, "rank")
+        return f"{ranks} on 1 node" if self.nodes == 1 else f"{self.nodes:,} nodes ({ranks})"
 
     @property
     def accumulation(self) -> int:
@@ -115,9 +119,9 @@ class Measured:
 
     hosts: tuple[str, ...]
     warmup: int
-    step_seconds: tuple[tuple[float, ...], ...]
-    own_seconds: tuple[tuple[float, ...], ...]
-    communication_seconds: tuple[float, ...]
+    step_seconds: tuple[tuple[Seconds, ...], ...]
+    own_seconds: tuple[tuple[Seconds, ...], ...]
+    communication_seconds: tuple[Seconds, ...]
     peak_bytes: tuple[int, ...]
     tokens_per_row: float
     precision: str
@@ -126,11 +130,6 @@ class Measured:
     started: str
     device: str
     threads: int
-
-    def __post_init__(self) -> None:
-        for values in (*self.step_seconds, *self.own_seconds, self.communication_seconds):
-            if not all(math.isfinite(value) and value >= 0 for value in values):
-                raise ScalerError("measured: a time is negative or not finite")
 
 
 @dataclass(frozen=True)
@@ -182,9 +181,7 @@ def read_point(folder: Path) -> Point:
 def read_measured(folder: Path) -> Measured | None:
     """Read the measurements of the point of a folder; None without any. Raises ScalerError for a damaged file."""
     path = folder / MEASURED
-    if not path.is_file():
-        return None
-    return _read(Measured, path)
+    return _read(Measured, path) if path.is_file() else None
 
 
 def _read(kind: type[Kind], path: Path) -> Kind:

@@ -17,6 +17,7 @@ from scaler.config.recipe import load as load_recipe
 from scaler.core import folders
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_whole
+from scaler.core.text import quantity
 from scaler.data import prepared
 from scaler.distributed import devices
 from scaler.distributed.world import World
@@ -25,20 +26,6 @@ from scaler.studies import folder as study_folder
 from scaler.studies.folder import Point
 
 OFFLOAD = {"no": (False,), "yes": (True,), "both": (False, True)}
-
-
-def kinds(arguments: argparse.Namespace, bucket: int, left_out: dict[str, str]) -> list[tuple[int, bool, int]]:
-    """Return valid combinations of stage, offload and bucket; add others to `left_out` with the reason."""
-    combinations = []
-    buckets = arguments.buckets or (bucket,)
-    for stage, offload, size in itertools.product(arguments.stages, OFFLOAD[arguments.offload], buckets):
-        if stage == 0 and offload:
-            left_out["stage 0 with offload"] = "there is no sharded state to put on the CPU; use stage 1, 2 or 3"
-        elif stage == 0 and size != buckets[0]:
-            left_out[f"stage 0 with a bucket of {size:,}"] = "stage 0 does not read reduce_bucket_size; one is enough"
-        else:
-            combinations.append((stage, offload, size))
-    return combinations
 
 
 def grid(
@@ -51,7 +38,16 @@ def grid(
         existing: points of the study so far. New weak points have as many rows per rank as existing ones.
     """
     left_out: dict[str, str] = {}
-    of_stages = kinds(arguments, bucket, left_out)
+    kinds, buckets = [], arguments.buckets or (bucket,)
+    for stage, offload, elements in itertools.product(arguments.stages, OFFLOAD[arguments.offload], buckets):
+        if stage == 0 and offload:
+            left_out["stage 0 with offload"] = "there is no sharded state to put on the CPU; use stage 1, 2 or 3"
+        elif stage == 0 and elements != buckets[0]:
+            left_out[f"stage 0 with a bucket of {elements:,}"] = (
+                "stage 0 does not read reduce_bucket_size; one is enough"
+            )
+        else:
+            kinds.append((stage, offload, elements))
     sizes = list(itertools.product(arguments.nodes, arguments.ranks_per_node))
     per_rank = Fraction(recipe.training.rows, min(nodes * ranks for nodes, ranks in sizes))
     per_rank = next((Fraction(point.rows, point.ranks) for point in existing if point.series == "weak"), per_rank)
@@ -59,15 +55,14 @@ def grid(
     for series, (nodes, ranks) in itertools.product(arguments.series, sizes):
         rows = recipe.training.rows if series == "strong" else per_rank * nodes * ranks
         for micro_rows in arguments.micro_rows or (None,):
-            size = f"{series} on {nodes} x {ranks} ranks" + (
-                "" if micro_rows is None else f", micro-batch {micro_rows}"
-            )
+            size = f"{series} on {nodes} x {quantity(ranks, 'rank')}"
+            size += "" if micro_rows is None else f", micro-batch {micro_rows}"
             try:
                 if rows != int(rows):
                     raise ScalerError(f"{float(per_rank):g} rows per rank make no whole batch; change training.rows")
                 solved = solve_batch(int(rows), nodes * ranks, micro_rows or recipe.training.max_micro_rows)
                 points += [
-                    Point(series, nodes, ranks, *kind, int(rows), micro_rows or solved.micro_rows) for kind in of_stages
+                    Point(series, nodes, ranks, *kind, int(rows), micro_rows or solved.micro_rows) for kind in kinds
                 ]
             except ScalerError as error:
                 left_out[size] = str(error)
@@ -116,7 +111,8 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
     native = devices.bf16_is_native(devices.device(World()))
     for point in points:  # so that invalid combinations are refused once, and now
         batch = SolvedBatch(point.rows, point.micro_rows, point.accumulation, point.ranks)
-        ds_config.resolve(configuration_of(content, point), arguments.deepspeed_config, recipe, batch, native)
+        wanted, untested = configuration_of(content, point), arguments.allow_untested_ds_keys
+        ds_config.resolve(wanted, arguments.deepspeed_config, recipe, batch, native, untested)
     lock = folders.lock(study)
     try:
         with explain_disk_errors(study):
@@ -132,7 +128,4 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
 
 
 def _refuse_mixed(study: Path, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name, (old, new) in typed.differences(before, now).items():
-        raise ScalerError(
-            f"{study}: its {what} has {name}={old!r}, and not {new!r}; give the same, or name another folder"
-        )
+    typed.refuse_differences(f"{study}: its {what} has", before, now, "give the same, or name another folder")

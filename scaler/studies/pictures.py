@@ -10,18 +10,7 @@ from typing import Any
 import numpy as np
 
 from scaler.core import charts
-from scaler.core.charts import (
-    COLOURS,
-    MARKERS,
-    Axes,
-    Figure,
-    FuncFormatter,
-    Line2D,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-    Patch,
-)
+from scaler.core.charts import COLOURS, MARKERS, Axes, Figure, FuncFormatter, Line2D, LogLocator, MaxNLocator, Patch
 from scaler.core.text import percent, quantity, three_digits
 from scaler.planning.step_time import MIN_EFFICIENCY
 from scaler.studies import text
@@ -126,7 +115,6 @@ def _scaling(study: Study, series: str) -> Figure:
     speed.set_yscale("log")
     speed.set_ylim(bottom=min(speeds) / 2.5)  # leaves room for the marks of points that failed
     speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    speed.yaxis.set_minor_locator(NullLocator())
     speed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: three_digits(value)))
     speed.set(ylabel="tokens/s", title="speed")
     efficiency.axhline(1, color=QUIET, linestyle=":", linewidth=1)
@@ -154,32 +142,31 @@ def _throughput(axes: Axes, study: Study, curve: Curve, style: dict[str, Any]) -
         ranks = np.array(sorted({row.point.ranks for row in study.rows if row.point.ranks >= first.point.ranks}))
         per_rank = first.speed / first.point.ranks
         axes.plot(ranks, per_rank * ranks, color=QUIET, linestyle=":", linewidth=1)
-    if curve.predicted:
-        speeds = [study.tokens_per_row * row.predicted.rows_per_second for row in curve.predicted if row.predicted]
-        axes.plot(
-            [row.point.ranks for row in curve.predicted], speeds, color=style["color"], linestyle="--", linewidth=1
-        )
-    medians, below, above = [], [], []
-    for row in curve.best:
-        speed = row.known.tokens_per_second
-        medians.append(speed.median)
-        below.append(speed.median - speed.low)
-        above.append(speed.high - speed.median)
-    measured = [row.point.ranks for row in curve.best]
-    line = "none" if curve.predicted else "-"
-    axes.errorbar(measured, medians, (below, above), linestyle=line, linewidth=1, markersize=6, capsize=4, **style)
+    speeds = np.array([list(vars(row.known.tokens_per_second).values()) for row in curve.best]).T  # low, median, high
+    predicted = [(row.point.ranks, study.tokens_per_row * row.predicted_speed) for row in curve.predicted]
+    measured = [(row.point.ranks, row.speed) for row in curve.best]
+    _line(axes, style, predicted, measured)
+    spread = speeds[1] - speeds[0], speeds[2] - speeds[1]
+    at = [row.point.ranks for row in curve.best]
+    axes.errorbar(at, speeds[1], spread, linestyle="none", elinewidth=1, capsize=4, color=style["color"])
 
 
 def _efficiency(axes: Axes, curve: Curve, style: dict[str, Any]) -> None:
-    predicted = curve.predicted
-    values = [curve.predicted_efficiency(row) for row in predicted]
-    axes.plot([row.point.ranks for row in predicted], values, color=style["color"], linestyle="--", linewidth=1)
-    line = "none" if predicted else "-"
-    ranks = [row.point.ranks for row in curve.best]
-    axes.plot(ranks, [curve.efficiency(row) for row in curve.best], linestyle=line, linewidth=1, markersize=6, **style)
+    predicted = [(row.point.ranks, curve.predicted_efficiency(row)) for row in curve.predicted]
+    _line(axes, style, predicted, [(row.point.ranks, curve.efficiency(row)) for row in curve.best])
     if curve.knee is not None:
         at = curve.knee.point.ranks, curve.efficiency(curve.knee)
         axes.plot(*at, marker="o", markersize=14, markerfacecolor="none", color=style["color"], linestyle="none")
+
+
+Line = Sequence[tuple[int, float]]  # a value for each number of ranks
+
+
+def _line(axes: Axes, style: dict[str, Any], predicted: Line, measured: Line, label: str | None = None) -> None:
+    """Draw the prediction as a dashed line and measured points as marks, joined where there is no prediction."""
+    axes.plot(*np.reshape(predicted, (-1, 2)).T, color=style["color"], linestyle="--", linewidth=1)
+    joined = "none" if predicted else "-"
+    axes.plot(*np.reshape(measured, (-1, 2)).T, linestyle=joined, linewidth=1, markersize=6, label=label, **style)
 
 
 def _gaps(axes: Axes, styled: Sequence[tuple[Curve, dict[str, Any]]]) -> list[Line2D]:
@@ -250,14 +237,8 @@ def _parts(axes: Axes, curve: Curve) -> None:
 def _memory(axes: Axes, study: Study, series: str) -> None:
     for curve, style in _styles(study, series):
         predicted = [(row.point.ranks, row.predicted.memory.peak / 1e9) for row in curve.predicted if row.predicted]
-        axes.plot(
-            *zip(*predicted, strict=True) if predicted else ((), ()), color=style["color"], linestyle="--", linewidth=1
-        )
         peaks = [(row.point.ranks, row.known.peak_bytes / 1e9) for row in curve.best]
-        if peaks:
-            line = "none" if predicted else "-"
-            label = text.setting(curve.rows[0].point)
-            axes.plot(*zip(*peaks, strict=True), linestyle=line, linewidth=1, markersize=6, label=label, **style)
+        _line(axes, style, predicted, peaks, text.setting(curve.rows[0].point) if peaks else None)
     _over_ranks(axes, [row for curve, _ in _styles(study, series) for row in curve.rows])
     axes.set(ylabel="GB of the rank with the most", ylim=(0, 1.1 * axes.dataLim.ymax))
     axes.legend(fontsize=8)

@@ -13,7 +13,9 @@ import os
 import statistics
 import time
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ from scaler.config import recipe
 from scaler.core import folders, log, provenance, slurm
 from scaler.core.cli import Parser, command
 from scaler.core.errors import EXIT_BAD_INPUT, ScalerError
+from scaler.core.text import quantity
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World, detect_world
 from scaler.model.masked_lm import MaskedLM
@@ -54,8 +57,9 @@ def check_ranks(point: Point, world: World) -> None:
         if not world.is_first:
             raise SystemExit(EXIT_BAD_INPUT)
         raise ScalerError(
-            f"{point.name}: needs {point.nodes} nodes x {point.ranks_per_node} ranks, but {world.launcher} started "
-            f"{world.size} ranks, {world.local_size} of them on this node; start as many as it needs"
+            f"{point.name}: needs {quantity(point.nodes, 'node')} x {quantity(point.ranks_per_node, 'rank')}, but "
+            f"{world.launcher} started {quantity(world.size, 'rank')}, {world.local_size} of them on this node; start "
+            "as many as it needs"
         )
 
 
@@ -153,8 +157,10 @@ def run(arguments: argparse.Namespace, point: Point, world: World) -> None:
     study: Path = arguments.folder
     process_group.join(world, recipe.load(str(study / study_folder.RECIPE)).faults.hang_seconds)
     folder = study_folder.folder_of(study, point)
-    lock = collectives.all_or_none(lambda: folders.lock(folder) if world.is_first else None, world)
-    try:
+    held: AbstractContextManager[Any] = collectives.all_or_none(
+        lambda: folders.lock(folder) if world.is_first else nullcontext(), world
+    )
+    with held:
         job = collectives.all_or_none(lambda: resolved(study, point, world), world)
         measured = measure(job, world, arguments.steps, arguments.warmup)
         collectives.all_or_none(
@@ -162,9 +168,6 @@ def run(arguments: argparse.Namespace, point: Point, world: World) -> None:
         )
         if world.is_first:
             print(f"{point.name}: {study_folder.step_seconds(measured):.4g} s a step", flush=True)
-    finally:
-        if lock:
-            lock.close()
 
 
 @command

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json, write_whole
+from scaler.core.text import quantity
 from scaler.planning import hardware
-from scaler.studies import analysis, bottlenecks, page, pictures, table, text
-from scaler.studies.curves import Curve, Row, Study
+from scaler.studies import bottlenecks, pictures, table, text
+from scaler.studies.curves import Curve, Row, Study, analyse
 
+TEMPLATE = "report.html.j2"  # beside this file
 BOARD, PAGE, JSON, MARKDOWN = "tensorboard", "index.html", "report.json", "report.md"
 OURS = {BOARD, PAGE, JSON, MARKDOWN, *pictures.PICTURES}
 
@@ -73,7 +79,7 @@ def content_of(study: Study) -> dict[str, Any]:
                 "limits": [
                     {"part": limit.part, "share": limit.fraction, "predicted": limit.predicted} for limit in limits
                 ],
-                "remedies": [text.describe_remedy(remedy, curve) for remedy in bottlenecks.remedies(study, curve)],
+                "remedies": [remedy.text for remedy in bottlenecks.remedies(study, curve)],
             }
         curves.append(content)
     errors = study.errors()
@@ -118,6 +124,84 @@ def write_scalars(study: Study, folder: Path) -> None:
                 board.add_scalar("predicted/efficiency", curve.predicted_efficiency(row), row.point.ranks)
 
 
+def page(study: Study, title: str, drawn: Sequence[pictures.Picture], folder: Path) -> str:
+    """Return one HTML page that loads nothing from elsewhere and has no script; `folder` has the pictures."""
+    loader = PackageLoader("scaler.studies", "")  # with autoescape, because names of hosts and runs are text
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    leading = [(name, study.leading(series)) for series, name in text.SERIES.items()]
+    return environment.get_template(TEMPLATE).render(
+        title=title,
+        about=_about(study),
+        series=[(name, text.headline(curve), text.conclusions(study, curve)) for name, curve in leading if curve],
+        prediction=text.prediction(study),
+        other_settings=text.other_settings(study),
+        remarks=study.remarks,
+        pictures=[(picture, base64.b64encode((folder / picture.name).read_bytes()).decode()) for picture in drawn],
+        columns=table.columns(study),
+        measured_columns=len(table.MEASURED_COLUMNS),
+        note=table.NOTE,
+        tables=[
+            (f"{curve.series} scaling, {text.setting(curve.rows[0].point)}", table.lines(study, curve))
+            for curve in study.curves
+        ],
+        how=_how(study),
+        hardware=_hardware(study),
+    )
+
+
+def _about(study: Study) -> str:
+    states = [row.state for row in study.rows]
+    counts = [f"{states.count(state)} {state}" for state in ("measured", "failed", "not run") if state in states]
+    days = sorted({measured.started[:10] for _, measured, _ in study.measured})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{quantity(len(states), 'point')}: {', '.join(counts)}. {when}."
+
+
+def _how(study: Study) -> list[tuple[str, str]]:
+    """Return what the figures depend on: a name and a value each."""
+    measured = [of_point for _, of_point, _ in study.measured]
+    hosts = sorted({host for of_point in measured for host in of_point.hosts})
+    versions = {f"{name} {version}" for of_point in measured for name, version in of_point.versions.items() if version}
+    return [
+        ("recipe", study.recipe.name),
+        ("hosts", f"{len(hosts)}: {', '.join(hosts)}"),
+        ("ranks run on", _either({"CPUs" if of_point.device == "cpu" else "GPUs" for of_point in measured})),
+        ("precision", _either({of_point.precision for of_point in measured})),
+        ("commit", _either({of_point.commit or "unknown" for of_point in measured})),
+        ("versions", ", ".join(sorted(versions))),
+        ("warm-up steps", _either({of_point.warmup for of_point in measured})),
+        ("measured steps", _either({figures.steps for _, _, figures in study.measured})),
+        ("tokens per row", f"{study.tokens_per_row:,.1f} on average, without padding"),
+        ("started", " to ".join(bound(of_point.started for of_point in measured) for bound in (min, max))),
+        ("a step", "takes as long as its slowest rank; medians and quartiles are those of the measured steps"),
+        ("communication", "of the rank with the least, because the others also wait for the last to come"),
+        ("slowest rank", "by the median of its own work, as a multiple of the median rank's"),
+    ]
+
+
+def _hardware(study: Study) -> list[tuple[str, str]]:
+    """Return the figures of the hardware that predictions are made with; none without predictions."""
+    if study.prediction is None:
+        return []
+    hardware = study.prediction.hardware
+    facts = [("name", hardware.name), ("devices", "of each point, its ranks on a node")]
+    for name, value in vars(hardware).items():
+        if name not in ("name", "measured", "devices"):
+            source = "measured" if name in hardware.measured else "the maker's, or assumed"
+            facts.append((name, f"{_number(value)} ({source})"))
+    return facts
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number:.4g}" for key, number in value.items())
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _either(values: set[Any]) -> str:
+    return " or ".join(str(value) for value in sorted(values))
+
+
 def write(study: Study, out: Path) -> None:
     """Write the whole report; it replaces an older one once it is complete.
 
@@ -137,7 +221,7 @@ def write(study: Study, out: Path) -> None:
         ranks = sorted({row.point.ranks for row in study.rows})
         span = f"{ranks[0]:,} to {ranks[-1]:,}" if len(ranks) > 1 else f"{ranks[0]:,}"
         title = f"Scaling of {study.recipe.name} on {span} rank{'s' * (ranks[-1] > 1)}"
-        write_whole(beside / PAGE, page.page(study, title, drawn, beside))
+        write_whole(beside / PAGE, page(study, title, drawn, beside))
         write_whole(beside / MARKDOWN, table.markdown(study) + "\n")
         write_json(beside / JSON, content_of(study))
         write_scalars(study, beside / BOARD)
@@ -149,7 +233,7 @@ def write(study: Study, out: Path) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the report of a command line, and print what it says."""
     given = None if arguments.hardware is None else hardware.load(arguments.hardware)
-    study = analysis.analyse(arguments.study, given)
+    study = analyse(arguments.study, given)
     out = arguments.out or arguments.study / "report"
     write(study, out)
     if arguments.json:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from scaler.core import text
 from scaler.core.cli import progress_beside
 from scaler.core.errors import EXIT_TRY_AGAIN, ScalerError
+from scaler.core.text import duration, quantity
 from scaler.distributed import local_ranks
 from scaler.studies import folder as study_folder
 from scaler.studies import point
@@ -77,15 +77,14 @@ def measure(arguments: argparse.Namespace) -> None:
         status = local_ranks.start(entry.point.ranks, point.main, options, log, PRELOAD)
         measured = study_folder.read_measured(folder)
         if measured is None:
-            study_folder.note_failure(study, entry.point, local_ranks.reason_of(log, status))
+            reason = local_ranks.reason_of(log, status)
+            study_folder.note_failure(study, entry.point, reason)
+            outcome = f"failed: {reason}"
+        else:
+            outcome = f"{study_folder.step_seconds(measured):.4g} s a step"
         done += measured is not None or tried + 1 == ATTEMPTS
         left = (time.monotonic() - began) / max(done, 1) * (len(to_do) - done)
-        outcome = (
-            f"{study_folder.step_seconds(measured):.4g} s a step"
-            if measured
-            else f"failed: {local_ranks.reason_of(log, status)}"
-        )
-        print(f"{done}/{len(to_do)} {entry.point.name}: {outcome}; {text.duration(left)} left", flush=True)
+        print(f"{done}/{len(to_do)} {entry.point.name}: {outcome}; {duration(left)} left", flush=True)
 
 
 def entry_as_json(entry: Entry) -> dict[str, Any]:
@@ -100,23 +99,11 @@ def entry_as_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def conclude(study: Path, as_json: bool) -> None:
-    """Print how many points are measured, and which have failed, or all points as JSON; exit with 75 if any failed."""
-    entries = study_folder.read(study)
-    failed = [entry for entry in entries if entry.measured is None and len(entry.failures) >= ATTEMPTS]
-    measured = sum(entry.measured is not None for entry in entries)
-    with progress_beside(as_json):
-        for entry in failed:
-            print(f"failed: {entry.point.name}: {entry.failures[-1]}", flush=True)
-        print(f"{study}: {measured} measured, {len(failed)} failed, {len(open_points(entries))} left", flush=True)
-    if as_json:
-        print(json.dumps([entry_as_json(entry) for entry in entries], indent=2))
-    if failed:
-        raise SystemExit(EXIT_TRY_AGAIN)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Write the study's folder, and measure its points here, or name those that SLURM's nodes are to measure."""
+    """Write the study's folder, and measure its points here, or name those that SLURM's nodes are to measure.
+
+    Raises: SystemExit with status 75 where points have failed for good.
+    """
     gpus = torch.cuda.device_count()
     arguments.ranks_per_node = arguments.ranks_per_node or (gpus or 1,)
     on_this_machine = not arguments.write_only and max(arguments.nodes) == 1
@@ -126,16 +113,24 @@ def run(arguments: argparse.Namespace) -> None:
     with closing(lock):
         for what, why in left_out.items():
             print(f"left out: {what}: {why}", file=sys.stderr, flush=True)
-        if on_this_machine:
-            with progress_beside(arguments.json):
+        with progress_beside(arguments.json):
+            if on_this_machine:
                 measure(arguments)
-            conclude(arguments.folder, arguments.json)
-            return
-        entries = study_folder.read(arguments.folder)
-        to_do = open_points(entries)
-        print(f"{arguments.folder}: {len(to_do)} points to measure; on nodes of SLURM: {SCRIPT}", file=sys.stderr)
+            entries = study_folder.read(arguments.folder)
+            to_do = open_points(entries)
+            failed = [entry for entry in entries if entry.measured is None and len(entry.failures) >= ATTEMPTS]
+            if on_this_machine:
+                for entry in failed:
+                    print(f"failed: {entry.point.name}: {entry.failures[-1]}", flush=True)
+                measured = len(entries) - len(failed) - len(to_do)
+                print(f"{arguments.folder}: {measured} measured, {len(failed)} failed, {len(to_do)} left", flush=True)
+            else:
+                count = quantity(len(to_do), "point")
+                print(f"{arguments.folder}: {count} to measure; on nodes of SLURM: {SCRIPT}", file=sys.stderr)
         if arguments.json:
             print(json.dumps([entry_as_json(entry) for entry in entries], indent=2))
-            return
-        for entry in to_do:
-            print(entry.point.name)
+        elif not on_this_machine:
+            for entry in to_do:
+                print(entry.point.name)
+        if on_this_machine and failed:
+            raise SystemExit(EXIT_TRY_AGAIN)

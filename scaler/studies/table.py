@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from scaler.core.text import percent, signed_percent, three_digits
 from scaler.studies import text
@@ -13,16 +12,8 @@ MEASURED_COLUMNS = (
     *("setting", "nodes x ranks", "rows", "micro x acc.", "ms/step (quartiles)", "tokens/s", "speed-up", "efficiency"),
     *("comm.", "slowest rank", "GB/rank", "node-hours"),
 )
+NOTE = 4  # the column in which a point without figures has why
 PREDICTED_COLUMNS = ("predicted ms (error)", "predicted GB")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table. `chosen`: it is on the curve; `note`: why it has no figures, instead of them."""
-
-    cells: tuple[str, ...]
-    chosen: bool
-    note: str
 
 
 def columns(study: Study) -> tuple[str, ...]:
@@ -30,8 +21,11 @@ def columns(study: Study) -> tuple[str, ...]:
     return MEASURED_COLUMNS + (PREDICTED_COLUMNS if study.prediction else ())
 
 
-def lines(study: Study, curve: Curve) -> Iterable[Line]:
-    """Yield a line for each point of a curve, measured or not."""
+def lines(study: Study, curve: Curve) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Yield kind and cells of each point: "chosen" (it is on the curve), or how it stands.
+
+    A point without figures has why in the cell `NOTE`, and the others up to the prediction are empty.
+    """
     for row in curve.rows:
         point = row.point
         begin = (
@@ -43,8 +37,8 @@ def lines(study: Study, curve: Curve) -> Iterable[Line]:
         predicted = _predicted(row) if study.prediction else ()
         figures = row.figures
         if figures is None:
-            empty = [""] * (len(MEASURED_COLUMNS) - len(begin))
-            yield Line((*begin, *empty, *predicted), False, text.why_not(row))
+            empty = [""] * (len(MEASURED_COLUMNS) - NOTE - 1)
+            yield row.state, (*begin, text.why_not(row), *empty, *predicted)
             continue
         low, median, high = (1e3 * value for value in vars(figures.seconds).values())
         middle = (
@@ -57,7 +51,7 @@ def lines(study: Study, curve: Curve) -> Iterable[Line]:
             f"{figures.peak_bytes / 1e9:.2f}",
             three_digits(study.hours(row) * point.nodes),
         )
-        yield Line((*begin, *middle, *predicted), row in curve.best, "")
+        yield "chosen" if row in curve.best else row.state, (*begin, *middle, *predicted)
 
 
 def _predicted(row: Row) -> tuple[str, str]:
@@ -81,13 +75,9 @@ def markdown(study: Study) -> str:
     names = columns(study)
     found += ["", _cells(("series", *names)), "|" + "---|" * (len(names) + 1)]
     for curve in study.curves:
-        for line in lines(study, curve):
-            cells = [*line.cells]
-            if line.note:
-                cells[4] = line.note
-            if line.chosen:
-                cells[5] = f"**{cells[5]}**"
-            found.append(_cells((curve.series, *cells)))
+        for kind, cells in lines(study, curve):
+            bold = (*cells[:5], f"**{cells[5]}**", *cells[6:]) if kind == "chosen" else cells
+            found.append(_cells((curve.series, *bold)))
     found += ["", "Bold: the fastest micro-batch at this number of ranks; it is the one on the curve."]
     return "\n".join([*found, *(f"- {remark}" for remark in study.remarks)])
 

@@ -8,7 +8,7 @@ from scaler.core.text import duration, percent, quantity, signed_percent, three_
 from scaler.planning import step_time
 from scaler.planning.step_time import MIN_EFFICIENCY
 from scaler.studies import bottlenecks
-from scaler.studies.bottlenecks import Limit, Remedy
+from scaler.studies.bottlenecks import Limit
 from scaler.studies.curves import Curve, Row, Study
 from scaler.studies.folder import Point
 
@@ -24,12 +24,6 @@ SERIES = {
     "strong": "Strong scaling: the batch stays the same",
     "weak": "Weak scaling: the batch grows with the ranks",
 }
-
-
-def place(point: Point) -> str:
-    """Format what a point runs on, such as "4 nodes (8 ranks)"."""
-    ranks = quantity(point.ranks, "rank")
-    return f"{ranks} on 1 node" if point.nodes == 1 else f"{point.nodes:,} nodes ({ranks})"
 
 
 def setting(point: Point) -> str:
@@ -51,18 +45,18 @@ def headline(curve: Curve) -> str:
     """Summarise a curve in one sentence."""
     first, last = curve.best[0], curve.best[-1]
     if first is last:
-        return f"Measured on {place(first.point)} alone: {tokens(first)} tokens/s; scaling is not known yet."
+        return f"Measured on {first.point.place} alone: {tokens(first)} tokens/s; scaling is not known yet."
     if curve.speedup(last) < 1:
         fastest = max(curve.best, key=curve.speedup)
-        return f"{place(last.point)} are slower than {place(first.point)}. Fastest: {place(fastest.point)}."
-    speedup = f"{place(last.point)} train {curve.speedup(last):.2f} times as fast as {place(first.point)}"
+        return f"{last.point.place} are slower than {first.point.place}. Fastest: {fastest.point.place}."
+    speedup = f"{last.point.place} train {curve.speedup(last):.2f} times as fast as {first.point.place}"
     efficiency = percent(curve.efficiency(last))
     if curve.knee is None:
         return f"{speedup}, at an efficiency of {efficiency}."
     if curve.last_efficient is first:
-        return f"{speedup}, at an efficiency of only {efficiency}: {place(first.point)} are enough."
+        return f"{speedup}, at an efficiency of only {efficiency}: {first.point.place} are enough."
     return (
-        f"{speedup}, but efficiency is above {percent(MIN_EFFICIENCY)} only up to {place(curve.last_efficient.point)}."
+        f"{speedup}, but efficiency is above {percent(MIN_EFFICIENCY)} only up to {curve.last_efficient.point.place}."
     )
 
 
@@ -70,21 +64,21 @@ def conclusions(study: Study, curve: Curve) -> list[tuple[str, str]]:
     """Describe speed, efficiency, the knee and its cause, what to change, and the cost: a topic and a text each."""
     first, last = curve.best[0], curve.best[-1]
     speed = (
-        f"{tokens(last)} tokens/s on {place(last.point)} with {setting(last.point)} and micro-batches of "
+        f"{tokens(last)} tokens/s on {last.point.place} with {setting(last.point)} and micro-batches of "
         f"{quantity(last.point.micro_rows, 'row')}"
     )
     if last is not first:
-        speed += f", {curve.speedup(last):.2f} times the {tokens(first)} of {place(first.point)}"
+        speed += f", {curve.speedup(last):.2f} times the {tokens(first)} of {first.point.place}"
     found = [("Speed", f"{speed}.")]
     if last is not first:
         hours = "node-hours" if last.point.nodes > first.point.nodes else "rank-hours"
         lost = max(0, round(100 * (1 - curve.efficiency(last))))
-        efficiency = f"{percent(curve.efficiency(last))} on {place(last.point)}, relative to {place(first.point)}"
+        efficiency = f"{percent(curve.efficiency(last))} on {last.point.place}, relative to {first.point.place}"
         found.append(("Efficiency", f"{efficiency}: of 100 {hours} {lost} are lost."))
         found.append((f"Below {percent(MIN_EFFICIENCY)}", _knee(curve)))
-    where = place(curve.judged.point)
+    where = curve.judged.point.place
     found.append(("What limits", f"On {where}: {_limits(curve, bottlenecks.limits(curve))}."))
-    changes = [describe_remedy(remedy, curve) for remedy in bottlenecks.remedies(study, curve)]
+    changes = [remedy.text for remedy in bottlenecks.remedies(study, curve)]
     known = "measured or predicted" if curve.judged.predicted else "measured"
     found.append(("What to change", " ".join(changes) or f"Nothing {known} is faster on {where}."))
     found.append(("Cost", _cost(study, curve)))
@@ -95,26 +89,26 @@ def _cost(study: Study, curve: Curve) -> str:
     """Describe the hours of the whole training on the fewest ranks, on the last efficient ones, and on the most."""
     price = study.prediction.hardware.price if study.prediction else None
     texts = []
-    for row in dict.fromkeys((curve.best[0].point, curve.last_efficient.point, curve.best[-1].point)):
-        hours = next(study.hours(best) for best in curve.best if best.point == row)
-        money = "" if price is None else f", {three_digits(hours * row.nodes * price)} in money"
-        texts.append(f"{duration(3600 * hours)} on {place(row)}, {three_digits(hours * row.nodes)} node-hours{money}")
+    for row in {row.point.ranks: row for row in (curve.best[0], curve.last_efficient, curve.best[-1])}.values():
+        hours, nodes = study.hours(row), row.point.nodes
+        money = "" if price is None else f", {three_digits(hours * nodes * price)} in money"
+        texts.append(f"{duration(3600 * hours)} on {row.point.place}, {three_digits(hours * nodes)} node-hours{money}")
     return f"The recipe's {quantity(study.recipe.training.steps, 'step')}: {'; '.join(texts)}."
 
 
 def _knee(curve: Curve) -> str:
     knee, last = curve.knee, curve.best[-1]
     if knee is None:
-        text = f"Not on up to {place(last.point)}: efficiency stays at {percent(MIN_EFFICIENCY)} or more."
+        text = f"Not on up to {last.point.place}: efficiency stays at {percent(MIN_EFFICIENCY)} or more."
     else:
         before = curve.last_efficient
         text = (
-            f"From {place(knee.point)} on, where efficiency is {percent(curve.efficiency(knee))}. It is "
-            f"{percent(curve.efficiency(before))} on {place(before.point)}."
+            f"From {knee.point.place} on, where efficiency is {percent(curve.efficiency(knee))}. It is "
+            f"{percent(curve.efficiency(before))} on {before.point.place}."
         )
     if len(curve.predicted) > 1:
         predicted = curve.predicted_knee
-        at = f"from {place(predicted.point)} on" if predicted else f"not on up to {place(curve.predicted[-1].point)}"
+        at = f"from {predicted.point.place} on" if predicted else f"not on up to {curve.predicted[-1].point.place}"
         text += f" Predicted: {at}."
     return text
 
@@ -144,34 +138,6 @@ def _limit(limit: Limit) -> str:
     return text + " (predicted)" * limit.predicted
 
 
-def describe_remedy(remedy: Remedy, curve: Curve) -> str:
-    """Describe a remedy in a sentence."""
-    now = curve.judged.point
-    if remedy.kind == "host":
-        return f"Replace node {remedy.host}: without its delay steps would be {percent(remedy.gain)} faster."
-    if remedy.kind == "predicted":
-        assert remedy.forecast is not None
-        better = remedy.forecast
-        return (
-            f"Try ZeRO-{better.sharding.stage} with micro-batches of {quantity(better.batch.micro_rows, 'row')} on "
-            f"{place(now)}: {percent(remedy.gain)} faster, which is predicted, not measured."
-        )
-    assert remedy.row is not None
-    better_point = remedy.row.point
-    if remedy.kind == "fewer":
-        unit = "rank" if better_point.nodes == now.nodes else "node"
-        count = better_point.ranks if unit == "rank" else better_point.nodes
-        return f"Use {quantity(count, unit)} instead: {percent(remedy.gain)} fewer {unit}-hours for the same training."
-    stage = f"ZeRO-{better_point.stage}{' without offload' * (now.offload and not better_point.offload)}"
-    changed = {
-        stage: (better_point.stage, better_point.offload) != (now.stage, now.offload),
-        f"a bucket of {better_point.bucket / 1e6:g} M": better_point.bucket != now.bucket,
-        f"micro-batches of {quantity(better_point.micro_rows, 'row')}": better_point.micro_rows != now.micro_rows,
-    }
-    what = " and ".join(text for text, differs in changed.items() if differs) or "the other layout of nodes"
-    return f"Use {what}: measured {percent(remedy.gain)} faster on {place(better_point)}."
-
-
 def other_settings(study: Study) -> list[str]:
     """Describe each curve that leads no series in a line."""
     found = []
@@ -185,11 +151,11 @@ def other_settings(study: Study) -> list[str]:
             continue
         last, limits = curve.best[-1], bottlenecks.limits(curve)
         limited = f"; limited by {PARTS[limits[0].part]}, {percent(limits[0].fraction)}" if limits else ""
-        line = f"{name}: {tokens(last)} tokens/s on {place(last.point)}"
+        line = f"{name}: {tokens(last)} tokens/s on {last.point.place}"
         if len(curve.best) > 1:
             line += f", efficiency {percent(curve.efficiency(last))}"
             if curve.knee:
-                line += f", above {percent(MIN_EFFICIENCY)} up to {place(curve.last_efficient.point)}"
+                line += f", above {percent(MIN_EFFICIENCY)} up to {curve.last_efficient.point.place}"
         found.append(line + limited)
     return found
 

@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "calibrate": ({"recipe", "deepspeed_config", "hardware", "rows", "seconds", "json"}, ["out", "overrides"]),
     "study": (
         {"recipe", "deepspeed_config", "nodes", "ranks_per_node", "stages", "offload", "series", "micro_rows"}
-        | {"buckets", "steps", "warmup", "write_only", "json"},
+        | {"buckets", "steps", "warmup", "write_only", "allow_untested_ds_keys", "json"},
         ["folder", "overrides"],
     ),
     "report": ({"hardware", "out", "json"}, ["study"]),

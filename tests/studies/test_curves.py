@@ -10,8 +10,9 @@ from study_points import BUCKET, ON, ROWS, TOKENS, TRAINING, ask, fail, measure
 
 from scaler.planning import step_time
 from scaler.planning.memory import Sharding
-from scaler.studies import analysis, bottlenecks, text
+from scaler.studies import bottlenecks, text
 from scaler.studies import folder as study_folder
+from scaler.studies.curves import analyse
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,7 +27,7 @@ def study(tmp_path):
 
 
 def curve_of(study, given=None):
-    found = analysis.analyse(study, given)
+    found = analyse(study, given)
     return found, found.curves[0]
 
 
@@ -95,7 +96,7 @@ def test_series_and_stages_are_curves_of_their_own(study):
     for series, stage in (("strong", 1), ("strong", 2), ("weak", 2)):
         for ranks in (1, 2):
             measure(study, own=stage / ranks, ranks=ranks, stage=stage, series=series)
-    found = analysis.analyse(study)
+    found = analyse(study)
     assert [curve.setting for curve in found.curves] == [
         ("strong", 1, False, BUCKET), ("strong", 2, False, BUCKET), ("weak", 2, False, BUCKET)
     ]  # fmt: skip
@@ -131,7 +132,7 @@ def test_growth_of_all_parts_is_what_efficiency_has_lost(study):
 def test_what_runs_beside_own_work_does_not_limit(study):
     measure(study, own=0.8)
     point = measure(study, own=0.1, ranks=8, changes={"communication_seconds": (0.09,) * 8})
-    row = next(row for row in analysis.analyse(study).rows if row.point == point)
+    row = next(row for row in analyse(study).rows if row.point == point)
     assert row.figures.communication_fraction == pytest.approx(0.9)
     assert row.figures.parts["communication"] == 0
     assert not bottlenecks.limits(curve_of(study)[1])
@@ -212,7 +213,7 @@ def test_a_setting_that_is_measured_faster(study, better, said):
     measure(study, own=0.8)
     measure(study, own=0.2, communication=0.2, ranks=4)
     measure(study, own=0.2, communication=0.1, ranks=4, **better)
-    found = analysis.analyse(study)
+    found = analyse(study)
     curve = next(curve for curve in found.curves if curve.setting == ("strong", 2, False, BUCKET))
     remedy = bottlenecks.remedies(found, curve)[0]
     assert (remedy.kind, remedy.gain) == ("setting", pytest.approx(1 / 3))
@@ -224,7 +225,7 @@ def test_a_difference_within_the_spread_is_none(study):
     measure(study, own=0.4, ranks=4)
     spread = {"step_seconds": ((0.2, 0.3, 0.36, 0.5, 0.6),) * 4}
     measure(study, own=0.2, ranks=4, stage=1, changes=spread)
-    found = analysis.analyse(study)
+    found = analyse(study)
     curve = next(curve for curve in found.curves if curve.setting[1] == 2)
     assert "setting" not in {remedy.kind for remedy in bottlenecks.remedies(found, curve)}
 
@@ -275,8 +276,8 @@ def test_hardware_of_the_folder_is_taken_and_another_can_be_given(study):
     measure(study, own=1.0)
     content = {**dataclasses.asdict(ON), "name": "beside", "measured": ["flops"]}
     (study / "hardware.yaml").write_text(yaml.safe_dump(content))
-    assert analysis.analyse(study).prediction.hardware.name == "beside"
-    assert analysis.analyse(study, ON).prediction.hardware.name == "a test"
+    assert analyse(study).prediction.hardware.name == "beside"
+    assert analyse(study, ON).prediction.hardware.name == "a test"
 
 
 def test_a_precision_without_a_figure_is_not_predicted(study):
@@ -295,6 +296,6 @@ def test_points_that_were_not_run_are_predicted_and_proposed_as_such(study):
     assert [row.point.ranks for row in curve.predicted] == [1, 2, 4]
     assert curve.rows[-1].state == "not run"
     remedy = bottlenecks.remedies(found, curve)[-1]
-    assert (remedy.kind, remedy.forecast.batch.micro_rows) == ("predicted", 32)
+    assert remedy.kind == "predicted" and "micro-batches of 32 rows" in remedy.text
     assert "micro-batches of 32 rows" in conclusions(found, curve)["What to change"]
     assert "which is predicted, not measured" in conclusions(found, curve)["What to change"]

@@ -14,9 +14,10 @@ from study_points import BUCKET, ON, ask, fail, measure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaler import report
-from scaler.studies import analysis, pictures
 from scaler.studies import folder as study_folder
+from scaler.studies import pictures
 from scaler.studies import report as study_report
+from scaler.studies.curves import analyse
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +71,7 @@ def written(tmp_path_factory):
     fail(folder, "node n3 is down", stage=3)
     content = {**dataclasses.asdict(ON), "measured": ["flops"]}
     (folder / "hardware.yaml").write_text(yaml.safe_dump(content))
-    found = analysis.analyse(folder)
+    found = analyse(folder)
     study_report.write(found, folder / "report")
     return folder / "report", found
 
@@ -104,7 +105,7 @@ def test_hostile_names_are_text_on_the_page(study, tmp_path):
     (study / "recipe.yaml").write_text(yaml.safe_dump({**content, "name": hostile}))
     measure(study, own=0.8)
     measure(study, own=0.2, slow={2: 1.5}, ranks=4, changes={"hosts": ("a", "b", hostile, "c"), "commit": hostile})
-    study_report.write(analysis.analyse(study), tmp_path / "out")
+    study_report.write(analyse(study), tmp_path / "out")
     page = Page((tmp_path / "out" / "index.html").read_text())
     assert f"Scaling of {hostile} on 1 to 4 ranks" in page.text
     assert f"Replace node {hostile}:" in page.text and f"(rank 2, {hostile})" in page.text
@@ -185,12 +186,12 @@ def test_points_that_differ_from_the_others_are_named(study):
     newer = {"versions": {"torch": "2.14", "deepspeed": "0.19.8"}}
     odd = measure(study, own=0.1, ranks=8, micro=4, changes={"commit": None, "hosts": ("n9",) * 8, **newer})
     study_folder.note_failure(study, odd, "timed out")
-    remarks = "\n".join(analysis.analyse(study).remarks)
+    remarks = "\n".join(analyse(study).remarks)
     assert f"{odd.name}: another commit than most points (None instead of c0ffee)" in remarks
     assert "torch 2.14 instead of 2.13.0+cpu" in remarks and "deepspeed" not in remarks
     assert f"{odd.name}: on hosts that the largest point did not have (n9)" in remarks
     assert f"{odd.name}: asked for 8 nodes, and ran on 1 (n9)" in remarks
-    assert "measured after 1 failed attempts (the last: timed out)" in remarks
+    assert "measured after 1 failed attempt (the last: timed out)" in remarks
     assert remarks.count(odd.name) == len(remarks.splitlines())
 
 
@@ -237,19 +238,21 @@ def test_damaged_files_are_named(study, call, file, text, said):
     assert str(path) in told and said in told
 
 
-@pytest.mark.parametrize(("name", "value"), [("step_seconds", [[-1.0]]), ("own_seconds", [[float("nan")]])])
-def test_a_time_that_is_none_is_named_with_its_file(study, call, name, value):
-    path = study_folder.folder_of(study, measure(study, own=1.0)) / "measured.json"
+@pytest.mark.parametrize(
+    ("file", "name", "value", "said"),
+    [
+        ("measured.json", "step_seconds", [[-1.0]], "step_seconds=-1.0, but it is at least 0, and finite"),
+        ("measured.json", "own_seconds", [[float("nan")]], "own_seconds=nan, but it is at least 0, and finite"),
+        ("point.json", "nodes", 0, "nodes=0, but it is at least 1"),
+        ("point.json", "series", "week", "series='week', but it is one of strong, weak"),
+        ("point.json", "micro_rows", 7, "64 rows are no multiple of 1 rank x 7 rows"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_file(study, call, file, name, value, said):
+    path = study_folder.folder_of(study, measure(study, own=1.0)) / file
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     status, _, told = call(report.main, study)
-    assert status == 2 and str(path) in told and "negative or not finite" in told
-
-
-def test_a_point_without_ranks_is_named(study, call):
-    path = study_folder.folder_of(study, measure(study, own=1.0)) / "point.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "nodes": 0}))
-    status, _, told = call(report.main, study)
-    assert status == 2 and str(path) in told and "nodes=0, but it is at least 1" in told
+    assert status == 2 and str(path) in told and said in told
 
 
 def test_half_a_line_of_failures_is_a_failure(study):
@@ -257,7 +260,7 @@ def test_half_a_line_of_failures_is_a_failure(study):
     point = fail(study, "first", ranks=2)
     with (study_folder.folder_of(study, point) / "failures.jsonl").open("a") as file:
         file.write('{"reas')
-    row = next(row for row in analysis.analyse(study).rows if row.point == point)
+    row = next(row for row in analyse(study).rows if row.point == point)
     assert row.failures == ("first", "a damaged line of failures.jsonl")
 
 

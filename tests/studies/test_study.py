@@ -103,7 +103,7 @@ def test_what_cannot_share_the_batch_is_named_with_the_reason(begin):
     left_out = [line for line in errors.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 3
     assert "strong on 1 x 5 ranks, micro-batch 4: training.rows=12 cannot be shared equally by 5 ranks" in left_out[1]
-    assert "strong on 1 x 1 ranks, micro-batch 5: point: 12 rows are no multiple of 1 ranks x 5 rows" in left_out[0]
+    assert "strong on 1 x 1 rank, micro-batch 5: point: 12 rows are no multiple of 1 rank x 5 rows" in left_out[0]
 
 
 def test_points_are_added_and_weak_ones_keep_the_share_of_a_rank(begin, tmp_path):
@@ -132,6 +132,15 @@ def test_a_study_is_of_one_recipe_and_one_configuration(begin, tmp_path, monkeyp
     before = sorted((tmp_path / "study" / "points").iterdir())
     assert said in refusal(begin("--write_only", *arguments, "--ranks_per_node", 2))
     assert sorted((tmp_path / "study" / "points").iterdir()) == before
+
+
+def test_keys_that_were_never_tried_are_refused_unless_allowed(begin, tmp_path):
+    path = tmp_path / "untested.json"
+    content = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    path.write_text(json.dumps({**content, "prescale_gradients": False}))
+    said = refusal(begin("--write_only", "--deepspeed_config", path))
+    assert "prescale_gradients" in said and "--allow_untested_ds_keys" in said
+    assert begin("--write_only", "--deepspeed_config", path, "--allow_untested_ds_keys")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -278,7 +287,7 @@ def test_a_point_that_does_not_learn_is_a_failure_that_says_so(begin, tmp_path):
 def test_other_ranks_than_the_point_is_for_are_refused(begin, call, tmp_path):
     begin("--write_only", "--ranks_per_node", 2, "--stages", "0")
     name = NAMES[0].format(2, 3)
-    assert f"error: {name}: needs 1 nodes x 2 ranks, but" in refusal(call(study_point.main, tmp_path / "study", name))
+    assert f"error: {name}: needs 1 node x 2 ranks, but" in refusal(call(study_point.main, tmp_path / "study", name))
     said = refusal(call(study_point.main, tmp_path / "study", "nowhere"))
     assert "nowhere/point.json: not readable" in said
 

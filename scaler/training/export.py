@@ -18,9 +18,7 @@ from scaler.core.errors import ScalerError
 disable_progress_bar()  # of saving and loading weights
 
 
-def export(
-    state: Mapping[str, torch.Tensor], model: PreTrainedModel, tokenizer: Any, card: str, folder: Path
-) -> PreTrainedModel:
+def export(state: Mapping[str, torch.Tensor], model: PreTrainedModel, tokenizer: Any, card: str, folder: Path) -> None:
     """Write an export folder. It appears once it was read back and gave the same logits.
 
     Args:
@@ -29,8 +27,6 @@ def export(
         tokenizer: saved beside the model.
         card: content of the folder's README.md.
         folder: where to write; an older export there is replaced.
-
-    Returns: the model that was read back.
 
     Raises: ScalerError when the state does not fit the model, or the logits differ.
     """
@@ -62,4 +58,3 @@ def export(
         raise ScalerError(f"{folder}: cannot be written ({error}); checkpoints and metrics are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return again

@@ -16,7 +16,6 @@ from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.store import Checkpoints
 from scaler.config import deepspeed as ds_config
-from scaler.config.deepspeed import precision_of
 from scaler.core.errors import ScalerError
 from scaler.core.text import quantity
 from scaler.data.batches import Batch
@@ -57,7 +56,7 @@ def restore(engine: Any, job: Job, path: Path, world: World, allow_changes: bool
         lambda: checkpoint_format.fill(engine.state.shards(progress.updates), path, manifest), world
     )
     engine.state.apply_loaded(progress.updates)
-    saved, now = manifest["precision"], precision_of(job.ds_config)
+    saved, now = manifest["precision"], ds_config.precision_of(job.ds_config)
     fingerprint = checkpoint_format.total_fingerprint(engine.state.shards(progress.updates), world)
     probe = collectives.all_or_none(lambda: Batch(**load_file(path / checkpoint_format.PROBE)), world)
     loss = probe_loss(engine, probe, world)
@@ -129,7 +128,7 @@ class CheckpointPolicy:
             "rows_xxh3": job.data.manifest.xxh3("train"),
             "ranks": self.world.size,
             "zero_stage": ds_config.zero_stage(job.ds_config),
-            "precision": precision_of(job.ds_config),
+            "precision": ds_config.precision_of(job.ds_config),
             "probe_loss": probe_loss(self.engine, probe, self.world),
         }
         self.checkpoints.begin(self.engine.state.shards(progress.updates), about, vars(probe), asynchronous)

@@ -28,7 +28,7 @@ from scaler.distributed import collectives
 from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm, parameters
-from scaler.planning import activations, memory
+from scaler.planning import memory, workload
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from ranks import ended, forked_calls
@@ -120,7 +120,7 @@ def predicted(size: tuple[int, int, int], stage: int, offload: str, ranks: int) 
     asked = memory.Sharding.from_ds_config(ds_config(stage, offload, ranks), "fp32")
     batch = SolvedBatch(ROWS * ACCUMULATION * ranks, ROWS, ACCUMULATION, ranks)
     sharding = dataclasses.replace(asked, on_cpu=True).of_batch(batch, 2)
-    taken = activations.measure(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True)
+    taken = workload.activations(config, ROWS, SEQ_LEN, MASKED, 4, on_cpu=True)
     return memory.memory_of_step(layout, taken, sharding)
 
 

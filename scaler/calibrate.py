@@ -12,7 +12,7 @@ import argparse
 import math
 from pathlib import Path
 
-from scaler.config.command_line import add_ds_config, add_overrides, add_recipe
+from scaler.config.command_line import add_allow_untested, add_ds_config, add_overrides, add_recipe
 from scaler.config.recipe import DEFAULT_RECIPE
 from scaler.core import log
 from scaler.core.cli import Parser, command
@@ -37,6 +37,7 @@ def parser() -> Parser:
     made.add_argument("out", type=Path, metavar="OUT.yaml", help="file to write, for `scaler plan --hardware`")
     add_recipe(made, DEFAULT_RECIPE)
     add_ds_config(made)
+    add_allow_untested(made)
     made.add_argument(
         "--hardware", metavar="NAME", help="name or YAML file of what cannot be measured here (default: nothing)"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from scaler.config.command_line import add_ds_config, add_overrides, add_recipe
+from scaler.config.command_line import add_allow_untested, add_ds_config, add_overrides, add_recipe
 from scaler.config.recipe import DEFAULT_RECIPE
 from scaler.core.cli import Parser, command, numbers
 
@@ -21,6 +21,7 @@ def parser() -> Parser:
     made = Parser("plan", __doc__)
     add_recipe(made, DEFAULT_RECIPE)
     add_ds_config(made)
+    add_allow_untested(made)
     made.add_argument("--hardware", required=True, metavar="NAME", help="name of a known kind of node, or a YAML file")
     made.add_argument(
         "--nodes",

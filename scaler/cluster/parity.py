@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -26,25 +26,14 @@ BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_ac
 PLAIN_SGD = Optimizer(name="sgd", learning_rate=1e-2, momentum=0.0, weight_decay=0.0)
 
 
-@dataclass(frozen=True)
-class Parity:
-    """The comparison on one rank.
+def check(job: Job, world: World) -> dict[str, float]:
+    """Take both steps and compare them. Every rank must call it.
 
-    Attributes:
-        loss, gradient_norm: of rows and weights that are the same on all ranks, in plain PyTorch.
-        relative_error: of the weights that this rank's shard of the engine holds after a step of all ranks, by the
-            distance that plain PyTorch moved them.
-        bound: under which the error stays where all is well.
+    Returns:
+        `loss` and `gradient_norm` of rows and weights that are the same on all ranks, in plain PyTorch; `error` of the
+        weights that this rank's shard of the engine holds after a step of all ranks, relative to the distance that
+        plain PyTorch moved them; and `bound`, under which the error stays where all is well.
     """
-
-    loss: float
-    gradient_norm: float
-    relative_error: float
-    bound: float
-
-
-def check(job: Job, world: World) -> Parity:
-    """Take both steps and compare them. Every rank must call it."""
     device = devices.device(world)
     precision = ds_config.precision_of(job.ds_config)
     bf16 = precision == "bf16"
@@ -77,7 +66,7 @@ def check(job: Job, world: World) -> Parity:
         way += float((expected - before[name].flatten()[start : start + len(found)]).double().square().sum())
     # a rank may hold no more than weights that did not move
     error = (wrong / way) ** 0.5 if way else wrong**0.5
-    return Parity(loss, float(norm), error, BOUNDS[precision])
+    return {"loss": loss, "gradient_norm": float(norm), "error": error, "bound": BOUNDS[precision]}
 
 
 def _network(job: Job, rounded: bool) -> masked_lm.MaskedLM:

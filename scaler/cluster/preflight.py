@@ -20,6 +20,7 @@ import torch
 
 from scaler.cluster import parity
 from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, render
+from scaler.config import deepspeed as ds_config
 from scaler.core import provenance, slurm
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
@@ -27,8 +28,7 @@ from scaler.core.text import quantity
 from scaler.distributed import collectives, devices, links
 from scaler.distributed.world import World, hosts_of_ranks, launch_id
 from scaler.engine import process_group
-from scaler.model import parameters
-from scaler.planning import dry_run
+from scaler.planning import dry_run, workload
 from scaler.training import job, run_folder
 from scaler.training.job import Job
 
@@ -48,7 +48,7 @@ class Rank:
     def __init__(self, arguments: argparse.Namespace, world: World, folder: Path) -> None:
         self.arguments, self.world, self.folder = arguments, world, folder
         self.report = Report(world.rank, slurm.node_name())
-        self.job: Job | None = None
+        self.job: Job  # from the first phase on
 
     def write(self) -> None:
         """Write the report where the first rank reads it."""
@@ -82,11 +82,20 @@ class Rank:
             give_up()
 
     def settings(self) -> dict[str, Any]:
-        """Check that recipe, configuration and data exist and agree."""
+        """Check that recipe, configuration and data exist and agree, and that the run folder's disk has room."""
         self.job = job.resolve(self.arguments, self.world)
-        manifest = self.job.data.manifest
-        empty = dry_run.empty_model(self.job.recipe, self.job.config)
-        self._shared_disk(dry_run.checkpoint_bytes(self.job.recipe, *parameters.count_parameters(empty)))
+        manifest, empty = self.job.data.manifest, workload.empty_model(self.job.recipe, self.job.config)
+        _write_to(self.folder)
+        states = len(ds_config.optimizer_state(self.job.recipe.optimizer))
+        checkpoint = workload.layout(empty, self.job.recipe).checkpoint_bytes(states)
+        there = sum(path.stat().st_size for path in (self.arguments.run_dir / "checkpoints").glob("step_*/*"))
+        needed = (self.job.recipe.checkpoint.keep_last + 2) * checkpoint - there
+        free = psutil.disk_usage(str(self.folder)).free
+        if free < needed:
+            raise ScalerError(
+                f"{self.folder}: {free / 1e9:.1f} GB are free, and the run's checkpoints take {needed / 1e9:.1f}; free "
+                "some, or lower checkpoint.keep_last"
+            )
         return {
             "memory_needed": sum(dry_run.memory_per_rank(self.job, empty).values()),
             **{"rows": manifest.xxh3("train"), "tokenizer": manifest.tokenizer_xxh3, "packages": provenance.versions()},
@@ -94,8 +103,7 @@ class Rank:
         }
 
     def machine(self) -> dict[str, Any]:
-        """Check device, memory and disks."""
-        assert self.job is not None
+        """Check device, memory and the node's own disk."""
         device = devices.device(self.world)
         wanted = self.arguments.gpu
         on_gpu = device.type == "cuda"
@@ -116,18 +124,6 @@ class Rank:
             **{"device": name, "gpus": torch.cuda.device_count(), "memory_bytes": free},
             "matmul": devices.measure_matmul_flops(device, torch.bfloat16 if on_gpu else torch.float32),
         }
-
-    def _shared_disk(self, checkpoint_bytes: int) -> None:
-        assert self.job is not None
-        _write_to(self.folder)
-        there = sum(path.stat().st_size for path in (self.arguments.run_dir / "checkpoints").glob("step_*/*"))
-        needed = (self.job.recipe.checkpoint.keep_last + 2) * checkpoint_bytes - there
-        free = psutil.disk_usage(str(self.folder)).free
-        if free < needed:
-            raise ScalerError(
-                f"{self.folder}: {free / 1e9:.1f} GB are free, and the run's checkpoints take {needed / 1e9:.1f}; free "
-                "some, or lower checkpoint.keep_last"
-            )
 
     def meeting(self) -> dict[str, Any]:
         """Wait until all ranks are here, because each collective would wait for the missing ones."""
@@ -157,23 +153,17 @@ class Rank:
         process_group.join(self.world, self.arguments.seconds)
         hosts = collectives.all_gather(self.report.host, self.world)
         found = links.measure(hosts, self.world.rank, devices.device(self.world))
-        of_links = {"inside": found.intra_node, "between": found.inter_node, "everywhere": found.all_ranks}
-        return {"clock": self._clock(), **of_links}
-
-    def _clock(self) -> float:
-        """Return the seconds by which this clock is ahead of the first rank's, accurate to a message's milliseconds."""
         collectives.all_gather(None, self.world)  # from here all go on together
         now = time.time()
-        return now - float(collectives.all_gather(now, self.world)[0])
+        return {
+            # seconds by which this clock is ahead of the first rank's, accurate to a message's milliseconds
+            "clock": now - float(collectives.all_gather(now, self.world)[0]),
+            **{"inside": found.intra_node, "between": found.inter_node, "everywhere": found.all_ranks},
+        }
 
     def parity(self) -> dict[str, Any]:
         """Check that the same rows give the same loss everywhere, and that the engine's step equals plain PyTorch's."""
-        assert self.job is not None
-        found = parity.check(self.job, self.world)
-        return {
-            **{"loss": found.loss, "gradient_norm": found.gradient_norm},
-            **{"error": found.relative_error, "bound": found.bound},
-        }
+        return parity.check(self.job, self.world)
 
 
 def _write_to(folder: Path) -> None:
@@ -230,17 +220,14 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
     result: dict[str, Any] = {"bad_nodes": verdict.bad, "setting": verdict.setting, "unclear": verdict.unclear}
     result["ranks"] = [asdict(report) for report in reports]
     print(json.dumps(result, indent=2) if arguments.json else render(reports, verdict), flush=True)
-    if verdict.setting:
-        print(f"error: preflight: {verdict.setting}", file=sys.stderr, flush=True)
-    elif verdict.unclear:
-        print(f"error: preflight: {verdict.unclear}", file=sys.stderr, flush=True)
-    elif verdict.bad:
-        names = ", ".join(verdict.bad)
-        print(f"error: preflight: bad nodes: {names}; start again without them", file=sys.stderr, flush=True)
+    problem = verdict.setting or verdict.unclear
+    if verdict.bad and not problem:
+        problem = f"bad nodes: {', '.join(verdict.bad)}; start again without them"
+    if problem:
+        print(f"error: preflight: {problem}", file=sys.stderr, flush=True)
     elif not arguments.json:
-        print(
-            f"preflight: {quantity(world.size, 'rank')} on {quantity(len(set(hosts)), 'node')}: all is well", flush=True
-        )
+        where = f"{quantity(world.size, 'rank')} on {quantity(len(set(hosts)), 'node')}"
+        print(f"preflight: {where}: all is well", flush=True)
     known = [host for host in verdict.bad if host in hosts] if not verdict.setting else []
     (rank.folder / BAD_NODES).write_text("".join(f"{','.join(known)}\n" for _ in known[:1]), encoding="utf-8")
     write_json(rank.folder / RESULT, result)  # others wait for it

@@ -194,7 +194,7 @@ def _short(value: Any, usual: Any) -> str:
 
 def render(reports: Sequence[Report], verdict: NodeVerdict) -> str:
     """Format a line for each node, and the problems."""
-    header = ("node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all", "")
+    header = ("node", "ranks", "device", "free", "TFLOP/s", "intra-node", "inter-node", "all", "")
     lines: list[tuple[str, ...]] = []
     by_host: dict[str, list[Report]] = {}
     for report in sorted(reports, key=lambda report: report.rank):

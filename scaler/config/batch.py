@@ -49,6 +49,18 @@ def batches(rows: int, ranks: int) -> Iterator[SolvedBatch]:
                 yield SolvedBatch(rows, micro_rows, per_rank // micro_rows, ranks)
 
 
+def most_that_share(rows: int, nodes: int, ranks_per_node: int = 1) -> list[int]:
+    """Return, for each number of nodes from 0 to `nodes`, how many of them at most take equally many rows of a batch.
+
+    >>> most_that_share(rows=6, nodes=7)
+    [0, 1, 2, 3, 3, 3, 6, 6]
+    """
+    most = [0]
+    for number in range(1, nodes + 1):
+        most.append(most[-1] if rows % (number * ranks_per_node) else number)
+    return most
+
+
 def nodes_that_share(rows: int, nodes: int, ranks_per_node: int) -> int:
     """Return the largest number of nodes, up to `nodes`, whose ranks take equally many rows of a batch.
 
@@ -57,9 +69,8 @@ def nodes_that_share(rows: int, nodes: int, ranks_per_node: int) -> int:
 
     Raises: ScalerError if not even one node can.
     """
-    for number in range(nodes, 0, -1):
-        if rows % (number * ranks_per_node) == 0:
-            return number
+    if most := most_that_share(rows, nodes, ranks_per_node)[-1]:
+        return most
     raise ScalerError(
         f"training.rows={rows} cannot be shared equally by the {ranks_per_node} ranks of a node; lower RANKS_PER_NODE "
         f"in slurm/env.sh, or take a multiple of {ranks_per_node} rows"

@@ -126,10 +126,7 @@ def resolve(
 
     Returns: a configuration without "auto", ready for DeepSpeed.
     """
-    _refuse(content, path, recipe)
-    untested = untested_keys(content)
-    if untested and not allow_untested:
-        raise ScalerError(_describe_untested(untested, path))
+    check(content, path, recipe, allow_untested)
     resolved = {name: value for name, value in content.items() if name != "fp16"}
     solved = {
         "train_batch_size": (batch.rows, "training.rows"),
@@ -159,8 +156,8 @@ def resolve(
     return resolved
 
 
-def _refuse(content: dict[str, Any], path: Path, recipe: Recipe) -> None:
-    """Raise ScalerError for settings that belong elsewhere, or that give wrong results."""
+def check(content: dict[str, Any], path: Path, recipe: Recipe, allow_untested: bool = False) -> None:
+    """Raise ScalerError for settings that belong elsewhere, that give wrong results, or that were never tried."""
     for name, owner in OWNED_BY_RECIPE.items():
         if name in content:
             raise ScalerError(f"{path}: {name!r} belongs to {owner} of the recipe ({recipe.name}); remove it here")
@@ -179,6 +176,9 @@ def _refuse(content: dict[str, Any], path: Path, recipe: Recipe) -> None:
         raise ScalerError(f"{path}: compute_grad_norm=false leaves no norm that shows bad batches; remove it")
     if content.get("bf16", {}).get("check_grad_overflow") is False:
         raise ScalerError(f"{path}: bf16.check_grad_overflow=false lets bad gradients into the weights; remove it")
+    untested = untested_keys(content)
+    if untested and not allow_untested:
+        raise ScalerError(_describe_untested(untested, path))
 
 
 def untested_keys(content: Mapping[str, Any], section: str = "") -> list[str]:
@@ -199,7 +199,7 @@ def _describe_untested(untested: list[str], path: Path) -> str:
     meant = f"{hint} Otherwise " if hint.startswith("did you mean") else ""
     them = "them" if len(untested) > 1 else "it"
     return (
-        f"{path}: {', '.join(untested)}: this project was never run with {them}; {meant}remove {them}, or train with "
+        f"{path}: {', '.join(untested)}: this project was never run with {them}; {meant}remove {them}, or add "
         "--allow_untested_ds_keys"
     )
 

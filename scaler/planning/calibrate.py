@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -70,25 +69,20 @@ def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
     )
 
 
-def alone(world: World, recipe: Recipe, path: Path, sizes: Sequence[int], seconds: float) -> Alone:
+def alone(world: World, recipe: Recipe, resolved: dict[str, Any], sizes: Sequence[int], seconds: float) -> Alone:
     """Time steps of the engine on this rank's device.
 
     Args:
         world: of one rank. DeepSpeed uses all ranks that its process knows, so this is called in a process of its own.
         recipe: gives the model.
-        path: DeepSpeed's configuration.
+        resolved: DeepSpeed's configuration.
         sizes: rows of the micro-batches.
         seconds: for which steps are timed.
     """
     process_group.join(world)
-    device = devices.device(world)
-    solved = SolvedBatch(sizes[0] * ACCUMULATION, sizes[0], ACCUMULATION, 1)
-    native = devices.bf16_is_native(device)
-    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, rows=solved.rows))
-    resolved = ds_config.resolve(ds_config.read(path), path, recipe, solved, native)
-    config = workload.configuration(recipe)
-    network = build.from_recipe(recipe, config)
-    running = engine.Engine(masked_lm.MaskedLM(network.train()).to(device), recipe.optimizer, resolved)
+    device, config = devices.device(world), workload.configuration(recipe)
+    network = masked_lm.MaskedLM(build.from_recipe(recipe, config).train())
+    running = engine.Engine(network.to(device), recipe.optimizer, resolved)
     batches = {rows: random_batch(rows, config, recipe).to(device) for rows in sizes}
     micro: dict[int, list[float]] = {rows: [] for rows in sizes}
     updates: list[float] = []
@@ -102,9 +96,12 @@ def alone(world: World, recipe: Recipe, path: Path, sizes: Sequence[int], second
                 micro[rows].append((spent - update) / ACCUMULATION)
                 updates.append(update)
         taken += 1
-    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _share_of_memory(world)
+    if device.type == "cuda":
+        memory = float(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = psutil.virtual_memory().total / world.local_size
     process_group.leave()
-    return Alone(micro, updates, float(total))
+    return Alone(micro, updates, memory)
 
 
 def _step(running: engine.Engine, batch: Batch, device: torch.device) -> tuple[float, float]:
@@ -118,10 +115,6 @@ def _step(running: engine.Engine, batch: Batch, device: torch.device) -> tuple[f
         running.step(1e-6)
     end = now(device)
     return end - start, end - update
-
-
-def _share_of_memory(world: World) -> float:
-    return float(psutil.virtual_memory().total) / world.local_size
 
 
 def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
@@ -153,11 +146,6 @@ def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
     return {key: statistics.median(rank[key] for rank in by_rank) for key in by_rank[0]}
 
 
-def _sizes(asked: tuple[int, int] | None, recipe: Recipe) -> tuple[int, int]:
-    most = max(2, min(recipe.training.max_micro_rows, recipe.training.rows))
-    return asked or (max(1, most // 4), most)
-
-
 def links_of(world: World, numbers: int) -> dict[str, float]:
     """Return latency and bandwidths as the hardware's keys, for gradients of so many numbers. Collective."""
     device = devices.device(world)
@@ -184,16 +172,14 @@ def _links_of_two(world: World, numbers: int) -> dict[str, float]:
     return found
 
 
-def _links_of_two_processes(numbers: int) -> dict[str, float]:
-    """Return the links of the only rank of a CPU node: two processes exchange data and share its cores."""
-    found, _ = local_ranks.call([World(rank, 2, rank, 2) for rank in range(2)], _links_of_two, numbers)
-    return {"latency": found["latency"], "inside": 2 * found["inside"]}
-
-
 def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     """Measure everything; every rank must call it. Return None on all but the first rank."""
     recipe, device = load(arguments.recipe, arguments.overrides), devices.device(world)
-    content = ds_config.read(arguments.deepspeed_config)
+    most = max(2, min(recipe.training.max_micro_rows, recipe.training.rows))
+    sizes = arguments.rows or (max(1, most // 4), most)
+    batch, path = SolvedBatch(sizes[0] * ACCUMULATION, sizes[0], ACCUMULATION, 1), arguments.deepspeed_config
+    allowed, native = arguments.allow_untested_ds_keys, devices.bf16_is_native(device)
+    resolved = ds_config.resolve(ds_config.read(path), path, recipe, batch, native, allowed)
     base = hardware.load(arguments.hardware) if arguments.hardware else None
     if world.size == 1 and device.type == "cuda" and base is None:
         raise ScalerError(
@@ -201,12 +187,10 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
         )
     if world.size > 1:
         process_group.join(world)
-    sizes = _sizes(arguments.rows, recipe)
-    by_itself = dataclasses.replace(world, rank=0, size=1)
-    asked = (recipe, arguments.deepspeed_config, sizes, arguments.seconds)
+    by_itself, asked = dataclasses.replace(world, rank=0, size=1), (recipe, resolved, sizes, arguments.seconds)
     (found,) = collectives.all_or_none(lambda: local_ranks.call([by_itself], alone, *asked), world)
     everybody = collectives.all_gather(found, world)
-    precision = ds_config.precision_of(content, devices.bf16_is_native(device))
+    precision = ds_config.precision_of(resolved)
     width = ds_config.WEIGHT_BYTES[precision]
     work = workload.workload(recipe, width)
     numbers = min(work.layout.trained, MOST_NUMBERS)
@@ -214,7 +198,10 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     if not world.is_first:
         return None
     if device.type == "cpu":
-        figures = without_cores(figures if "inside" in figures else {**_links_of_two_processes(numbers), **figures})
+        if "inside" not in figures:  # the node's only rank: two processes exchange data and share its cores
+            two, _ = local_ranks.call([World(rank, 2, rank, 2) for rank in range(2)], _links_of_two, numbers)
+            figures = {"latency": two["latency"], "inside": 2 * two["inside"], **figures}
+        figures = without_cores(figures)
     fit = fitted(everybody, work.flops_per_row)
     figures |= {
         "devices": world.local_size,
@@ -231,26 +218,21 @@ def measure(arguments: argparse.Namespace, world: World) -> Hardware | None:
     return Hardware(**{"name": arguments.out.stem, "between": UNLIMITED, **figures, "measured": keys})
 
 
-def described(found: Hardware, recipe: str) -> str:
-    """Format the hardware as the YAML that the plan reads; what was not measured comes last."""
-    plain = typed.plain(dataclasses.asdict(found))
-    measured = {key: plain[key] for key in found.measured}
-    others = {key: value for key, value in plain.items() if key not in measured and value is not None}
-    return (
-        f"# measured by scaler calibrate --recipe {recipe}\n{yaml.safe_dump(measured)}"
-        f"# not measured: set what you know\n{yaml.safe_dump(others)}"
-    )
-
-
 def run(arguments: argparse.Namespace, world: World) -> None:
-    """Measure the hardware, write it and print it. Every rank must call it."""
+    """Measure the hardware, write it as the plan reads it, and print it. Every rank must call it."""
     found = measure(arguments, world)
     if found is None:
         return
-    text = described(found, arguments.recipe)
+    plain = typed.plain(dataclasses.asdict(found))
+    measured = {key: plain[key] for key in found.measured}
+    others = {key: value for key, value in plain.items() if key not in measured and value is not None}
+    text = (
+        f"# measured by scaler calibrate --recipe {arguments.recipe}\n{yaml.safe_dump(measured)}"
+        f"# not measured: set what you know\n{yaml.safe_dump(others)}"
+    )
     with explain_disk_errors(arguments.out.parent):
         write_whole(arguments.out, text)
     if arguments.json:
-        print(json.dumps(typed.plain(dataclasses.asdict(found)), indent=2))
+        print(json.dumps(plain, indent=2))
     else:
         print(f"{text}{arguments.out}: for scaler plan --hardware {arguments.out}")

@@ -46,7 +46,7 @@ def collectives_of_step(layout: Layout, sharding: Sharding) -> tuple[Collective,
     width, steps, groups = sharding.width, sharding.accumulation, len(layout.groups)
     gradients = width * layout.trained
     weights = width * layout.padded(sharding.ranks)
-    overlapped = sharding.buckets > 1 and not sharding.on_cpu
+    overlapped = sharding.overlap and not sharding.on_cpu
     buckets = ceil(layout.trained / sharding.bucket)
     # the patch `gradient_norm` needs one agreement instead of one for each group; one more is the training loop's
     one_norm = sharding.stage in (1, 2) and sharding.on_cpu and not sharding.offload
@@ -65,24 +65,11 @@ def collectives_of_step(layout: Layout, sharding: Sharding) -> tuple[Collective,
             Collective("all_gather", "weights", weights, groups),
             small,
         )
-    passing = width * (layout.all - layout.persistent())
-    gathers = gathers_of_weights(layout)
+    passing, gathers = layout.all - layout.persistent(), steps * gathers_of_weights(layout)
     persistent = sum(size <= PERSISTENT for group in layout.groups for size in group)
     return (
-        Collective(
-            "all_gather",
-            "weights",
-            steps * gathers * passing,
-            steps * gathers * ceil(passing / width / PREFETCHED),
-            True,
-        ),
-        Collective(
-            "reduce_scatter",
-            "gradients",
-            steps * gradients,
-            steps * buckets,
-            overlapped,
-        ),
+        Collective("all_gather", "weights", gathers * width * passing, gathers * ceil(passing / PREFETCHED), True),
+        Collective("reduce_scatter", "gradients", steps * gradients, steps * buckets, overlapped),
         Collective("all_gather", "small weights", width * layout.persistent(), persistent),
         small,
     )

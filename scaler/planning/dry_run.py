@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,10 +15,9 @@ from transformers import PreTrainedModel
 from scaler.config import deepspeed as ds_config
 from scaler.config.command_line import chosen_recipe
 from scaler.config.deepspeed import FP32_BYTES
-from scaler.config.recipe import Recipe
 from scaler.core.text import quantity
 from scaler.distributed.world import World
-from scaler.model import build, embeddings, initialisation
+from scaler.model import embeddings, initialisation
 from scaler.model import parameters as model
 from scaler.model.kernels import cross_entropy
 from scaler.planning import workload
@@ -27,12 +27,6 @@ from scaler.training.job import Job, Request, read_request, resolve, vectors
 NOT_PREPARED = """note         the model has the recipe's vocabulary size; the tokenizer's own size, numbers of rows
              and epochs, and the part of real tokens are known once the data is prepared
 """
-
-
-def empty_model(recipe: Recipe, config: Any) -> PreTrainedModel:
-    """Return the model of a recipe without memory behind its weights."""
-    with torch.device("meta"):
-        return build.from_recipe(recipe, config)
 
 
 def memory_per_rank(job: Request, empty: PreTrainedModel) -> dict[str, int]:
@@ -52,11 +46,6 @@ def memory_per_rank(job: Request, empty: PreTrainedModel) -> dict[str, int]:
     return memory
 
 
-def checkpoint_bytes(recipe: Recipe, parameters: int, trainable: int) -> int:
-    """Return the bytes of one checkpoint: fp32 weights and optimizer state."""
-    return FP32_BYTES * (parameters + len(ds_config.optimizer_state(recipe.optimizer)) * trainable)
-
-
 def describe(job: Request) -> dict[str, Any]:
     """Describe a run without building it, from its settings and, if they are those of a Job, from its data.
 
@@ -64,23 +53,21 @@ def describe(job: Request) -> dict[str, Any]:
     """
     recipe, resolved, batch = job.recipe, job.ds_config, job.batch
     opened = job if isinstance(job, Job) else None
-    empty = empty_model(recipe, opened.config if opened else workload.configuration(recipe))
+    empty = workload.empty_model(recipe, opened.config if opened else workload.configuration(recipe))
     # on the meta device this computes nothing, but it refuses what it cannot do
     if recipe.initialisation.word2vec and opened:
         vectors(opened)
     if recipe.initialisation.neighbour_heads:
         initialisation.look_at_neighbours(empty, recipe.initialisation.neighbour_heads)
-    parameters, trainable = model.count_parameters(empty)
-    seq_len = recipe.data.seq_len
-    bytes_each = ds_config.WEIGHT_BYTES[ds_config.precision_of(resolved)]
-    megabytes = checkpoint_bytes(recipe, parameters, trainable) / 1e6
+    layout, seq_len = workload.layout(empty, recipe), recipe.data.seq_len
+    megabytes = layout.checkpoint_bytes(len(ds_config.optimizer_state(recipe.optimizer))) / 1e6
     seen = recipe.training.steps * recipe.training.rows
     return {
         "recipe": recipe.to_plain(),
         "ds_config": resolved,
         "batch": asdict(batch),
-        "parameters": parameters,
-        "trainable_parameters": trainable,
+        "parameters": layout.all,
+        "trainable_parameters": layout.trained,
         "what_trains": [list(row) for row in model.what_trains(empty, recipe.optimizer.weight_decay)],
         "rows": None
         if opened is None
@@ -98,7 +85,7 @@ def describe(job: Request) -> dict[str, Any]:
         "tokens": seen * seq_len,
         "epochs": None if opened is None else round(seen / len(opened.rows["train"].rows), 2),
         "training_flops": seen * model.flops_per_row(empty, seq_len, recipe.masked_per_row(0.5)),
-        "bytes_per_weight": bytes_each,
+        "bytes_per_weight": ds_config.WEIGHT_BYTES[ds_config.precision_of(resolved)],
         "memory_per_rank_bytes": memory_per_rank(job, empty),
         "prepare": None if opened else job.prepare,
         "writes": {
@@ -111,7 +98,7 @@ def describe(job: Request) -> dict[str, Any]:
                 "tensorboard/": "the same for TensorBoard",
                 "loss.png": "the loss curves",
                 "checkpoints/": f"every {recipe.checkpoint.every} steps, {megabytes:,.0f} MB each",
-                "export/": f"Transformers folder, {parameters * FP32_BYTES / 1e6:.0f} MB",
+                "export/": f"Transformers folder, {layout.all * FP32_BYTES / 1e6:.0f} MB",
             }.items()
         },
     }
@@ -131,12 +118,12 @@ def render(content: dict[str, Any]) -> str:
     note = "" if content["rows"] else NOT_PREPARED
     writes = "\n".join(f"  {path:<40} {what}" for path, what in content["writes"].items())
     return f"""recipe
-{_indent(yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True))}
+{textwrap.indent(yaml.safe_dump(content["recipe"], sort_keys=False, allow_unicode=True).rstrip(), "  ")}
 ds_config
-{_indent(json.dumps(content["ds_config"], indent=2))}
+{textwrap.indent(json.dumps(content["ds_config"], indent=2), "  ")}
 model        {content["parameters"]:,} parameters, {content["trainable_parameters"]:,} of them trained, \
 {content["bytes_per_weight"]} bytes each
-{_indent(model.render_table(content["what_trains"]))}
+{textwrap.indent(model.render_table(content["what_trains"]), "  ")}
 rows         {rows}
 batch        {batch["rows"]} rows = {batch["micro_rows"]} rows x {batch["accumulation"]} accumulation \
 x {quantity(batch["ranks"], "rank")}
@@ -147,10 +134,6 @@ memory       {sum(memory.values()) / 1e6:,.0f} MB a rank before activations: \
 {note}would write
 {writes}
 """
-
-
-def _indent(text: str) -> str:
-    return "\n".join("  " + line for line in text.rstrip().splitlines())
 
 
 def show(arguments: argparse.Namespace, world: World) -> None:

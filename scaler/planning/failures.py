@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scaler.config.batch import most_that_share
 from scaler.core.errors import ScalerError
 
 # Llama 3 405B: 419 unexpected interruptions in 54 days on 16,384 H100, 8 a node (Grattafiori et al. 2024, 3.3.4)
@@ -144,11 +145,9 @@ class SimulatedRun:
 
     def worlds(self) -> np.ndarray:
         """Return how many nodes train, by the number that are up: (nodes + 1,). 0 means that they wait."""
-        up = np.arange(self.nodes + 1)
-        able = up == self.nodes
-        if self.elastic_rows is not None:
-            able[1:] |= self.elastic_rows * self.nodes % up[1:] == 0
-        return np.maximum.accumulate(np.where(able, up, 0))
+        if self.elastic_rows is None:
+            return np.append(np.zeros(self.nodes, dtype=int), self.nodes)
+        return np.array(most_that_share(self.elastic_rows * self.nodes, self.nodes))
 
     def promise(self, every: int, step_seconds: float) -> float:
         """Return the expected fraction of useful time with a save every `every` steps, by the complete model."""

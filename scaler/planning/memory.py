@@ -9,6 +9,7 @@ stage 3 the whole weights are there from the first layer's forward pass to the l
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -48,15 +49,20 @@ class Layout:
         """Return how many numbers there are, trained and frozen."""
         return self.trained + self.frozen
 
+    @property
+    def largest(self) -> int:
+        """Return the size of the largest parameter that is trained."""
+        return max(map(max, filter(None, self.groups)), default=0)
+
     def padded(self, ranks: int) -> int:
         """Return the size of all groups when each is padded to equal shards of an even size."""
-        return sum(ceil(sum(group) / (2 * ranks)) * 2 * ranks for group in self.groups)
+        return sum(_even_shard(group, ranks) * ranks for group in self.groups)
 
     def largest_touched(self, ranks: int) -> int:
         """Return the total size of the parameters that a rank's shards touch, of the rank with the most."""
         touched = [0] * ranks
         for group in self.groups:
-            part, begin = ceil(sum(group) / (2 * ranks)) * 2, 0
+            part, begin = _even_shard(group, ranks), 0
             for size in group:
                 for rank in range(begin // part, (begin + size - 1) // part + 1):
                     touched[rank] += size
@@ -65,12 +71,23 @@ class Layout:
 
     def largest_slice(self, ranks: int) -> int:
         """Return how much of the largest parameter one rank's shard holds at most."""
-        largest = (min(max(group), ceil(sum(group) / (2 * ranks)) * 2) for group in self.groups if group)
-        return max(largest, default=0)
+        return max((min(max(group), _even_shard(group, ranks)) for group in self.groups if group), default=0)
+
+    def largest_group_part(self, ranks: int) -> int:
+        """Return the size of a rank's part of the largest group."""
+        return max(ceil(sum(group) / ranks) for group in self.groups)
 
     def persistent(self) -> int:
         """Return the numbers that stay whole on every rank at stage 3; frozen parameters count as large."""
         return sum(size for group in self.groups for size in group if size <= PERSISTENT)
+
+    def checkpoint_bytes(self, states: int) -> int:
+        """Return the bytes of a checkpoint: fp32 weights, and `states` fp32 numbers for each that is trained."""
+        return FP32_BYTES * (self.all + states * self.trained)
+
+
+def _even_shard(group: Sequence[int], ranks: int) -> int:
+    return ceil(sum(group) / (2 * ranks)) * 2
 
 
 @dataclass(frozen=True)
@@ -147,9 +164,13 @@ class Sharding:
         return WEIGHT_BYTES[self.precision]
 
     @property
-    def buckets(self) -> int:
-        """Return how many buckets of gradients exist at a time."""
-        return 2 if self.overlap else 1
+    def copy_width(self) -> int:
+        """Return the bytes of a number's copy in fp32; 0 where it is fp32 already."""
+        return FP32_BYTES if self.width < FP32_BYTES else 0
+
+    def bucket_bytes(self, trained: int) -> int:
+        """Return the bytes of a bucket of the gradients of `trained` weights; a CPU's is no larger than those."""
+        return self.width * (min(self.bucket, trained) if self.on_cpu else self.bucket)
 
     def sends_directly(self, trained: int) -> bool:
         """Return whether our direct collectives send the gradients of `trained` weights to their owners."""
@@ -180,21 +201,21 @@ class Footprint:
 
 def memory_of_step(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
     """Return the memory of a rank after the first steps, when all buffers exist."""
-    by_stage = {0: _replicated, 1: _stage_1_or_2, 2: _stage_1_or_2, 3: _stage_3}
-    return by_stage[sharding.stage](layout, activations, sharding)
+    of_stage = (_replicated, _stage_1_or_2, _stage_1_or_2, _stage_3)[sharding.stage]
+    return of_stage(layout, activations, sharding)
 
 
 def _replicated(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
     width, trained = sharding.width, layout.trained
     kept = {"weights": width * layout.all, "optimizer": FP32_BYTES * sharding.states * trained}
-    if width < FP32_BYTES:
+    if sharding.copy_width:
         kept["fp32 weights"] = FP32_BYTES * trained
     gradients = width * trained
     laid_out = gradients + width * min(trained, GATHERED_AT_ONCE)
     # in the later micro-batches the gradients so far are there from the beginning
     later = gradients + activations.without_gradients if sharding.accumulation > 1 else 0
-    step = gradients + (FP32_BYTES * trained if width < FP32_BYTES else 0)
-    return Footprint(kept, max(activations.with_gradients, later, laid_out), step, {})
+    backward = max(activations.with_gradients, later, laid_out)
+    return Footprint(kept, backward, gradients + sharding.copy_width * trained, {})
 
 
 def _stage_1_or_2(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
@@ -204,11 +225,11 @@ def _stage_1_or_2(layout: Layout, activations: Activations, sharding: Sharding) 
     kept = {"weights": width * (padded + layout.frozen)}
     host: dict[str, int] = {}
     mine = width * layout.largest_touched(ranks)
-    bucket = width * sharding.buckets * (min(sharding.bucket, trained) if sharding.on_cpu else sharding.bucket)
+    bucket = sharding.bucket_bytes(trained) * (2 if sharding.overlap else 1)
     # a bucket's sum is a copy of it; gradients sent directly to their owners need room for the other ranks' parts
     copied = (ranks - 1) * min(sharding.bucket, part) if sharding.sends_directly(trained) else sharding.bucket
     reduced = width * min(copied + part, trained)
-    largest = width * max(map(max, filter(None, layout.groups)), default=0)
+    largest = width * layout.largest
     if sharding.offload:
         host = {
             **state,
@@ -226,43 +247,35 @@ def _stage_1_or_2(layout: Layout, activations: Activations, sharding: Sharding) 
         kept |= state
         before = mine if accumulated else 0
         backward = before + bucket + max(reduced, mine)
-        groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
-        step = mine + width * groups_part + (FP32_BYTES * groups_part if width < FP32_BYTES else 0)
+        step = mine + (width + sharding.copy_width) * layout.largest_group_part(ranks)
     if sharding.stage == 1 and accumulated:  # nothing is reduced before the last micro-batch
         before = width * trained
         backward = max(backward, before + (bucket if not sharding.on_cpu else 0) + reduced)
-    during = before + (
-        activations.without_gradients if sharding.stage == 1 and accumulated else activations.with_gradients
-    )
+        during = before + activations.without_gradients
+    else:
+        during = before + activations.with_gradients
     return Footprint(kept, max(during, backward), step, host)
 
 
 def _stage_3(layout: Layout, activations: Activations, sharding: Sharding) -> Footprint:
     width, ranks, trained = sharding.width, sharding.ranks, layout.trained
     part = ceil(trained / ranks)
-    bucket = width * (min(sharding.bucket, trained) if sharding.on_cpu else sharding.bucket)
-    kept = {"small weights": width * layout.persistent(), "bucket": bucket}
+    kept = {"small weights": width * layout.persistent(), "bucket": sharding.bucket_bytes(trained)}
     weights = {"weights": width * ceil(layout.all / ranks)}
-    state = {
-        "gradients": width * part,
-        "fp32 weights": FP32_BYTES * part,
-        "optimizer": FP32_BYTES * sharding.states * part,
-    }
-    host: dict[str, int] = {}
+    state = {"gradients": width * part, "fp32 weights": FP32_BYTES * part}
+    state["optimizer"] = FP32_BYTES * sharding.states * part
     if sharding.offload:
         state["fp32 gradients"] = FP32_BYTES * part
+    host: dict[str, int] = {}
     for parts, moved in ((weights, sharding.offload_weights), (state, sharding.offload)):
         (host if moved and not sharding.on_cpu else kept).update(parts)
     gathered = width * (layout.all - layout.persistent())
     # a gradient moves to the bucket once it is complete, so the peak is at the beginning of the backward pass, or at
     # its end, when tied embeddings have a gradient of each use; a reduce-scatter also copies its input
-    tied = 3 * width * max(map(max, filter(None, layout.groups)), default=0)
     copied = width * min(sharding.bucket, trained) if ranks > 1 else 0
-    backward = max(gathered + activations.forward, tied) + copied
-    groups_part = max(ceil(sum(group) / ranks) for group in layout.groups)
-    step = max(
-        FP64_BYTES * layout.largest_slice(ranks), (width + (FP32_BYTES if width < FP32_BYTES else 0)) * groups_part
-    )
+    backward = max(gathered + activations.forward, 3 * width * layout.largest) + copied
+    updated = (width + sharding.copy_width) * layout.largest_group_part(ranks)
+    step = max(FP64_BYTES * layout.largest_slice(ranks), updated)
     return Footprint(kept, backward, step, host)
 
 
@@ -270,12 +283,5 @@ def interpolate(rows: int, *measured: tuple[int, Activations]) -> Activations:
     """Return the activations of a micro-batch of `rows` rows, on the line through two that were measured."""
     (few, least), (many, most) = measured
     fraction = (rows - few) / (many - few)
-
-    def between(low: int, high: int) -> int:
-        return round(low + fraction * (high - low))
-
-    return Activations(
-        between(least.forward, most.forward),
-        between(least.with_gradients, most.with_gradients),
-        between(least.without_gradients, most.without_gradients),
-    )
+    pairs = zip(vars(least).values(), vars(most).values(), strict=True)
+    return Activations(*(round(low + fraction * (high - low)) for low, high in pairs))

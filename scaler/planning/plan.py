@@ -51,15 +51,6 @@ def candidates(
     return [step_time.predict(work, way, batch, nodes, on) for way in shardings for batch in batches(rows, ranks)]
 
 
-def goodput(point: PredictedPoint, work: Workload, on: Hardware) -> tuple[float, float]:
-    """Return the fraction of time that trains, and the seconds between checkpoints that make it largest."""
-    bytes_each = ds_config.FP32_BYTES * (work.layout.all + work.states * work.layout.trained)
-    save = bytes_each / (SAVE_BYTES_PER_SECOND * point.nodes)
-    mtbf = on.mtbf_node_hours * 3600 / point.nodes
-    every = failures.daly(save, mtbf)
-    return failures.expected_fraction(every, save, RESTART_SECONDS, mtbf), every
-
-
 def describe(
     point: PredictedPoint, work: Workload, on: Hardware, first: PredictedPoint, critical: float | None
 ) -> dict[str, Any]:
@@ -69,7 +60,10 @@ def describe(
         first: the point to which efficiency is relative.
         critical: the critical batch in rows; None where it is unknown.
     """
-    fraction, every = goodput(point, work, on)
+    save = work.layout.checkpoint_bytes(work.states) / (SAVE_BYTES_PER_SECOND * point.nodes)
+    mtbf = on.mtbf_node_hours * 3600 / point.nodes
+    every = failures.daly(save, mtbf)
+    fraction = failures.expected_fraction(every, save, RESTART_SECONDS, mtbf)
     if not fraction:
         raise ScalerError(
             f"hardware {on.name}: mtbf_node_hours={on.mtbf_node_hours:g}, but nodes that fail so often keep no step; "
@@ -104,16 +98,14 @@ def describe(
     }
 
 
-def within(lines: Sequence[dict[str, Any]], hours: float | None, cost: float | None) -> dict[str, Any] | None:
+def within(lines: Sequence[dict[str, Any]], budget: dict[str, float | None]) -> dict[str, Any] | None:
     """Return the cheapest line within the hours, or the fastest within the cost; with both limits the cheapest.
 
     None if no line is within the limits.
     """
-    price = "node_hours" if cost is None else "cost"
-    allowed = [
-        line for line in lines if (hours is None or line["hours"] <= hours) and (cost is None or line["cost"] <= cost)
-    ]
-    return min(allowed, key=lambda line: line[price if hours is not None else "hours"], default=None)
+    least = "hours" if budget["hours"] is None else "node_hours" if budget["cost"] is None else "cost"
+    allowed = [line for line in lines if all(limit is None or line[key] <= limit for key, limit in budget.items())]
+    return min(allowed, key=lambda line: line[least], default=None)
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -125,22 +117,23 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
     on, recipe = hardware.load(arguments.hardware), load(arguments.recipe, arguments.overrides)
     content = ds_config.read(arguments.deepspeed_config)
+    ds_config.check(content, arguments.deepspeed_config, recipe, arguments.allow_untested_ds_keys)
     precision = precision_of(content, "bf16" in on.flops)
     if precision not in on.flops:
         known = ", ".join(on.flops)
         raise ScalerError(f"hardware {on.name}: no figure for {precision}, only {known}; set bf16.enabled otherwise")
     if arguments.max_cost is not None and on.price is None:
-        raise ScalerError(
-            f"--max_cost {arguments.max_cost:g}, but hardware {on.name} has no price; put one in its file"
-        )
-    for name, limit in {"--max_hours": arguments.max_hours, "--max_cost": arguments.max_cost}.items():
+        missing = f"hardware {on.name} has no price; put one in its file"
+        raise ScalerError(f"--max_cost {arguments.max_cost:g}, but {missing}")
+    budget = {"hours": arguments.max_hours, "cost": arguments.max_cost}
+    for name, limit in budget.items():
         if limit is not None and not 0 <= limit < math.inf:
-            raise ScalerError(f"{name} {limit:g}: give a limit from 0 on")
+            raise ScalerError(f"--max_{name} {limit:g}: give a limit from 0 on")
     critical = critical_batch.chosen(arguments.critical_rows, arguments.noise_scale, recipe)
     sharding = dataclasses.replace(Sharding.from_ds_config(content, precision), on_cpu=on.on_cpu)
     work = workload(recipe, sharding.width, on.on_cpu)
     found: list[PredictedPoint] = []
-    others: list[PredictedPoint] = []
+    other_stages: list[dict[str, Any]] = []
     left_out: dict[int, str] = {}
     for nodes in arguments.nodes:
         rows = work.rows * nodes if arguments.weak else work.rows
@@ -150,9 +143,9 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
             left_out[nodes] = _why_not(points, work, on, nodes, recipe)
             continue
         found.append(best)
-        overall = step_time.fastest([best, *candidates(work, alternatives(sharding), rows, nodes, on)])
-        assert overall is not None
-        others.append(overall)
+        other = step_time.fastest(candidates(work, alternatives(sharding), rows, nodes, on))
+        if other is not None and other.step.seconds < 0.99 * best.step.seconds:
+            other_stages.append(describe(other, work, on, other, critical))
     if not found:
         raise ScalerError(f"recipe {recipe.name} on {on.name}: {next(iter(left_out.values()))}")
     lines = [describe(point, work, on, found[0], critical) for point in found]
@@ -168,14 +161,10 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         "trained": work.layout.trained,
         "points": lines,
         "left_out": left_out,
-        "other_stages": [
-            describe(other, work, on, other, critical)
-            for point, other in zip(found, others, strict=True)
-            if other.step.seconds < 0.99 * point.step.seconds
-        ],
+        "other_stages": other_stages,
         "stops_paying": None if knee is None else {"nodes": knee[0].nodes, "part": knee[1]},
-        "budget": {"hours": arguments.max_hours, "cost": arguments.max_cost},
-        "within": within(lines, arguments.max_hours, arguments.max_cost),
+        "budget": budget,
+        "within": within(lines, budget),
     }
 
 
@@ -222,8 +211,8 @@ def render(content: dict[str, Any]) -> str:
         ]
         for line in lines
     ]
-    first, *others = table(cells, header, align=">")
-    text += [first, *(row + " *" * line["past_critical"] for row, line in zip(others, lines, strict=True))]
+    first, *rows = table(cells, header, align=">")
+    text += [first, *(row + " *" * line["past_critical"] for row, line in zip(rows, lines, strict=True))]
     text += [f"{quantity(nodes, 'node')}: {why}" for nodes, why in content["left_out"].items()]
     text += _batch_lines(content)
     knee = content["stops_paying"]

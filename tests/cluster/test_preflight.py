@@ -131,10 +131,10 @@ def test_the_only_node_of_a_job_can_be_bad_but_its_settings_are_the_jobs():
 def test_the_table_has_a_line_for_each_node_and_marks_the_bad_one():
     found = reports({2: {"facts": {"matmul": 1e14}}})
     lines = render(found, verdict(found)).splitlines()
-    assert lines[0].split() == ["node", "ranks", "device", "free", "TFLOP/s", "inside", "between", "all"]
+    assert lines[0].split() == ["node", "ranks", "device", "free", "TFLOP/s", "intra-node", "inter-node", "all"]
     assert [line.split()[0] for line in lines[1:5]] == HOSTS
     assert [line.endswith("bad") for line in lines[1:5]] == [False, False, True, False]
-    assert "node3  1      H100    80 GiB  600.00   300.00  50.00    -" in lines
+    assert "node3  1      H100    80 GiB  600.00   300.00      50.00       -" in lines
 
 
 @pytest.mark.parametrize("members", range(2, 12))

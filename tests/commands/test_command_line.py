@@ -54,10 +54,13 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     ),
     "plan": (
         {"recipe", "deepspeed_config", "hardware", "nodes", "weak", "critical_rows", "noise_scale", "max_hours"}
-        | {"max_cost", "json"},
+        | {"max_cost", "allow_untested_ds_keys", "json"},
         ["overrides"],
     ),
-    "calibrate": ({"recipe", "deepspeed_config", "hardware", "rows", "seconds", "json"}, ["out", "overrides"]),
+    "calibrate": (
+        {"recipe", "deepspeed_config", "allow_untested_ds_keys", "hardware", "rows", "seconds", "json"},
+        ["out", "overrides"],
+    ),
     "study": (
         {"recipe", "deepspeed_config", "nodes", "ranks_per_node", "stages", "offload", "series", "micro_rows"}
         | {"buckets", "steps", "warmup", "write_only", "allow_untested_ds_keys", "json"},

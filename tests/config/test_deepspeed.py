@@ -174,7 +174,7 @@ def test_a_wrong_type_is_refused_when_the_file_is_read(tmp_path, zero, message):
         ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights: this"),
         (
             {"zero_optimization": {"reduce_bucket": 5}},
-            "with it; did you mean 'reduce_bucket_size'? Otherwise remove it, or train with --allow_untested_ds_keys",
+            "with it; did you mean 'reduce_bucket_size'? Otherwise remove it, or add --allow_untested_ds_keys",
         ),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu", "super_offload": True}}},
@@ -185,7 +185,7 @@ def test_a_wrong_type_is_refused_when_the_file_is_read(tmp_path, zero, message):
 def test_a_key_that_nobody_tried_is_refused_unless_it_is_allowed(content, message):
     error = error_of(resolve, content)
     assert message in error and error.startswith("mine.json: ")
-    assert error.endswith("or train with --allow_untested_ds_keys")
+    assert error.endswith("or add --allow_untested_ds_keys")
     allowed = resolve(content, allow_untested=True)
     assert {name: allowed[name] for name in content} == content
 

@@ -90,3 +90,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(call, tiny_recipe_file, tm
     status, _, error = call(calibrate.main, *arguments, "--recipe", tiny_recipe_file)
     assert status == 2 and said in error.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_keys_that_training_refuses_are_refused(call, tiny_recipe_file, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"prescale_gradients": false}')
+    words = (tmp_path / "here.yaml", "--recipe", tiny_recipe_file, "--deepspeed_config", file)
+    status, _, error = call(calibrate.main, *words)
+    assert status == 2 and "prescale_gradients: this project was never run with it" in error
+    refused_later = ("--allow_untested_ds_keys", "--hardware", "p4e.24xlarge")
+    assert "no known hardware" in call(calibrate.main, *words, *refused_later)[2]

@@ -17,7 +17,7 @@ from scaler.checkpoint import folder as checkpoint_folder
 from scaler.config import recipe as recipes
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import World
-from scaler.planning import activations, critical_batch
+from scaler.planning import critical_batch, workload
 from scaler.planning import noise_scale as planning_noise_scale
 from scaler.planning.critical_batch import Estimate, Record
 from scaler.planning.memory import Activations
@@ -300,7 +300,7 @@ def planned(call, tiny_recipe_file, monkeypatch):
     def measure(config, rows, *sizes):  # measuring takes seconds, and is no part of this
         return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
 
-    monkeypatch.setattr(activations, "measure", measure)
+    monkeypatch.setattr(workload, "activations", measure)
     options = ("--hardware", "p5.48xlarge", "--nodes", "1,2,4,8", "training.rows=64", "training.steps=1000")
 
     def run(*arguments):

@@ -8,7 +8,7 @@ from refusals import refusal
 
 from scaler import plan
 from scaler.core.errors import ScalerError
-from scaler.planning import activations
+from scaler.planning import workload
 from scaler.planning.gpu_memory import gpu_memory_table
 from scaler.planning.memory import Activations
 
@@ -18,7 +18,7 @@ def planned(call, tiny_recipe_file, monkeypatch):
     def measure(config, rows, *sizes):  # measuring takes seconds, and is tested above
         return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
 
-    monkeypatch.setattr(activations, "measure", measure)
+    monkeypatch.setattr(workload, "activations", measure)
 
     def run(*arguments):
         return call(plan.main, "--recipe", tiny_recipe_file, *arguments)
@@ -85,6 +85,17 @@ def test_a_budget_is_kept(planned):
 def test_bad_input_is_one_line(planned, arguments, said):
     status, _, error = planned(*arguments)
     assert status == 2 and said in error and "Traceback" not in error
+
+
+def test_what_training_refuses_of_a_deepspeed_configuration_is_not_planned(planned, tmp_path):
+    file, options = tmp_path / "mine.json", ("--hardware", "p5.48xlarge", "--nodes", "1", "training.rows=64")
+    file.write_text('{"prescale_gradients": false}')
+    status, _, error = planned(*options, "--deepspeed_config", file)
+    assert status == 2 and "prescale_gradients: this project was never run with it" in error
+    assert planned(*options, "--deepspeed_config", file, "--allow_untested_ds_keys")[0] == 0
+    file.write_text('{"fp16": {"enabled": true}}')
+    status, _, error = planned(*options, "--deepspeed_config", file)
+    assert status == 2 and "fp16 is not supported" in error
 
 
 def test_a_training_that_fits_nowhere_says_what_would(planned, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
 from scaler.model import build, masked_lm
-from scaler.planning import activations, workload
+from scaler.planning import workload
 from scaler.planning.memory import interpolate
 
 
@@ -28,7 +28,7 @@ def test_activations_are_those_of_the_real_model_on_a_cpu(tiny_recipe):
         loss, _ = network(Batch(ids, torch.arange(2, 34).expand_as(ids), ids * 0, hidden, hidden))
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     saved = sum(size for place, size in held.items() if place not in weights)
-    found = activations.measure(config, rows, 32, masked, 4)
+    found = workload.activations(config, rows, 32, masked, 4)
     assert loss.isfinite() and saved > 100_000
     assert found.forward == pytest.approx(saved, rel=0.1)
     assert found.forward <= found.without_gradients <= found.with_gradients
@@ -41,7 +41,7 @@ def test_embeddings_that_are_frozen_have_no_gradient_and_lookups_on_a_cpu_none_o
     config = build.configuration(settings, special, entries, 32)
     matrix = 4 * entries * config.hidden_size
     trained, on_cpu, frozen = (
-        activations.measure(config, 2, 32, 8, 4, frozen, on_cpu)
+        workload.activations(config, 2, 32, 8, 4, frozen, on_cpu)
         for frozen, on_cpu in ((False, False), (False, True), (True, False))
     )
     assert trained.forward == pytest.approx(frozen.forward, rel=0.02) == on_cpu.forward
@@ -61,7 +61,7 @@ def test_masks_that_become_fewer_are_planned_at_their_most_and_timed_at_their_me
 
 def test_activations_grow_with_rows_on_a_line(tiny_recipe):
     config = workload.configuration(tiny_recipe)
-    one, four, eight = (activations.measure(config, rows, 32, 8, 4) for rows in (1, 4, 8))
+    one, four, eight = (workload.activations(config, rows, 32, 8, 4) for rows in (1, 4, 8))
     told = interpolate(4, (1, one), (8, eight))
     assert told.forward == pytest.approx(four.forward, rel=0.02)
     assert four.with_gradients <= told.with_gradients < 1.1 * four.with_gradients  # a greatest of several lines

@@ -5,7 +5,7 @@
 Scores of hidden states (positions, width) over all entries, their mean cross-entropy, and the gradients of hidden
 states, weight and bias. In bf16 where the hardware multiplies it:
 
-- "ours": `head.WideCrossEntropy`
+- "ours": `cross_entropy.WideCrossEntropy`
 - "dense fp32", "dense": all scores at once in fp32, or as the model computes
 - "torch": `torch.nn.functional.linear_cross_entropy`
 - "cut-cross-entropy": of Apple's package the path that runs on CPUs, which torch.compile makes; it has no bias
@@ -91,7 +91,7 @@ def one(side: str, positions: int, entries: int, turns: int) -> dict[str, object
         loss.backward()
         seconds.append(time.perf_counter() - start)
         gradients = sum(leaf.grad.nbytes for leaf in leaves if leaf.grad is not None)
-        extra = max(extra, devices.peak_bytes(cpu) - before - gradients)
+        extra = max(extra, devices.memory_bytes(cpu, peak=True) - before - gradients)
     found = {"seconds": seconds[1:], "extra": extra, "loss": float(loss)}
     if side in ("ours", "dense"):
         exact = problem(positions, entries, torch.float32)

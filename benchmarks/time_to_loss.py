@@ -38,7 +38,7 @@ from scaler.data.batches import Batch
 from scaler.distributed import devices
 from scaler.distributed.world import detect_world
 from scaler.evaluation import heldout
-from scaler.model import build, head
+from scaler.model import build, masked_lm
 
 SHOWN = re.compile(r"held-out loss (\d+\.\d+)")
 EVALUATE_EVERY = 200  # steps
@@ -62,11 +62,11 @@ def peer(recipe_name: str, rate: float | None, overrides: list[str]) -> None:
     special = np.isin(ids, data.tokenizer.all_special_ids)
     given = Dataset.from_dict({"input_ids": ids, "special_tokens_mask": special.astype(np.int8)})
 
-    def scored(batch: Batch) -> tuple[None, head.Scores]:
+    def scored(batch: Batch) -> tuple[None, masked_lm.Scores]:
         logits = network(input_ids=batch.input_ids).logits
         there = batch.masked_positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         flat, labels = logits.gather(1, there).flatten(0, 1), batch.labels.flatten()
-        return None, head.score(lambda some: some, flat, labels, head.positions_at_once(logits.shape[-1]))
+        return None, masked_lm.score(lambda some: some, flat, labels, masked_lm.positions_at_once(logits.shape[-1]))
 
     class Show(TrainerCallback):
         def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:

@@ -180,7 +180,7 @@ def trained_by_the_trainer(side: Side, recipe: Recipe, steps: int, warmup: int) 
         )
         Counting(network, asked, data_collator=collate, train_dataset=given, callbacks=[Clock()]).train()
     tokens = (counted[0] - counted[1]) / steps * batch.ranks
-    peak = devices.peak_bytes(torch.device("cpu")) - base
+    peak = devices.memory_bytes(torch.device("cpu"), peak=True) - base
     return {"seconds": np.diff(times)[warmup:].tolist(), "tokens": tokens, "peak": peak}
 
 
@@ -219,7 +219,7 @@ def trained_plainly(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    peak = devices.peak_bytes(torch.device("cpu")) - base
+    peak = devices.memory_bytes(torch.device("cpu"), peak=True) - base
     return {"seconds": seconds[warmup:], "tokens": batch.rows * recipe.data.seq_len, "peak": peak}
 
 
@@ -259,7 +259,7 @@ def trained_by_ddp(side: Side, recipe: Recipe, steps: int, warmup: int) -> dict[
                 weight.copy_(master)
         wrapped.zero_grad()
         times.append(time.perf_counter() - start)
-    peak = max(collectives.all_gather(devices.peak_bytes(cpu) - base, world))
+    peak = max(collectives.all_gather(devices.memory_bytes(cpu, peak=True) - base, world))
     slowest = [max(step) for step in zip(*collectives.all_gather(times, world), strict=True)]
     del wrapped  # where its reducer is the last to hold the process group, torch 2.13 may hang as it lets go
     torch.distributed.destroy_process_group()

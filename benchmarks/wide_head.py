@@ -30,7 +30,7 @@ from scaler.data.tokenizer import Vocabulary
 from scaler.distributed import devices
 from scaler.distributed.world import detect_world
 from scaler.engine import engine, process_group
-from scaler.model import build, embeddings, head, masked_lm
+from scaler.model import build, embeddings, masked_lm
 
 SEQ_LEN, MASKED = 512, 77
 SIDES = {"ours": "zero0", "ours, ZeRO-2": "zero2", "stock": None}
@@ -135,7 +135,7 @@ def main() -> None:
         side, recipe, rows, steps = arguments.one
         print(json.dumps(one(side, recipe, int(rows), int(steps))))
         return
-    print(f"scores over 256,000 entries at once: {head.positions_at_once(256_000)} positions")
+    print(f"scores over 256,000 entries at once: {masked_lm.positions_at_once(256_000)} positions")
     for trains in RECIPES:
         limit = arguments.gigabytes * 1e9
         hold = {side: largest(side, trains, limit, arguments.most_rows) for side in SIDES}

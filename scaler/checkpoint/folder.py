@@ -45,10 +45,6 @@ class CheckpointFolder:
         """Return the path in which a step's checkpoint is written."""
         return self.root / (self.path(step).name + PARTIAL)
 
-    def found(self) -> list[Path]:
-        """Return the checkpoints, the newest first."""
-        return found(self.root)
-
     def publish(self, step: int) -> None:
         """Turn a written folder into a checkpoint, by renaming it."""
         partial, final = self.partial(step), self.path(step)
@@ -66,7 +62,7 @@ class CheckpointFolder:
         try:
             self._point("latest", step)
             self._point("best", _best_step(self.path(step)))
-            paths = self.found()
+            paths = found(self.root)
             # a run that goes back to one of the newest needs the best one that it knew then
             best = set(map(_best_step, paths[: self.keep_last]))
             for path in paths[self.keep_last :]:
@@ -100,7 +96,7 @@ class CheckpointFolder:
         self._remover.shutdown()
 
     def _after(self, step: int) -> list[Path]:
-        return [path for path in self.found() if step_of(path) > step]
+        return [path for path in found(self.root) if step_of(path) > step]
 
     def _remove(self, path: Path) -> None:
         doomed = path.with_name(path.name + ".removed" + PARTIAL)  # so that a half-removed one never looks complete

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -17,7 +17,6 @@ from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.folder import CheckpointFolder, read_manifest
 from scaler.checkpoint.format import ParameterShard, fingerprint
-from scaler.core import files as core_files
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_none
 from scaler.distributed.world import World
@@ -137,24 +136,21 @@ class Checkpoints:
             record = write.result()
         except Exception as error:  # of any kind, because the other ranks wait for this rank's record
             record = {"problem": f"rank {self.world.rank}: {error}"}
-        records = all_gather(record, self.world)
-        problem = next((found["problem"] for found in records if "problem" in found), None)
+        records, problem = all_gather(record, self.world), None
         if self.world.is_first:
-            step = self._about["step"]
             try:
-                if problem is None:
-                    with explain_disk_errors(self.folder.root):
-                        self._publish(records)
+                with explain_disk_errors(self.folder.root):
+                    self._publish(records)
             except (ScalerError, OSError) as error:
                 problem = one_line(error)
-            if problem is not None:
-                shutil.rmtree(self.folder.partial(step), ignore_errors=True)
-            else:
-                self.folder.tidy(step)
-        return next((found for found in all_gather(problem, self.world) if found), None)
+                shutil.rmtree(self.folder.partial(self._about["step"]), ignore_errors=True)
+        return cast("str | None", all_gather(problem, self.world)[0])
 
     def _publish(self, records: Sequence[Mapping[str, Any]]) -> None:
         partial = self.folder.partial(self._about["step"])
+        for record in records:
+            if "problem" in record:
+                raise ScalerError(record["problem"])
         files = [file for record in records for file in record["files"]]
         for file in files:
             if not (partial / file["name"]).is_file():
@@ -173,8 +169,8 @@ class Checkpoints:
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         checkpoint_folder.write_manifest(partial, content)
-        core_files.flush(partial)
         self.folder.publish(self._about["step"])
+        self.folder.tidy(self._about["step"])
 
     def on_first_rank(self, work: Callable[..., Result], *arguments: Any) -> Result | None:
         """Call a method of `folder` on the first rank alone; where it fails, all ranks fail. Collective.
@@ -192,23 +188,20 @@ class Checkpoints:
 
         Raises: ScalerError where all are damaged.
         """
-        paths = all_gather(self.on_first_rank(self.folder.found), self.world)[0]
+        paths = all_gather(self.on_first_rank(checkpoint_folder.found, self.folder.root), self.world)[0]
         whole: Path | None = None
         for path in paths:
             problem = self.damage(path)
-            if problem is not None:
-                if self.world.is_first:
-                    logger.warning(f"{problem}; this checkpoint is left out, and the one before is used")
-                continue
-            whole = path
-            skip -= 1
-            if skip < 0:
-                break
-        if whole is not None:
-            return whole
-        nothing = f"{self.folder.root}: no checkpoint is whole; remove the folder to train from the beginning"
-        agree_or_raise(nothing if paths else None, self.world)
-        return None
+            if problem is None:
+                whole, skip = path, skip - 1
+                if skip < 0:
+                    return whole
+            elif self.world.is_first:
+                logger.warning(f"{problem}; this checkpoint is left out, and the one before is used")
+        if paths and whole is None:
+            nothing = f"{self.folder.root}: no checkpoint is whole; remove the folder to train from the beginning"
+            agree_or_raise(nothing, self.world)
+        return whole
 
     def damage(self, path: Path) -> str | None:
         """Return what is wrong with a checkpoint, or None. The ranks divide its files among them. Collective."""

@@ -26,7 +26,7 @@ from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
 from scaler.core.text import quantity
 from scaler.distributed import collectives, devices, links
-from scaler.distributed.world import World, hosts_of_ranks, launch_id
+from scaler.distributed.world import World, launch_id
 from scaler.engine import process_group
 from scaler.planning import dry_run, workload
 from scaler.training import job, run_folder
@@ -158,7 +158,7 @@ class Rank:
         return {
             # seconds by which this clock is ahead of the first rank's, accurate to a message's milliseconds
             "clock": now - float(collectives.all_gather(now, self.world)[0]),
-            **{"inside": found.intra_node, "between": found.inter_node, "everywhere": found.all_ranks},
+            **found,
         }
 
     def parity(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
     while sum(report.over for report in reports) < world.size and time.monotonic() < end:
         time.sleep(POLL_SECONDS[0])
         reports = read(rank.folder)
-    hosts = hosts_of_ranks(world)
+    hosts = (slurm.step_hosts() if world.launcher == "srun" else []) or [""] * world.size
     ended = any(report.over for report in reports if report.rank)  # others have, so those that have not are silent
     for report in reports:
         hosts[report.rank] = report.host

@@ -7,7 +7,6 @@ import platform
 import time
 from pathlib import Path
 
-import psutil
 import torch
 
 from scaler.core.errors import ScalerError
@@ -37,7 +36,11 @@ def device(world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-CEILING_SIZE = 1024  # rows and columns of the matrices whose product is timed
+def now(device: torch.device) -> float:
+    """Return the clock in seconds, once the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
@@ -45,23 +48,27 @@ def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: floa
 
     All ranks should measure at the same time, because they share the machine.
     """
-    size = CEILING_SIZE * (8 if device.type == "cuda" else 1)
+    size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end or not best:
         start = time.perf_counter()
         left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        best = max(best, 2 * size**3 / (now(device) - start))
     return best
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Return this rank's memory in bytes: the peak allocated on its GPU, or the process's resident set."""
+def memory_bytes(device: torch.device, peak: bool = False) -> int:
+    """Return this rank's memory in bytes: the peak allocated on its GPU, or the process's resident set.
+
+    Args:
+        peak: of the resident set, too, the peak since `forget_peak`.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    name = "VmHWM:" if peak else "VmRSS:"
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
 
 
 def forget_peak(device: torch.device) -> None:
@@ -71,11 +78,3 @@ def forget_peak(device: torch.device) -> None:
     else:
         with contextlib.suppress(OSError):  # some containers forbid it; then the peak stays that of the whole process
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Return the peak in bytes since `forget_peak`: allocated on the GPU, or the process's resident set."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))

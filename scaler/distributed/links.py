@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.distributed as dist
 
+from scaler.distributed.devices import now
+
 ROUNDS = 8  # of pairs of hosts: all pairs of up to nine hosts
 REPEATS = 3  # the best of which counts, because others share the network
 SMALL_CALLS = 50  # all-reduces of one number, of which the median counts
 MOST_NUMBERS, MOST_CALLS = 1 << 24, 50  # of an all-reduce whose bandwidth is measured; of such all-reduces
-
-
-@dataclass(frozen=True)
-class Links:
-    """Bytes a second, as this rank measured them; None where there is no such link.
-
-    All-reduces are given as NCCL's tests do ("bus bandwidth", doc/PERFORMANCE.md there): 2 (n - 1) / n of the size of
-    the data by the time, which does not depend on the number of ranks.
-
-    Attributes:
-        intra_node: all-reduce among the ranks of this host.
-        inter_node: to and from other hosts, the best of the pairs that this rank was in. All ranks pair up at once,
-            each with that of the same number on another host, so that they share a host's links as in training.
-        all_ranks: all-reduce among all ranks.
-    """
-
-    intra_node: float | None
-    inter_node: float | None
-    all_ranks: float | None
-
-
-@dataclass(frozen=True)
-class SustainedLinks:
-    """The speed that all-reduces keep up for a second, as in a training.
-
-    Attributes:
-        seconds: of an all-reduce of one number among all ranks.
-        intra_node: bus bandwidth among the ranks of this host, bytes a second; None for one rank.
-        all_ranks: the same among all ranks; None for one host.
-    """
-
-    seconds: float
-    intra_node: float | None
-    all_ranks: float | None
 
 
 def pairs(members: Sequence[int], limit: int = ROUNDS) -> list[list[tuple[int, int]]]:
@@ -66,11 +32,20 @@ def pairs(members: Sequence[int], limit: int = ROUNDS) -> list[list[tuple[int, i
     return rounds
 
 
-def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
-    """Measure the links of this rank in a few short calls. Collective.
+def measure(hosts: Sequence[str], rank: int, device: torch.device) -> dict[str, float | None]:
+    """Measure the links of this rank in a few short calls, in bytes a second. Collective.
+
+    All-reduces are given as NCCL's tests do ("bus bandwidth", doc/PERFORMANCE.md there): 2 (n - 1) / n of the size of
+    the data by the time, which does not depend on the number of ranks.
 
     Args:
         hosts: the host of each rank.
+
+    Returns: None where there is no such link.
+        inside: all-reduce among the ranks of this host.
+        between: to and from other hosts, the best of the pairs that this rank was in. All ranks pair up at once, each
+            with that of the same number on another host, so that they share a host's links as in training.
+        everywhere: all-reduce among all ranks.
     """
     mebibytes = 64 if device.type == "cuda" else 8
     data, other = (torch.ones(mebibytes << 18, device=device) for _ in range(2))
@@ -82,26 +57,30 @@ def measure(hosts: Sequence[str], rank: int, device: torch.device) -> Links:
             return None
         return 2 * (ranks - 1) / ranks * size / _best(lambda: dist.all_reduce(data, group=group), device)
 
-    all_ranks = all_reduce(None, len(hosts))
-    intra_node = all_reduce(mine, hosts.count(hosts[rank]))
-    inter_node = []
+    everywhere, inside = all_reduce(None, len(hosts)), all_reduce(mine, hosts.count(hosts[rank]))
+    between = []
     own = next(number for number, ranks in enumerate(by_host) if rank in ranks)
     for pairs_of_hosts in pairs(range(len(by_host))):
         dist.barrier()
         for partner in [(set(pair) - {own}).pop() for pair in pairs_of_hosts if own in pair]:
             partner_of = dict(zip(by_host[own], by_host[partner], strict=False))
             if rank in partner_of:
-                inter_node.append(size / _best(partial(_exchange, data, other, partner_of[rank]), device))
+                between.append(size / _best(partial(_exchange, data, other, partner_of[rank]), device))
     dist.barrier()
-    return Links(intra_node, max(inter_node, default=None), all_ranks)
+    return {"inside": inside, "between": max(between, default=None), "everywhere": everywhere}
 
 
-def measure_sustained(hosts: Sequence[str], rank: int, numbers: int, device: torch.device) -> SustainedLinks:
-    """Measure the time of the smallest all-reduce, and the bandwidth of all-reduces for a second. Collective.
+def measure_sustained(
+    hosts: Sequence[str], rank: int, numbers: int, device: torch.device
+) -> tuple[float, dict[str, float]]:
+    """Measure the speed that all-reduces keep up for a second, as in a training. Collective.
 
     Args:
         hosts: the host of each rank.
         numbers: fp32 numbers of an all-reduce.
+
+    Returns: the seconds of an all-reduce of one number among all ranks; and bus bandwidths in bytes a second, "inside"
+        among the ranks of this host where there are several, and "between" among all ranks of several hosts.
     """
     number, times = torch.ones(1, device=device), []
     for _ in range(SMALL_CALLS):
@@ -109,17 +88,11 @@ def measure_sustained(hosts: Sequence[str], rank: int, numbers: int, device: tor
         dist.all_reduce(number)
         times.append(now(device) - start)
     by_host, mine = _hosts_and_group(hosts)
-    intra_node = _bus_bandwidth(mine, numbers, device) if hosts.count(hosts[rank]) > 1 else None
+    found = {"inside": _bus_bandwidth(mine, numbers, device)} if hosts.count(hosts[rank]) > 1 else {}
     dist.barrier()
-    all_ranks = _bus_bandwidth(None, numbers, device) if len(by_host) > 1 else None
-    return SustainedLinks(statistics.median(times), intra_node, all_ranks)
-
-
-def now(device: torch.device) -> float:
-    """Return the clock in seconds, once the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    if len(by_host) > 1:
+        found["between"] = _bus_bandwidth(None, numbers, device)
+    return statistics.median(times), found
 
 
 def _hosts_and_group(hosts: Sequence[str]) -> tuple[list[list[int]], dist.ProcessGroup]:
@@ -139,14 +112,14 @@ def _best(act: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of the fastest of several calls, after one that does not count."""
     seconds = []
     for _ in range(REPEATS + 1):
-        start = time.perf_counter()
+        start = now(device)
         act()
         seconds.append(now(device) - start)
     return min(seconds[1:])
 
 
 def _bus_bandwidth(group: dist.ProcessGroup | None, numbers: int, device: torch.device) -> float:
-    """Return the bytes a second of all-reduces, counted as `Links` does, over about a second.
+    """Return the bytes a second of all-reduces, counted as `measure` does, over about a second.
 
     The mean and not the best, because some links pass the first bytes faster than they can go on. Collective.
     """

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,6 @@ def meeting_point(ranks: int) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def host_name(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the name by which MPI reaches this host."""
-    return environ.get("PMI_HOSTNAME") or environ.get("PMIX_HOSTNAME") or socket.gethostname()
-
-
 @command
 def agree() -> None:
     """Agree on the meeting point, and print it."""
@@ -88,9 +83,11 @@ def agree() -> None:
         raise ScalerError(
             f"mpi4py sees {everyone.Get_size()} of {ranks} ranks: it uses another MPI than the launcher's"
         )
+    # the name by which MPI reaches this host
+    host = os.environ.get("PMI_HOSTNAME") or os.environ.get("PMIX_HOSTNAME") or socket.gethostname()
     with socket.socket() as probe:
         probe.bind(("", 0))
-        print(*everyone.bcast((host_name(), probe.getsockname()[1])))
+        print(*everyone.bcast((host, probe.getsockname()[1])))
 
 
 if __name__ == "__main__":

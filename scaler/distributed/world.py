@@ -57,12 +57,15 @@ def detect_world(environ: Mapping[str, str] = os.environ) -> World:
         needed = {rank, size, *([local_size] if launcher in RECOGNISED_BY_LOCAL_SIZE else [])}
         if not needed <= environ.keys():
             continue
+        here = environ.get(local_size, "1")
         try:
+            if launcher == "srun":
+                here = str(slurm.tasks_per_node(here)[int(environ.get("SLURM_NODEID", 0))])
             facts = World(
                 rank=int(environ[rank]),
                 size=int(environ[size]),
                 local_rank=int(environ.get(local_rank, 0)),
-                local_size=_local_size(launcher, environ.get(local_size, "1"), environ),
+                local_size=int(here),
                 launcher=launcher,
             )
         except (ValueError, IndexError) as error:
@@ -72,18 +75,6 @@ def detect_world(environ: Mapping[str, str] = os.environ) -> World:
             raise ScalerError(f"{rank}={facts.rank} is not below {size}={facts.size}; check the launcher's environment")
         return facts
     return World()
-
-
-def _local_size(launcher: str, value: str, environ: Mapping[str, str]) -> int:
-    if launcher != "srun":
-        return int(value)
-    counts = slurm.tasks_per_node(value)
-    return counts[int(environ.get("SLURM_NODEID", 0))]
-
-
-def hosts_of_ranks(world: World) -> list[str]:
-    """Return the host of each rank where the launcher gives it, else ""."""
-    return (slurm.step_hosts() if world.launcher == "srun" else []) or [""] * world.size
 
 
 def launch_id(environ: Mapping[str, str] = os.environ) -> str:

@@ -23,6 +23,7 @@ from torch import nn
 
 from scaler.config import deepspeed as ds_config
 from scaler.config.training_sections import Optimizer
+from scaler.core import switches
 from scaler.core.errors import ScalerError
 from scaler.engine import patches
 from scaler.engine.clock import ComputeClock
@@ -34,6 +35,7 @@ from scaler.model.parameters import parameter_groups
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # caused by DeepSpeed
 
+logger = logging.getLogger(__name__)
 NEVER = 1 << 62  # steps between DeepSpeed's own prints; it refuses 0
 
 
@@ -55,9 +57,15 @@ class Engine:
         self.clipping = float(resolved.get("gradient_clipping", 0.0))
         self.watch: Callable[[str], None] = lambda doing: None
         optimizer = make_optimizer(model, settings)
-        self.deepspeed = _initialize(model, optimizer, resolved)
-        self.compute_clock = ComputeClock(self._device)
-        self._patch()
+        try:
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config={"steps_per_print": NEVER, **resolved}
+            )
+        except (ValueError, AssertionError, KeyError) as error:
+            raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
+        device = torch.device(get_accelerator().device_name())  # at stage 3 parameters can be on the CPU
+        self.compute_clock = ComputeClock(device)
+        self._patch(device)
         if self.stage == 0:
             # In bf16 DeepSpeed takes an empty step as it starts. At learning rate 0 it moves no weight, but it would
             # put Adam's bias correction one step ahead.
@@ -92,7 +100,8 @@ class Engine:
         if self.stage or self.bf16:
             self.deepspeed.step()
             return float(self.deepspeed.get_global_grad_norm())
-        norm = self._norm_of_replicated_gradients()
+        # DeepSpeed has averaged the gradients in the backward pass, and reports no norm
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
         if math.isfinite(norm):
             self.deepspeed.step()
         else:
@@ -139,25 +148,16 @@ class Engine:
 
     # ---- details
 
-    @property
-    def _device(self) -> torch.device:
-        # not that of the parameters, which stage 3 can keep on the CPU
-        return torch.device(get_accelerator().device_name())
-
-    def _patch(self) -> None:
+    def _patch(self, device: torch.device) -> None:
         """Replace what DeepSpeed does slowly, where that was measured; see scaler/engine/patches."""
         zero, backend = self.deepspeed.optimizer, deepspeed.comm.comm.cdb
-        if self.stage in (1, 2) and direct_collectives.is_installed(backend):
+        if self.stage in (1, 2) and hasattr(backend, "reduce_to_owners"):
             direct_collectives.install_reduction(zero, backend)
         offload = bool(getattr(zero, "cpu_offload", False))
         install_norm = partial(gradient_norm.install, zero, deepspeed.comm.all_reduce)
-        patches.apply("gradient_norm", install_norm, self._device, self.stage, offload)
-        patches.log_outcomes()
-
-    def _norm_of_replicated_gradients(self) -> float:
-        # At stage 0 in fp32 DeepSpeed averages the gradients in the backward pass, and reports no norm.
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        patches.apply("gradient_norm", install_norm, device, self.stage, offload)
+        outcomes = switches.outcomes().items()
+        logger.debug("patches: " + ", ".join(f"{name}: {outcome}" for name, outcome in outcomes))
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
@@ -181,13 +181,3 @@ def check(resolved: dict[str, Any], path: Path) -> None:
         first = error.errors()[0]
         key = ".".join(map(str, ("zero_optimization", *first["loc"])))
         raise ScalerError(f"{path}: {key}={first.get('input')!r}: {first['msg']}") from error
-
-
-def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, resolved: dict[str, Any]) -> Any:
-    try:
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config={"steps_per_print": NEVER, **resolved}
-        )
-    except (ValueError, AssertionError, KeyError) as error:
-        raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
-    return engine

@@ -15,11 +15,7 @@ _STAGE_3 = (
     *("grad_position", "get_param_id", "fp32_partitioned_groups_flat", "checkpoint_event_prologue"),
     *("checkpoint_event_epilogue", "_reassign_or_swap_out_partitioned_parameters"),
 )
-_OF_OPTIMIZER = {
-    (0, True): ("fp16_groups", "fp32_groups"),
-    **{(stage, bf16): ("update_lp_params",) for stage in (1, 2) for bf16 in (False, True)},
-    **{(3, bf16): _STAGE_3 for bf16 in (False, True)},
-}
+_OF_OPTIMIZER = {1: ("update_lp_params",), 2: ("update_lp_params",), 3: _STAGE_3}
 _OF_PARAMETER = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_tensor", "ds_numel", "_z3_optimizer")}
 
 
@@ -50,7 +46,16 @@ class ShardedState:
     ) -> None:
         self._module, self._optimizer, self._wrapped = module, optimizer, wrapped
         self._stage, self._bf16, self._kinds = stage, bf16, kinds
-        self._check_attributes()
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        of_optimizer = _OF_OPTIMIZER.get(stage, ("fp16_groups", "fp32_groups") if bf16 else ())
+        needed = [(wrapped, name) for name in of_optimizer]
+        needed += [(parameter, name) for parameter in trained[:1] for name in _OF_PARAMETER.get(stage, ())]
+        missing = [name for owner, name in needed if not hasattr(owner, name)]
+        if missing:
+            raise ScalerError(
+                f"deepspeed {deepspeed.__version__} lacks {', '.join(missing)} at ZeRO-{stage}, which "
+                "checkpoints need; install the version that requirements.lock names"
+            )
 
     def shards(self, updates: int) -> list[ParameterShard]:
         """Return this rank's shards as views of what the engine holds, so that they can be read and written.
@@ -62,7 +67,7 @@ class ShardedState:
         masters = self.masters()
         shards = []
         for long_name, parameter in self._module.named_parameters():
-            name = long_name.removeprefix("model.")
+            start, whole = 0, parameter.numel()
             if self._stage == 3:
                 length = parameter.ds_tensor.ds_numel  # of a rank's shard, padding included
                 start, whole = rank * length, int(parameter.ds_numel)
@@ -73,34 +78,20 @@ class ShardedState:
                     tensors = self._state(zero.fp32_partitioned_groups_flat[group], offset, length, updates)
                 else:
                     tensors = {FROZEN: parameter.ds_tensor.data[:length]}
-                shards.append(ParameterShard(name, min(start, whole), whole, tensors))
+                start = min(start, whole)
             elif not parameter.requires_grad:
                 tensors = {FROZEN: parameter.data.view(-1)}
-                shards.append(ParameterShard(name, 0, parameter.numel(), tensors, everywhere=True))
             elif self._stage == 0:
-                tensors = self._state(masters.get(id(parameter), parameter), 0, parameter.numel(), updates)
-                shards.append(ParameterShard(name, 0, parameter.numel(), tensors, everywhere=True))
+                tensors = self._state(masters.get(id(parameter), parameter), 0, whole, updates)
             elif (held := parameter._hp_mapping) is not None:
                 (flat,) = self._optimizer.param_groups[held.param_group_index]["params"]
                 where, start = held.hp_fragment_address, held.lp_fragment_address.start
                 tensors = self._state(flat, where.start, where.numel, updates)
-                shards.append(ParameterShard(name, start, parameter.numel(), tensors))
             else:
-                empty = {WEIGHT: torch.empty(0)}
-                shards.append(ParameterShard(name, 0, parameter.numel(), empty))
+                tensors = {WEIGHT: torch.empty(0)}
+            everywhere = self._stage == 0 or (self._stage < 3 and not parameter.requires_grad)
+            shards.append(ParameterShard(long_name.removeprefix("model."), start, whole, tensors, everywhere))
         return shards
-
-    def _check_attributes(self) -> None:
-        """Refuse a DeepSpeed that lacks an attribute that this class reads or calls."""
-        trained = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
-        needed = [(self._wrapped, name) for name in _OF_OPTIMIZER.get((self._stage, self._bf16), ())]
-        needed += [(parameter, name) for parameter in trained[:1] for name in _OF_PARAMETER.get(self._stage, ())]
-        missing = [name for owner, name in needed if not hasattr(owner, name)]
-        if missing:
-            raise ScalerError(
-                f"deepspeed {deepspeed.__version__} lacks {', '.join(missing)} at ZeRO-{self._stage}, which "
-                "checkpoints need; install the version that requirements.lock names"
-            )
 
     def masters(self) -> dict[int, torch.Tensor]:
         """Return DeepSpeed's fp32 copies by `id` of their parameter: at stage 0 in bf16; none otherwise."""

@@ -17,7 +17,7 @@ from torch import nn
 from scaler.data.batches import RowReader
 from scaler.distributed import collectives, devices
 from scaler.distributed.world import World
-from scaler.model.head import Scores
+from scaler.model.masked_lm import Scores
 
 CONTEXT_TOKENS = 12
 

@@ -55,11 +55,11 @@ def start_from_vectors(model: PreTrainedModel, vectors: np.ndarray) -> None:
     position embeddings and saturate the head, and the model learns worse than from random ones (docs/log/2026-11.md).
     """
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    length, start = length_of_vectors(vectors.shape[1], model.config.initializer_range), 0
+    length = length_of_vectors(vectors.shape[1], model.config.initializer_range)
     with torch.no_grad():
-        for some in in_parts(vectors):
-            embedding.weight[start : start + len(some)] = torch.from_numpy(at_length(some, length))
-            start += len(some)
+        places = embedding.weight[: len(vectors)].split(ROWS_AT_ONCE)
+        for place, some in zip(places, in_parts(vectors), strict=True):
+            place.copy_(torch.from_numpy(at_length(some, length)))
         if embedding.padding_idx is not None:
             embedding.weight[embedding.padding_idx] = 0
 

@@ -1,8 +1,13 @@
-"""Wrap a Transformers masked LM so that its head sees the masked positions only."""
+"""Wrap a Transformers masked LM so that its head sees the masked positions alone, some of them at a time.
+
+With 256,000 entries the scores of one batch take more memory than all else. So a wide head computes its loss and
+gradient some entries at a time (kernels/cross_entropy.py); where entries are ranked, it takes some positions at a time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -13,9 +18,51 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from scaler.core import switches
 from scaler.data.batches import Batch
-from scaler.model import head
 from scaler.model.build import first_position, has_sliding_layers
 from scaler.model.kernels import attention, cross_entropy, dropout, sparse_lookup
+
+SCORES_TO_RANK = 1 << 26  # in fp32 268 MB: 262 positions of 256,000 entries
+TOP = 3  # guesses kept for each position
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A summary of the scores at `positions` masked positions, in the order of the labels.
+
+    Attributes:
+        losses: fp32 (positions,), cross-entropy in nats.
+        guesses: int64 (positions, TOP), the entries with the highest scores, best first.
+        probabilities: fp32 (positions, TOP), those of the guesses.
+    """
+
+    losses: torch.Tensor
+    guesses: torch.Tensor
+    probabilities: torch.Tensor
+
+
+def positions_at_once(entries: int) -> int:
+    """Return how many positions are ranked at once over so many entries."""
+    return max(1, SCORES_TO_RANK // entries)
+
+
+def score(
+    logits_of: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, labels: torch.Tensor, step: int
+) -> Scores:
+    """Score some positions at a time.
+
+    Args:
+        logits_of: function from hidden states (some, width) to logits (some, entries).
+        hidden: (positions, width).
+        labels: int64 (positions,).
+        step: positions scored at once.
+    """
+    parts = []
+    for some, wanted in zip(hidden.split(step), labels.split(step), strict=True):
+        logits = logits_of(some).float()
+        losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+        best = logits.topk(min(TOP, logits.shape[-1]))
+        parts.append((losses, best.indices, (best.values - logits.logsumexp(-1, keepdim=True)).exp()))
+    return Scores(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class MaskedLM(nn.Module):
@@ -69,7 +116,7 @@ class MaskedLM(nn.Module):
             return None
         return "the model changes the scores of its last layer"
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, head.Scores | None]:
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Scores | None]:
         """Score the masked positions.
 
         Returns: the mean cross-entropy over them in nats (a scalar); and in evaluation the scores of each position, row
@@ -77,7 +124,7 @@ class MaskedLM(nn.Module):
         """
         if self.whole_scores:
             return self._loss_and_scores(batch)
-        scores: list[head.Scores | None] = []
+        scores: list[Scores | None] = []
 
         def loss_of(hidden: torch.Tensor) -> torch.Tensor:
             loss, found = self._head(hidden, batch.labels)
@@ -104,26 +151,34 @@ class MaskedLM(nn.Module):
                 del own.forward
         return cast(torch.Tensor, output.logits)
 
-    def _head(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, head.Scores | None]:
+    def _head(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Scores | None]:
         """Return loss and scores from the last layer's inputs (rows, masked, width)."""
-        own, flat, truth = self.model.get_output_embeddings(), hidden.flatten(0, 1), labels.flatten()
-        if not self.training:
-            step = head.positions_at_once(own.out_features)
-            scores = head.score(lambda some: nn.functional.linear(some, own.weight, own.bias), flat, truth, step)
-            return scores.losses.mean(), scores
-        step = cross_entropy.entries_at_once(len(flat))
-        if own.out_features > step:
-            return cross_entropy.WideCrossEntropy.apply(flat, own.weight, own.bias, truth, step), None
-        logits = nn.functional.linear(flat, own.weight, own.bias)
-        return nn.functional.cross_entropy(logits.float(), truth), None
+        own = self.model.get_output_embeddings()
+        if self.training and own.out_features > (step := cross_entropy.entries_at_once(labels.numel())):
+            flat = hidden.flatten(0, 1)
+            return cross_entropy.WideCrossEntropy.apply(flat, own.weight, own.bias, labels.flatten(), step), None
+        return self._score(
+            lambda some: nn.functional.linear(some, own.weight, own.bias), hidden, labels, own.out_features
+        )
 
-    def _loss_and_scores(self, batch: Batch) -> tuple[torch.Tensor, head.Scores | None]:
-        """Return loss and scores from all logits at once."""
-        logits, truth = self._logits(batch).flatten(0, 1), batch.labels.flatten()
+    def _score(
+        self,
+        logits_of: Callable[[torch.Tensor], torch.Tensor],
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        entries: int,
+    ) -> tuple[torch.Tensor, Scores | None]:
+        """Return the loss of hidden states (rows, masked, width), and in evaluation their scores."""
+        flat, truth = hidden.flatten(0, 1), labels.flatten()
         if self.training:
-            return nn.functional.cross_entropy(logits.float(), truth), None
-        scores = head.score(lambda some: some, logits, truth, head.positions_at_once(logits.shape[-1]))
+            return nn.functional.cross_entropy(logits_of(flat).float(), truth), None
+        scores = score(logits_of, flat, truth, positions_at_once(entries))
         return scores.losses.mean(), scores
+
+    def _loss_and_scores(self, batch: Batch) -> tuple[torch.Tensor, Scores | None]:
+        """Return loss and scores from all logits at once."""
+        logits = self._logits(batch)
+        return self._score(lambda some: some, logits, batch.labels, logits.shape[-1])
 
 
 def document_mask(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,8 @@ from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_whole
 from scaler.data.batches import Batch
 from scaler.distributed import collectives, devices, links, local_ranks
-from scaler.distributed.links import MOST_NUMBERS, now
+from scaler.distributed.devices import now
+from scaler.distributed.links import MOST_NUMBERS
 from scaler.distributed.world import World
 from scaler.engine import engine, process_group
 from scaler.model import build, masked_lm
@@ -149,10 +150,9 @@ def fitted(found: Sequence[Alone], flops_per_row: float) -> dict[str, float]:
 def links_of(world: World, numbers: int) -> dict[str, float]:
     """Return latency and bandwidths as the hardware's keys, for gradients of so many numbers. Collective."""
     device = devices.device(world)
-    found = links.measure_sustained(collectives.all_gather(os.uname().nodename, world), world.rank, numbers, device)
-    hops = communication.hops("all_reduce", world.size, device.type == "cpu")
-    measured = {"latency": found.seconds / hops, "inside": found.intra_node, "between": found.all_ranks}
-    return {key: value for key, value in measured.items() if value is not None}
+    hosts = collectives.all_gather(os.uname().nodename, world)
+    seconds, bandwidths = links.measure_sustained(hosts, world.rank, numbers, device)
+    return {"latency": seconds / communication.hops("all_reduce", world.size, device.type == "cpu"), **bandwidths}
 
 
 def without_cores(found: dict[str, float]) -> dict[str, float]:

@@ -89,7 +89,7 @@ def measure(job: Job, world: World, steps: int, warmup: int) -> Measured:
     All steps have the mean mask probability, except one that has the largest, because it needs the most memory.
     """
     from scaler.engine import engine
-    from scaler.engine.collective_times import timed_collectives
+    from scaler.engine.clock import timed_collectives
 
     started, device = time.strftime("%Y-%m-%dT%H:%M:%S%z"), devices.device(world)
     collectives.all_or_none(lambda: engine.check(job.ds_config, job.ds_config_file), world)
@@ -106,9 +106,7 @@ def measure(job: Job, world: World, steps: int, warmup: int) -> Measured:
     def step(job_of_step: Job = mean) -> float:
         clock = time.perf_counter()
         _, norm = loop.train_batch(running, job_of_step, progress, world)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - clock
+        seconds = devices.now(device) - clock
         progress.step += 1
         progress.consumed_rows += job.batch.rows
         if not math.isfinite(norm):  # on all ranks; also where the loss is not finite
@@ -121,7 +119,7 @@ def measure(job: Job, world: World, steps: int, warmup: int) -> Measured:
     devices.forget_peak(device)
     times = [step() for _ in range(steps)]
     step(with_masks(job, max(objective.at(0.0), objective.at(1.0))))
-    peak = devices.peak_bytes(device) - base
+    peak = devices.memory_bytes(device, peak=True) - base
     own, waited = [], []
     with timed_collectives(device) as calls:
         for _ in range(COMMUNICATION_STEPS):

@@ -11,11 +11,12 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+from scaler.config import recipe
 from scaler.core import switches
 from scaler.core.errors import ScalerError
 from scaler.distributed import local_ranks
 from scaler.distributed.world import World
-from scaler.engine import patches, process_group
+from scaler.engine import engine, patches, process_group
 from scaler.engine.patches import direct_collectives
 from scaler.engine.state import ShardedState
 
@@ -138,6 +139,23 @@ def test_the_reduction_refuses_an_argument_that_it_does_not_know(monkeypatch):
     direct_collectives.install_reduction(zero, SimpleNamespace())
     with pytest.raises(TypeError, match="use_new_ring"):
         zero.allreduce_and_scatter([], torch.float32, divide=False, use_new_ring=True)
+
+
+def test_the_device_is_asked_once_deepspeed_has_moved_the_model_and_not_of_offloaded_parameters(monkeypatch):
+    device = ["cpu"]
+
+    def initialize(model, **_):  # as on a GPU with offload_param, where parameters stay on the CPU
+        device[0] = "cuda"
+        return SimpleNamespace(module=model, optimizer=SimpleNamespace()), None
+
+    monkeypatch.setattr(engine.deepspeed, "initialize", initialize)
+    monkeypatch.setattr(engine, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: device[0]))
+    monkeypatch.setattr(engine, "ShardedState", lambda *_: None)
+    monkeypatch.setattr(engine, "ComputeClock", lambda found: found)
+    resolved = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
+    running = engine.Engine(nn.Linear(2, 2), recipe.load("quickstart").optimizer, resolved)
+    assert running.compute_clock == CUDA
+    assert switches.outcomes()["gradient_norm"] == "not measured on cuda"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scaler.model import head
+from scaler.model import masked_lm
 from scaler.model.kernels import cross_entropy
 
 POSITIONS, WIDTH, ENTRIES = 23, 16, 300
@@ -87,19 +87,19 @@ def test_scores_in_pieces_are_those_of_all(problem):
 
     logits = logits_of(hidden)
     for step in (1, 7, POSITIONS):
-        found = head.score(logits_of, hidden, labels, step)
+        found = masked_lm.score(logits_of, hidden, labels, step)
         assert torch.allclose(found.losses, nn.functional.cross_entropy(logits, labels, reduction="none"), rtol=1e-5)
-        assert torch.equal(found.guesses, logits.topk(head.TOP).indices)
-        assert torch.allclose(found.probabilities, logits.softmax(-1).topk(head.TOP).values, rtol=1e-4)
+        assert torch.equal(found.guesses, logits.topk(masked_lm.TOP).indices)
+        assert torch.allclose(found.probabilities, logits.softmax(-1).topk(masked_lm.TOP).values, rtol=1e-4)
 
 
 def test_wide_vocabularies_are_scored_a_few_positions_at_a_time():
     assert (
-        head.positions_at_once(256_000) * 256_000
-        <= head.SCORES_TO_RANK
-        < (head.positions_at_once(256_000) + 1) * 256_000
+        masked_lm.positions_at_once(256_000) * 256_000
+        <= masked_lm.SCORES_TO_RANK
+        < (masked_lm.positions_at_once(256_000) + 1) * 256_000
     )
-    assert head.positions_at_once(1 << 40) == 1
+    assert masked_lm.positions_at_once(1 << 40) == 1
     some = cross_entropy.entries_at_once(1000)
     assert (
         some % cross_entropy.ALIGNED == 0

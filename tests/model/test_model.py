@@ -12,7 +12,7 @@ from scaler.core.errors import ScalerError
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import Vocabulary
 from scaler.model import build as model
-from scaler.model import head, initialisation, parameters
+from scaler.model import initialisation, parameters
 from scaler.model import masked_lm as model_masked_lm
 from scaler.model.kernels import cross_entropy
 
@@ -57,7 +57,7 @@ def test_the_decoder_is_tied_to_the_embeddings():
 def test_the_head_on_masked_positions_scores_as_the_head_on_all(family, at_once, batch, monkeypatch):
     if at_once is not None:
         monkeypatch.setattr(cross_entropy, "SCORES_AT_ONCE", at_once)
-        monkeypatch.setattr(head, "SCORES_TO_RANK", at_once)
+        monkeypatch.setattr(model_masked_lm, "SCORES_TO_RANK", at_once)
     settings = {key: value for key, value in ROBERTA.items() if family != "distilbert" or key != "intermediate_size"}
     later = {"shifted": lambda scores: scores + torch.arange(400) / 100, "doubled": lambda scores: scores * 2}.get(
         family

@@ -90,7 +90,7 @@ def test_a_point_is_timed_with_the_mean_share_of_masks_and_holds_the_most_once(b
     monkeypatch.setattr(study_point.loop, "train_batch", train_batch)
     engine = SimpleNamespace(train=lambda _: None, close=lambda: None)
     monkeypatch.setattr("scaler.engine.engine.Engine", lambda *_: engine)
-    timed = "scaler.engine.collective_times.timed_collectives"
+    timed = "scaler.engine.clock.timed_collectives"
     monkeypatch.setattr(timed, lambda _: contextlib.nullcontext([]))
     found = study_point.measure(this, World(), steps=4, warmup=2)
     assert masked == [6] * (2 + 4) + [8] + [6] * study_point.COMMUNICATION_STEPS

@@ -12,7 +12,7 @@ from ranks import call_on
 
 from scaler.config.recipe import load
 from scaler.distributed.world import detect_world
-from scaler.engine import collective_times, process_group
+from scaler.engine import clock, process_group
 from scaler.engine.patches import direct_collectives
 from scaler.planning import workload
 
@@ -62,7 +62,7 @@ def compare(recipe_file: str, file: Path) -> None:
         running.train(True)
         for _ in range(3):  # ZeRO-3 learns in the first two steps what to gather when
             log.clear()
-            with collective_times.timed_collectives(torch.device("cpu")) as timed:
+            with clock.timed_collectives(torch.device("cpu")) as timed:
                 engine_steps.take_step(running, recipe, accumulation)
         figures.append(
             {

@@ -30,7 +30,6 @@ class Patch:
 
     Attributes:
         module: has its head and its code.
-        devices: kinds of devices on which it was measured.
         stages: of ZeRO.
         with_offload: it also applies where optimizer state is offloaded.
         replaces: what is replaced, or must behave as it did for the replacement to be right.
@@ -38,7 +37,6 @@ class Patch:
     """
 
     module: str
-    devices: tuple[str, ...] = ("cpu",)
     stages: tuple[int, ...] = (0, 1, 2, 3)
     with_offload: bool = True
     replaces: tuple[str, ...] = ()
@@ -51,7 +49,7 @@ _BACKEND = "deepspeed.comm.torch:TorchBackend"
 PATCHES = {
     "attention": Patch("scaler.model.kernels.attention"),
     "dropout": Patch("scaler.model.kernels.dropout"),
-    "wide_head": Patch("scaler.model.kernels.cross_entropy", devices=("cpu", "cuda")),
+    "wide_head": Patch("scaler.model.kernels.cross_entropy"),
     "sparse_lookup": Patch("scaler.model.kernels.sparse_lookup"),
     "gradient_norm": Patch(
         "scaler.engine.patches.gradient_norm",
@@ -104,7 +102,9 @@ def is_known(name: str) -> bool:
 def apply(
     name: str, install: Callable[[], str | None], device: torch.device, stage: int | None = None, offload: bool = False
 ) -> bool:
-    """Install a patch where it is switched on, applies, and fits the library's source; else leave the library as it is.
+    """Install a patch of DeepSpeed or of the process where it is switched on, applies, and fits the library's source.
+
+    All were measured on CPUs alone. The kernels of a model are installed by scaler/model/masked_lm.py.
 
     Args:
         install: installs it, or returns why it cannot.
@@ -114,7 +114,7 @@ def apply(
     Returns: True where it is installed.
     """
     patch, against = PATCHES[name], None
-    if device.type not in patch.devices:
+    if device.type != "cpu":
         against = f"not measured on {device.type}"
     elif stage is not None and stage not in patch.stages:
         against = f"not for ZeRO-{stage}"
@@ -122,7 +122,8 @@ def apply(
         against = "not with offload"
     elif not is_known(name):
         against = f"unknown source of deepspeed {deepspeed.__version__} ({fingerprint(name)})"
-        if name in switches.switched_on() and _is_first_rank():
+        is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        if is_first and name in switches.switched_on():
             logger.warning(f"{name}: {against}; DeepSpeed's own code runs, which is correct and slower")
     return switches.apply(name, install, against)
 
@@ -130,12 +131,3 @@ def apply(
 def usable() -> list[str]:
     """Return the patches that are switched on and fit the libraries' source; it must be the same on every rank."""
     return sorted(name for name in switches.switched_on() if is_known(name))
-
-
-def log_outcomes() -> None:
-    """Log which patches were applied, for those who asked for details."""
-    logger.debug("patches: " + ", ".join(f"{name}: {outcome}" for name, outcome in switches.outcomes().items()))
-
-
-def _is_first_rank() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

@@ -63,13 +63,13 @@ def reduce_to_owners(parts: Sequence[torch.Tensor], owners: Sequence[int], group
     # receives are posted first: a rank's readiness to receive would queue behind the data that it sends
     coming: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
     for turn in range(1, ranks):
-        source = _global(group, (rank - turn) % ranks)
         for part in mine:
             theirs = torch.empty_like(part)
-            coming.append((part, theirs, dist.irecv(theirs, source, group, REDUCING)))
+            message = dist.irecv(theirs, group=group, tag=REDUCING, group_src=(rank - turn) % ranks)
+            coming.append((part, theirs, message))
     sent = Sent(
         [
-            dist.isend(part, _global(group, owner), group, REDUCING)
+            dist.isend(part, group=group, tag=REDUCING, group_dst=owner)
             for part, owner in zip(parts, owners, strict=True)
             if owner != rank
         ]
@@ -118,8 +118,8 @@ def all_gather(
         parts[rank].copy_(mine)
     others = [(rank + turn) % ranks for turn in range(1, ranks)]
     sent = Sent(
-        [dist.irecv(parts[source], _global(group, source), group, GATHERING) for source in reversed(others)]
-        + [dist.isend(mine, _global(group, to), group, GATHERING) for to in others]
+        [dist.irecv(parts[source], group=group, tag=GATHERING, group_src=source) for source in reversed(others)]
+        + [dist.isend(mine, group=group, tag=GATHERING, group_dst=to) for to in others]
     )
     if async_op:
         return sent
@@ -127,19 +127,9 @@ def all_gather(
     return None
 
 
-def _add(wide: torch.Tensor, narrow: torch.Tensor, factor: float) -> None:
-    """Add `factor` times `narrow` to `wide`, in blocks, because torch copies what it adds into the wider type."""
-    for some, more in zip(wide.split(AT_ONCE), narrow.split(AT_ONCE), strict=True):
-        some.add_(more, alpha=factor)
-
-
 def _owner(part: Part) -> int:
     (owner,) = part[0]  # only Muon has parts of several owners, and no recipe has Muon
     return owner
-
-
-def _global(group: Any, rank: int) -> int:
-    return rank if group is None else dist.get_global_rank(group, rank)
 
 
 def install(backend: Any) -> str | None:
@@ -148,11 +138,6 @@ def install(backend: Any) -> str | None:
     backend.reduce_scatter_tensor = reduce_scatter
     backend.reduce_to_owners = reduce_to_owners
     return None
-
-
-def is_installed(backend: Any) -> bool:
-    """Return True for a backend on which `install` was called."""
-    return getattr(backend, "reduce_to_owners", None) is reduce_to_owners
 
 
 def install_reduction(zero: Any, backend: Any) -> None:
@@ -192,7 +177,9 @@ def install_reduction(zero: Any, backend: Any) -> None:
             if _owner(each) == dist.get_rank(process_group):
                 _, part, kept = each
                 if kept is not None:
-                    _add(kept.view(-1), summed, factor)
+                    # in blocks, because torch copies what it adds into the wider type
+                    for some, more in zip(kept.view(-1).split(AT_ONCE), summed.split(AT_ONCE), strict=True):
+                        some.add_(more, alpha=factor)
                     continue
                 if whole.dtype != part.dtype:
                     part.copy_(summed)

@@ -30,12 +30,7 @@ from scaler.model.kernels import dropout as drops
 NAME = "documents"
 LENGTHS = 32  # documents are padded to a multiple of it, because oneDNN compiles its products for each shape
 SCORES_AT_ONCE = 1 << 22
-SCORE_CHANGES = (
-    "position_bias",
-    "softcap",
-    "s_aux",
-    "cache",
-)  # other changes of scores that Transformers' models may ask for
+SCORE_CHANGES = ("position_bias", "softcap", "s_aux", "cache")  # that Transformers' models may ask for
 Output = tuple[torch.Tensor, None]  # as Transformers wants it: without the probabilities
 
 
@@ -203,8 +198,8 @@ def forward(
     where a model changes its scores.
     """
     if isinstance(query, FakeTensor):  # for planning memory, which counts what fused attention keeps
-        return cast(Output, sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **options))
-    if (
+        dropout = 0.0
+    elif (
         attention_mask is not None
         and attention_mask.dtype == torch.bool
         and attention_mask.shape == (len(query), 1, query.shape[2], query.shape[2])

@@ -43,6 +43,18 @@ def saved(folder, tensors, step=1, **more):
     return folder / f"step_{step:08d}"
 
 
+def read_into(target, path):
+    checkpoint_format.fill(target, path, checkpoint_folder.read_manifest(path))
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """The checkpoints of a folder, of which all stay."""
+    kept = Checkpoints(tmp_path, ALONE, 9, None)
+    yield kept
+    kept.close()
+
+
 @pytest.mark.parametrize("cuts", [2, 3, 7])
 def test_the_fingerprint_does_not_depend_on_how_parameters_are_cut(cuts):
     assert checkpoint_format.fingerprint(shards(parameters(), cuts)) == checkpoint_format.fingerprint(
@@ -82,7 +94,7 @@ def test_what_was_saved_is_read_into_stretches_cut_in_another_way(tmp_path, cuts
         ParameterShard(shard.name, shard.start, shard.size, {WEIGHT: shard.tensors[WEIGHT]})
         for shard in shards(found, cuts)
     ]
-    checkpoint_format.fill(target, path, checkpoint_folder.read_manifest(path))
+    read_into(target, path)
     assert all(torch.equal(found[name], tensor) for name, tensor in parameters().items())
 
 
@@ -90,28 +102,24 @@ def test_a_parameter_of_another_size_is_refused_with_its_name(tmp_path):
     path = saved(tmp_path, parameters())
     tensors = {**parameters(), "a": torch.zeros(11)}
     with pytest.raises(ScalerError, match="a has 10 elements there and 11 in this model; it is another model's"):
-        checkpoint_format.fill(shards(tensors), path, checkpoint_folder.read_manifest(path))
+        read_into(shards(tensors), path)
 
 
 def test_a_kind_of_state_that_is_in_no_file_is_refused(tmp_path):
     path = saved(tmp_path, parameters())
     target = [ParameterShard("a", 0, 10, {"exp_avg_sq": torch.zeros(10)})]
     with pytest.raises(ScalerError, match="10 elements of exp_avg_sq of a are in none of its files"):
-        checkpoint_format.fill(target, path, checkpoint_folder.read_manifest(path))
+        read_into(target, path)
 
 
-def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path):
+def test_tensors_may_change_as_soon_as_an_asynchronous_save_has_begun(tmp_path, kept):
     tensors = parameters()
-    kept = Checkpoints(tmp_path, ALONE, 1, None)
     kept.begin(list(shards(tensors)), {"step": 2}, PROBE, asynchronous=True)
     for tensor in tensors.values():
         tensor.zero_()
     assert kept.commit() is None
-    kept.close()
     found = parameters(seed=1)
-    checkpoint_format.fill(
-        shards(found), tmp_path / "step_00000002", checkpoint_folder.read_manifest(tmp_path / "step_00000002")
-    )
+    read_into(shards(found), tmp_path / "step_00000002")
     assert torch.equal(found["a"], parameters()["a"])
 
 
@@ -138,33 +146,27 @@ def test_what_is_damaged_takes_no_place_of_those_that_are_kept(tmp_path, caplog)
     assert (tmp_path / "step_00000009.damaged" / "manifest.json").is_file()
 
 
-def test_going_back_points_to_where_it_went(tmp_path):
+def test_going_back_points_to_where_it_went(tmp_path, kept):
     for step in (1, 2, 3):
         saved(tmp_path, parameters(), step, best_step=min(step, 2))
-    kept = Checkpoints(tmp_path, ALONE, 9, None)
     kept.on_first_rank(kept.folder.forget_after, 1)
-    kept.close()
     assert [(tmp_path / name).resolve().name for name in ("latest", "best")] == ["step_00000001"] * 2
 
 
-def test_a_disk_without_symbolic_links_has_checkpoints_without_pointers(tmp_path, monkeypatch, caplog):
+def test_a_disk_without_symbolic_links_has_checkpoints_without_pointers(tmp_path, kept, monkeypatch, caplog):
     def refuse(self, target):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(self))
 
     monkeypatch.setattr(type(tmp_path), "symlink_to", refuse)
-    kept = Checkpoints(tmp_path, ALONE, 9, None)
     kept.begin(list(shards(parameters())), {"step": 1}, PROBE, asynchronous=False)
     assert kept.commit() is None and kept.newest() == tmp_path / "step_00000001"
-    kept.close()
     assert len(caplog.messages) == 1 and "the checkpoint of step 1 is saved" in caplog.messages[0]
 
 
-def test_a_checkpoint_that_lacks_elements_is_none(tmp_path):
-    kept = Checkpoints(tmp_path, ALONE, 9, None)
+def test_a_checkpoint_that_lacks_elements_is_none(tmp_path, kept):
     whole = [*list(shards(parameters()))[:-1], ParameterShard("b.bias", 0, 33, {WEIGHT: torch.empty(0)})]
     kept.begin(whole, {"step": 1}, PROBE, asynchronous=False)
     assert "0 of the 33 elements of b.bias were written" in str(kept.commit())
-    kept.close()
     assert checkpoint_folder.found(tmp_path) == []
 
 
@@ -176,25 +178,21 @@ def test_a_manifest_with_another_digit_is_damaged(tmp_path):
         checkpoint_folder.read_manifest(path)
 
 
-def test_half_written_ones_are_no_checkpoints_and_go(tmp_path):
+def test_half_written_ones_are_no_checkpoints_and_go(tmp_path, kept):
     saved(tmp_path, parameters())
     for name in ("step_00000002.partial", "step_00000003.removed.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rank_00000.safetensors").write_bytes(b"half")
-    kept = Checkpoints(tmp_path, ALONE, 1, None)
     kept.on_first_rank(kept.folder.clear_partial)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
     assert kept.newest() == tmp_path / "step_00000001"
-    kept.close()
 
 
-def test_the_newest_but_so_many(tmp_path):
+def test_the_newest_but_so_many(tmp_path, kept):
     for step in (1, 2, 3):
         saved(tmp_path, parameters(), step)
-    kept = Checkpoints(tmp_path, ALONE, 9, None)
     assert [checkpoint_folder.step_of(kept.newest(skip)) for skip in (0, 1, 2, 3)] == [3, 2, 1, 1]
     assert Checkpoints(tmp_path / "none", ALONE, 9, None).newest() is None
-    kept.close()
 
 
 def test_a_manifest_of_another_format_is_refused(tmp_path):
@@ -205,16 +203,14 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
         checkpoint_folder.read_manifest(path)
 
 
-def test_a_file_that_its_rank_wrote_elsewhere_is_named(tmp_path, monkeypatch):
+def test_a_file_that_its_rank_wrote_elsewhere_is_named(tmp_path, kept, monkeypatch):
     write = checkpoint_format.write_file
     monkeypatch.setattr(
         checkpoint_format, "write_file", lambda path, content: {**write(path, content), "name": "rank_9"}
     )
-    kept = Checkpoints(tmp_path, ALONE, 1, None)
     kept.begin(list(shards(parameters())), {"step": 1}, PROBE, asynchronous=False)
     assert "the run folder must be on a disk that all nodes share" in str(kept.commit())
     assert list(tmp_path.iterdir()) == []
-    kept.close()
 
 
 def test_progress_notes_the_best_evaluation_and_how_long_ago_it_was():

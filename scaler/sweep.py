@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from scaler.config.command_line import add_ds_config, add_overrides, add_recipe
+from scaler.config.command_line import add_allow_untested, add_ds_config, add_overrides, add_recipe
 from scaler.config.recipe import DEFAULT_RECIPE
 from scaler.core.cli import Parser, at_least, command
 from scaler.core.errors import ScalerError
@@ -22,20 +22,10 @@ def parser() -> Parser:
     made.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the sweep, new or to continue")
     add_recipe(made, DEFAULT_RECIPE)
     add_ds_config(made, None)
-    made.add_argument(
-        "--space",
-        action="append",
-        required=True,
-        metavar="KEY=RANGE",
-        help="range of a key; give it once a key",
-    )
+    add_allow_untested(made)
     option = made.add_argument
-    option(
-        "--trials",
-        type=at_least(1),
-        default=16,
-        help="trials in all (default: %(default)s)",
-    )
+    option("--space", action="append", required=True, metavar="KEY=RANGE", help="range of a key; give it once a key")
+    option("--trials", type=at_least(1), default=16, help="trials in all (default: %(default)s)")
     option("--workers", type=at_least(1), default=1, help="trials at work at a time (default: %(default)s)")
     option("--ranks", type=at_least(1), default=1, help="ranks of each trial, on this machine (default: %(default)s)")
     made.add_json("the results")

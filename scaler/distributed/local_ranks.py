@@ -139,12 +139,12 @@ def _send_result(
         pipe.send((None, one_line(error)))
 
 
-def reason_of(log: Path, status: int) -> str:
-    """Return why ranks failed: the first error in their log, or its last line.
+def reason_of(log: Path, status: int, begin: int = 0) -> str:
+    """Return why ranks failed: the first error in their log from byte `begin` on, or its last line.
 
     The first one is the cause, because ranks report the loss of another rank after it.
     """
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    written = [line for line in lines if line.strip()] or [""]
+    text = log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
+    written = [line for line in text.splitlines() if line.strip()] or [""]
     line = next((line.removeprefix("error: ") for line in written if line.startswith("error: ")), written[-1])
     return line[:400] if line else f"killed by signal {-status}" if status < 0 else f"status {status}"

@@ -11,17 +11,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scaler.config import typed
-from scaler.config.recipe import Recipe
-from scaler.core import provenance
+from scaler.config import recipe
+from scaler.core import charts, provenance
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.core.text import duration, percent, table
-from scaler.sweeps import pictures
 from scaler.sweeps import trial as sweep_trial
 from scaler.sweeps.space import Parameter, format_value, importances
 
-SETTINGS, RESULTS, BEST, PICTURE, BOARD = "settings.json", "results.json", "best.yaml", "sweep.png", "tensorboard"
-ORDER = ("finished", "pruned", "running", "failed")
+SETTINGS, BASE = "settings.json", "base.yaml"  # BASE: the recipe of trial 0
+RESULTS, BEST, PICTURE, BOARD = "results.json", "best.yaml", "sweep.png", "tensorboard"
+MARKS = {"finished": "o", "pruned": "x", "running": ".", "failed": "v"}  # in the chart; by rank in the table
+COLOURS = ("tab:orange", "tab:blue")  # of trial 0, and of the others
 
 
 def write(folder: Path) -> dict[str, Any]:
@@ -51,19 +51,19 @@ def write(folder: Path) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     if content["best"] is not None:
-        plain = typed.apply(read_json(folder / SETTINGS)["recipe"], trials[0]["overrides"])
-        best = replace(typed.build(Recipe, plain, ""), name=f"{plain['name']}-best")
+        best = recipe.load(str(folder / BASE), trials[0]["overrides"])
         overrides = " ".join(trials[0]["overrides"]) or "the recipe as it was"
-        write_whole(folder / BEST, f"# trial {trials[0]['trial']} of {folder.name}: {overrides}\n{best.to_yaml()}")
+        head = f"# trial {trials[0]['trial']} of {folder.name}: {overrides}\n"
+        write_whole(folder / BEST, head + replace(best, name=f"{best.name}-best").to_yaml())
     write_json(folder / RESULTS, content)
-    pictures.draw(space, trials, folder / PICTURE)
+    _draw(space, trials, folder / PICTURE)
     _write_scalars(trials, folder / BOARD)
     return content
 
 
 def _rank(trial: dict[str, Any]) -> tuple[Any, ...]:
     """Sort finished trials by loss, then those that halving stopped, the last stopped first, and failed ones last."""
-    return ORDER.index(trial["state"]), -len(trial["losses"]), sweep_trial.last_loss(trial), trial["trial"]
+    return [*MARKS].index(trial["state"]), -len(trial["losses"]), sweep_trial.last_loss(trial), trial["trial"]
 
 
 def render(content: dict[str, Any], folder: Path) -> str:
@@ -117,3 +117,36 @@ def _write_scalars(trials: Sequence[dict[str, Any]], folder: Path) -> None:
             run_name=f"trial-{trial['trial']:04d}",
         )
     board.close()
+
+
+def _draw(space: Sequence[Parameter], trials: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the loss over each parameter, and over the fraction of the tokens; crosses were stopped by halving."""
+    figure, panels = charts.panels(len(space) + 1, 4.5 * (len(space) + 1), 4, dpi=120, layout="tight")
+    seen = [loss for trial in trials for loss in trial["losses"].values()]
+    for axes, one in zip(panels, space, strict=False):
+        tried = [trial["parameters"][one.key] for trial in trials]
+        names = list(dict.fromkeys(map(format_value, [*one.choices, *tried])))
+        for trial in trials:
+            value, loss = trial["parameters"][one.key], trial["heldout_loss"]
+            place = names.index(format_value(value)) if one.choices else value
+            if trial["state"] == "failed":
+                loss = max(seen, default=1.0)
+            if place is not None and loss is not None:
+                colour = "tab:red" if trial["state"] == "failed" else COLOURS[trial["trial"] > 0]
+                axes.scatter(place, loss, marker=MARKS[trial["state"]], color=colour)
+        axes.set(xlabel=one.key, ylabel="last held-out loss (nats)", xscale="log" if one.log else "linear")
+        if one.choices:
+            axes.set_xticks(range(len(names)), names)
+        else:
+            axes.axvspan(one.low, one.high, alpha=0.05)  # the range that was searched
+    curves = panels[-1]
+    for trial in trials:
+        evaluations = trial["of_steps"] // trial["evaluate_every"]
+        fractions = [int(number) / evaluations for number in trial["losses"]]
+        colour, marker = COLOURS[trial["trial"] > 0], MARKS[trial["state"]]
+        curves.plot(fractions, [*trial["losses"].values()], color=colour, marker=marker, markersize=4, alpha=0.7)
+    curves.set(xlabel="fraction of the tokens", ylabel="held-out loss (nats)")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    figure.suptitle("dots: finished (orange: the recipe as it is); crosses: stopped by halving; red, on top: failed")
+    charts.save(figure, path)

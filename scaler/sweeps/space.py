@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -75,42 +75,37 @@ def parse(texts: Sequence[str], recipe_with: Callable[[list[str]], Recipe]) -> t
             )
         if key in parameters:
             raise ScalerError(f"--space {given}: {key} is given twice; leave one out")
-
-        def as_recipe(value: Any, key: str = key) -> Any:
-            return value_of(recipe_with([f"{key}={format_value(value)}"]), key)
-
-        parameters[key] = (_choices if text.startswith("[") else _range)(given, key, text, as_recipe)
+        values = [value_of(recipe_with([f"{key}={format_value(one)}"]), key) for one in _listed(given, key, text)]
+        if text.startswith("["):
+            if len(values) < 2 or any(values.count(value) > 1 for value in values):
+                raise ScalerError(f"--space {given}: at least two choices are needed, all different")
+            parameters[key] = Parameter(key, tuple(values))
+            continue
         # a model's keys have the type of their value
-        if isinstance(value_of(own, key), float) and not parameters[key].choices:
-            parameters[key] = replace(parameters[key], low=float(parameters[key].low), high=float(parameters[key].high))
+        if any(isinstance(value, float) for value in (*values, value_of(own, key))):
+            values = [*map(float, values)]
+        low, high = values
+        parameters[key] = Parameter(key, (), low, high, text.startswith("log:"))
     return tuple(parameters.values())
 
 
-def _choices(given: str, key: str, text: str, as_recipe: Callable[[Any], Any]) -> Parameter:
-    try:
-        listed = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ScalerError(f"--space {given}: the list is not YAML; write it like '{key}=[a, b]'") from error
-    choices = tuple(as_recipe(value) for value in listed)
-    if len(choices) < 2 or any(choices.count(value) > 1 for value in choices):
-        raise ScalerError(f"--space {given}: at least two choices are needed, all different")
-    return Parameter(key, choices)
-
-
-def _range(given: str, key: str, text: str, as_recipe: Callable[[Any], Any]) -> Parameter:
-    log, ends = text.startswith("log:"), text.removeprefix("log:").split(":")
+def _listed(given: str, key: str, text: str) -> list[Any]:
+    """Return the choices of a list, or the two ends of a range."""
+    if text.startswith("["):
+        try:
+            return list(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ScalerError(f"--space {given}: the list is not YAML; write it like '{key}=[a, b]'") from error
+    ends = text.removeprefix("log:").split(":")
     try:
         low, high = (int(end) if re.fullmatch(r"[+-]?\d+", end) else float(end) for end in ends)
     except ValueError as error:
         raise ScalerError(f"--space {given}: {key}=low:high, {key}=log:low:high or '{key}=[a, b]' is needed") from error
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ScalerError(f"--space {given}: the range is empty; two numbers are needed, the lower one first")
-    if log and low <= 0:
+    if text.startswith("log:") and low <= 0:
         raise ScalerError(f"--space {given}: a logarithmic scale begins above 0; leave out `log:`, or raise {low}")
-    low, high = as_recipe(low), as_recipe(high)
-    if isinstance(low, float) or isinstance(high, float):
-        low, high = float(low), float(high)
-    return Parameter(key, (), low, high, log)
+    return [low, high]
 
 
 def value_of(recipe: Recipe, key: str) -> Any:

@@ -13,31 +13,28 @@ from typing import Any
 
 import torch
 
-from scaler.config import recipe
-from scaler.config.typed import differences
+from scaler.config import recipe, typed
 from scaler.core import folders
 from scaler.core.cli import progress_beside
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
-from scaler.core.folders import exclusive
 from scaler.distributed.world import World
 from scaler.sweeps import report as sweep_report
 from scaler.sweeps import space as sweep_space
 from scaler.sweeps import trial as sweep_trial
-from scaler.sweeps.report import SETTINGS
+from scaler.sweeps.report import BASE, SETTINGS
 from scaler.sweeps.trial import Trial
 from scaler.training import job, run_folder, stop
 
 POLL_SECONDS = 1.0
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-BASE = "base.yaml"  # the recipe of trial 0
 # overrides of every trial: halving replaces patience, and one checkpoint is enough to continue
 OF_A_TRIAL = ["training.patience=null", "checkpoint.keep_last=1", "checkpoint.keep_every=null"]
 
 
 def resolved(arguments: argparse.Namespace, more: list[str]) -> job.Job:
     """Return a trial's job, checked against data and engine before anything starts."""
-    not_asked = {"run_dir": None, "allow_changes": False, "allow_untested_ds_keys": False}
+    not_asked = {"run_dir": None, "allow_changes": False}
     given = {**vars(arguments), **not_asked, "overrides": [*arguments.overrides, *more]}
     return job.resolve(argparse.Namespace(**given), World(size=arguments.ranks, local_size=arguments.ranks))
 
@@ -63,12 +60,10 @@ def begin(arguments: argparse.Namespace, base: job.Job, space: tuple[sweep_space
     }
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder):
+        with folders.exclusive(folder):
             if not (folder / SETTINGS).is_file():
                 write_json(folder / SETTINGS, content)
-            different = differences(read_json(folder / SETTINGS), json.loads(json.dumps(content)))
-            for name, (old, now) in different.items():
-                raise ScalerError(f"{folder}: was begun with {name}={old!r}, and not {now!r}; name another folder")
+            typed.refuse_differences(f"{folder}: was begun with", read_json(folder / SETTINGS), content)
             # copies, because a sweep is long and the user's files may change meanwhile
             write_whole(folder / BASE, base.recipe.to_yaml())
             write_json(folder / run_folder.DS_CONFIG, base.ds_config_given)
@@ -123,6 +118,7 @@ def _command(arguments: argparse.Namespace, record: dict[str, Any]) -> list[str]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
     start = [sys.executable, *(launcher if arguments.ranks > 1 else []), str(TRAIN)]
     run = ["--run_dir", str(sweep_trial.run_dir(folder, record["trial"])), "--ranks", ranks]
+    run += ["--allow_untested_ds_keys"] * arguments.allow_untested_ds_keys
     run += ["--recipe", str(folder / BASE), "--deepspeed_config", str(folder / run_folder.DS_CONFIG)]
     return [*start, *run, *record["overrides"], *OF_A_TRIAL]
 
@@ -152,7 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
     begin(arguments, base, space)
     with progress_beside(arguments.json):
         asked = work(arguments, base.recipe, space)
-        with exclusive(arguments.folder):
+        with folders.exclusive(arguments.folder):
             content = sweep_report.write(arguments.folder)
     print(json.dumps(content, indent=2) if arguments.json else sweep_report.render(content, arguments.folder))
     if asked:

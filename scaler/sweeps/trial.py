@@ -17,6 +17,7 @@ from typing import IO, Any
 from scaler.core import files, folders
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json
+from scaler.distributed import local_ranks
 from scaler.training import run_folder
 from scaler.training.stop import STOP_FILE
 
@@ -59,15 +60,6 @@ def goes_on(evaluation: int, loss: float, others: Sequence[float]) -> bool:
     return evaluation > 1 or better < max(1, (len(others) + 1) // HALVING)
 
 
-def clear(folder: Path) -> None:
-    """Delete the exports of all trials that are over, except that of the best finished one."""
-    over = [record for record in records(folder) if record["state"] != "running"]
-    best = min((record for record in over if record["state"] == "finished"), key=last_loss, default=None)
-    for record in over:
-        if record is not best:
-            shutil.rmtree(run_dir(folder, record["trial"]) / "export", ignore_errors=True)
-
-
 def last_loss(record: Mapping[str, Any]) -> float:
     """Return the held-out loss of a trial's last evaluation that counts, in nats; infinite before the first."""
     losses = record["losses"]
@@ -89,6 +81,7 @@ class Trial:
     ) -> None:
         self.folder, self.record, self.run = folder, record, run_dir(folder, record["trial"])
         self._lock, self._command, self._environ = lock, command, environ
+        self._log = self.run / run_folder.LOGS / "sweep.txt"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = self._judged = 0
         self._poor, self._problem, self._asked_to_end = False, "", False
@@ -118,7 +111,7 @@ class Trial:
 
     def _start(self) -> None:
         (self.run / STOP_FILE).unlink(missing_ok=True)
-        with (self.run / run_folder.LOGS / "sweep.txt").open("ab") as log:
+        with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self._environ
@@ -163,22 +156,24 @@ class Trial:
             if not self._problem and status and self._at_work():  # another start was quicker
                 self._process = None
                 return False
-            self.record |= {"state": "failed", "error": self._problem or self._reason(status)}
+            how = f"killed by signal {-status}" if status < 0 else f"status {status}"
+            reason = local_ranks.reason_of(self._log, status, self._log_start)
+            error = self._problem or (reason if reason == how else f"{reason} ({how})")
+            self.record |= {"state": "failed", "error": error}
         self.write()
         self._lock.close()
         if self.record["state"] != "running":
             shutil.rmtree(self.run / "checkpoints", ignore_errors=True)
-            clear(self.folder)
+            self._keep_best_export()
         return True
 
-    def _reason(self, status: int) -> str:
-        """Return the last error line of the training's log, or its last line."""
-        with (self.run / run_folder.LOGS / "sweep.txt").open("rb") as log:
-            log.seek(self._log_start)
-            lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]
-        how = f"killed by signal {-status}" if status < 0 else f"status {status}"
-        return f"{(errors or lines or ['no output'])[-1].removeprefix('error: ')} ({how})"
+    def _keep_best_export(self) -> None:
+        """Delete the exports of all trials that are over, except that of the best finished one."""
+        over = [record for record in records(self.folder) if record["state"] != "running"]
+        best = min((record for record in over if record["state"] == "finished"), key=last_loss, default=None)
+        for record in over:
+            if record is not best:
+                shutil.rmtree(run_dir(self.folder, record["trial"]) / "export", ignore_errors=True)
 
     def write(self) -> None:
         """Write the record."""

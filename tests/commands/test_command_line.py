@@ -73,7 +73,10 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
         | {"replacement_seconds", "mtbf_node_hours", "step_deviation", "elastic", "runs", "seed", "json", "out"},
         [],
     ),
-    "sweep": ({"recipe", "deepspeed_config", "space", "trials", "workers", "ranks", "json"}, ["folder", "overrides"]),
+    "sweep": (
+        {"recipe", "deepspeed_config", "space", "trials", "workers", "ranks", "allow_untested_ds_keys", "json"},
+        ["folder", "overrides"],
+    ),
     "preflight": (RUN | {"gpu", "slowest_share", "seconds", "json"}, ["overrides"]),
     "nodes-for-batch": (RUN | {"nodes", "ranks_per_node"}, ["overrides"]),
 }

@@ -289,6 +289,13 @@ def test_each_trial_at_work_has_its_share_of_cores_and_gpus(monkeypatch):
     assert sweeps_sweep._environ(given, 0)["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.mark.parametrize("allowed", [(), ("--allow_untested_ds_keys",)])
+def test_keys_that_were_never_tried_are_allowed_to_trainings_where_they_are_to_the_sweep(allowed):
+    given = sweep.parser().parse(["x", "--space", RATE, *allowed])
+    command = sweeps_sweep._command(given, {"trial": 1, "overrides": []})
+    assert ("--allow_untested_ds_keys" in command) == bool(allowed)
+
+
 # ---- what is refused
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -23,11 +24,14 @@ from transformers import PreTrainedModel
 
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
+from scaler import plan
 from scaler.config.recipe import Recipe, load
 from scaler.core import log
 from scaler.data import prepared
 from scaler.data.batches import RowReader
 from scaler.model import build, masked_lm
+from scaler.planning import workload
+from scaler.planning.memory import Activations
 
 # a shell that runs the tests in the background has them ignore Ctrl-C, and all that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -221,6 +225,17 @@ def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         return status, said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def planned(call, tiny_recipe_file, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """Call `scaler plan` for the tiny recipe, with activations that are not measured, because that takes seconds."""
+
+    def activations(config: Any, rows: int, *sizes: object) -> Activations:
+        return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
+
+    monkeypatch.setattr(workload, "activations", activations)
+    return functools.partial(call, plan.main, "--recipe", tiny_recipe_file)
 
 
 @pytest.fixture(scope="session")

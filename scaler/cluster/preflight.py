@@ -39,11 +39,7 @@ GRACE_SECONDS = 5.0  # that the first rank waits for others' reports beyond the 
 
 
 class Rank:
-    """The phases of one rank, each of which ends within a set time.
-
-    Args:
-        folder: of all reports.
-    """
+    """The phases of one rank, each of which ends within a set time. `folder` is that of all reports."""
 
     def __init__(self, arguments: argparse.Namespace, world: World, folder: Path) -> None:
         self.arguments, self.world, self.folder = arguments, world, folder

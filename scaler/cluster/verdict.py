@@ -84,9 +84,15 @@ def judge(reports: Sequence[Report], hosts: Sequence[str], slowest_share: float,
     if waiting:
         last = min(waiting, key=lambda report: PHASES.index(report.phase))
         return NodeVerdict({}, unclear=f"all ranks wait for each other in {last.phase}: {last.problem}")
-    unlike, unclear = _unlike(reports)
+    found, unclear = _unlike(reports)
+    for key, what in FIGURES.items():
+        middle = _median(reports, key)
+        for report in reports:
+            value = report.facts.get(key)
+            if middle is not None and value is not None and not value >= slowest_share * middle:
+                found.append((report, f"{what}: {value / middle:.0%} of the median of all"))
     bad: dict[str, list[str]] = {}
-    for report, problem in [*unlike, *_slow(reports, slowest_share)]:
+    for report, problem in found:
         _add(bad, report.host, problem)
     if not bad and unclear:
         return NodeVerdict({}, unclear=unclear)
@@ -136,7 +142,11 @@ def _unlike(reports: Sequence[Report]) -> tuple[list[tuple[Report, str]], str | 
             found += [(report, f"{key} is {_short(report.facts[key], json.loads(usual))}") for report, _ in others]
     for key, bound in LIKE.items():
         middle = _median(reports, key)
-        odd = [report for report in reports if middle is not None and _differs(report.facts.get(key), middle, bound)]
+        odd = [
+            r
+            for r in reports
+            if middle is not None and not abs(r.facts.get(key, middle) - middle) <= bound * abs(middle)
+        ]
         problems = [(r, f"computes a {key} of {r.facts[key]:.6g} where others get {middle:.6g}") for r in odd]
         if odd and not _are_few(odd, reports):
             unclear = f"{odd[0].host} {problems[0][1]}; one of the nodes computes wrongly"
@@ -161,21 +171,6 @@ def _are_few(odd: Sequence[Report], reports: Sequence[Report]) -> bool:
     """Return whether they are on less than half of the nodes, or there is only one node."""
     nodes = len({report.host for report in reports})
     return nodes == 1 or len({report.host for report in odd}) * 2 < nodes
-
-
-def _differs(value: float | None, middle: float, bound: float) -> bool:
-    return value is not None and not abs(value - middle) <= bound * abs(middle)
-
-
-def _slow(reports: Sequence[Report], share: float) -> list[tuple[Report, str]]:
-    found = []
-    for key, what in FIGURES.items():
-        middle = _median(reports, key)
-        for report in reports:
-            value = report.facts.get(key)
-            if middle is not None and value is not None and not value >= share * middle:
-                found.append((report, f"{what}: {value / middle:.0%} of the median of all"))
-    return found
 
 
 def _median(reports: Sequence[Report], key: str) -> float | None:

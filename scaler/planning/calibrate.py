@@ -71,14 +71,9 @@ def random_batch(rows: int, config: Any, recipe: Recipe) -> Batch:
 
 
 def alone(world: World, recipe: Recipe, resolved: dict[str, Any], sizes: Sequence[int], seconds: float) -> Alone:
-    """Time steps of the engine on this rank's device.
+    """Time steps of the engine on this rank's device, with micro-batches of each of the `sizes` in rows.
 
-    Args:
-        world: of one rank. DeepSpeed uses all ranks that its process knows, so this is called in a process of its own.
-        recipe: gives the model.
-        resolved: DeepSpeed's configuration.
-        sizes: rows of the micro-batches.
-        seconds: for which steps are timed.
+    The world has one rank. DeepSpeed uses all ranks that its process knows, so this is called in a process of its own.
     """
     process_group.join(world)
     device, config = devices.device(world), workload.configuration(recipe)

@@ -137,7 +137,7 @@ def measure(
     rows: int,
     world: World,
 ) -> Estimate:
-    """Estimate the noise scale from the gradients of `batches` batches, divided among the ranks. Collective.
+    """Estimate the noise scale from the gradients of batches of `rows` rows, divided among the ranks. Collective.
 
     Each gradient is taken twice, because the standard error needs its product with the mean of all, and to keep them
     would take as many times the memory of the model.
@@ -145,8 +145,6 @@ def measure(
     Args:
         gradient_of: the gradient of a batch by its number, always the same; in tensors that may change afterwards.
         like: tensors of the same shapes.
-        batches: their number.
-        rows: of a batch.
     """
     mine = range(world.rank, batches, world.size)
     mean = [torch.zeros_like(part) for part in like]
@@ -199,33 +197,27 @@ def render(record: Record) -> str:
     return f"step {record.step:>7,} | {said} | {gradient} | {noise} | {record.seconds:.0f} s"
 
 
-def check(run: Run, batches: int, rows: int) -> None:
-    """Raise ScalerError for batches that cannot be measured."""
-    if batches < LEAST_BATCHES:
-        raise ScalerError(f"--batches {batches}: give {LEAST_BATCHES} or more, because their gradients are compared")
-    if rows < 1:
-        raise ScalerError(f"--rows {rows}: give 1 or more")
-    if batches * rows > len(run.reader.rows):
-        raise ScalerError(
-            f"--batches {batches} --rows {rows}: the run has {len(run.reader.rows):,} training rows, and each counts "
-            "once; lower one of them"
-        )
-
-
 def run(arguments: argparse.Namespace, world: World) -> None:
     """Measure the requested checkpoints, and save and print the results. Collective."""
-    run_dir = arguments.run_dir
+    run_dir, batches, rows = arguments.run_dir, arguments.batches, arguments.rows
 
     def opened() -> Run:
         found = Run(run_dir, devices.device(world))
-        check(found, arguments.batches, arguments.rows)
+        if batches < LEAST_BATCHES:
+            more = f"give {LEAST_BATCHES} or more, because their gradients are compared"
+            raise ScalerError(f"--batches {batches}: {more}")
+        if rows < 1:
+            raise ScalerError(f"--rows {rows}: give 1 or more")
+        if batches * rows > (there := len(found.reader.rows)):
+            once = f"the run has {there:,} training rows, and each counts once; lower one of them"
+            raise ScalerError(f"--batches {batches} --rows {rows}: {once}")
         critical_batch.read(run_dir)  # before the work, because it may be damaged
         return found
 
     this = collectives.all_or_none(opened, world)
     records = []
     for path in collectives.all_gather(this.checkpoints, world)[0][-1 if arguments.steps == "last" else 0 :]:
-        record = this.noise_at(path, arguments.batches, arguments.rows, world)
+        record = this.noise_at(path, batches, rows, world)
         if record is None:
             if world.is_first:
                 print(f"{path}: removed by the run in the meantime; left out", file=sys.stderr, flush=True)

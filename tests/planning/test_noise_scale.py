@@ -1,6 +1,7 @@
 """The gradient noise scale: against problems whose noise is known, of a run on one and two ranks, and in the plan."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -12,15 +13,14 @@ import pytest
 import torch
 from refusals import refusal
 
-from scaler import noise_scale, plan
+from scaler import noise_scale
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.config import recipe as recipes
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import World
-from scaler.planning import critical_batch, workload
+from scaler.planning import critical_batch
 from scaler.planning import noise_scale as planning_noise_scale
 from scaler.planning.critical_batch import Estimate, Record
-from scaler.planning.memory import Activations
 
 BATCHES = 24
 
@@ -296,22 +296,14 @@ def test_the_critical_batch_of_a_training_weighs_steps_by_the_way_that_they_go()
 
 
 @pytest.fixture
-def planned(call, tiny_recipe_file, monkeypatch):
-    def measure(config, rows, *sizes):  # measuring takes seconds, and is no part of this
-        return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
-
-    monkeypatch.setattr(workload, "activations", measure)
+def on_p5(planned):
     options = ("--hardware", "p5.48xlarge", "--nodes", "1,2,4,8", "training.rows=64", "training.steps=1000")
-
-    def run(*arguments):
-        return call(plan.main, "--recipe", tiny_recipe_file, *options, *arguments)
-
-    return run
+    return functools.partial(planned, *options)
 
 
-def test_a_grown_batch_pays_for_its_rows_past_the_critical_one(planned):
-    free = json.loads(planned("--weak", "--json")[1])["points"]
-    content = json.loads(planned("--weak", "--json", "--critical_rows", "200")[1])
+def test_a_grown_batch_pays_for_its_rows_past_the_critical_one(on_p5):
+    free = json.loads(on_p5("--weak", "--json")[1])["points"]
+    content = json.loads(on_p5("--weak", "--json", "--critical_rows", "200")[1])
     assert content["critical_rows"] == 200
     assert [line["past_critical"] for line in content["points"]] == [False, False, True, True]
     for line, before in zip(content["points"], free, strict=True):
@@ -319,40 +311,40 @@ def test_a_grown_batch_pays_for_its_rows_past_the_critical_one(planned):
         assert line["hours"] / before["hours"] == pytest.approx(line["steps"] / before["steps"])
         assert line["cost"] / before["cost"] == pytest.approx(line["steps"] / before["steps"])
         assert before["past_critical"] is False
-    text = planned("--weak", "--critical_rows", "200")[1]
+    text = on_p5("--weak", "--critical_rows", "200")[1]
     assert "critical batch 200 rows, passed from 4 nodes on (*)" in text
     assert f"8 nodes need {(512 + 200) / (64 + 200):.3g} times the rows of 1" in text
     assert [line.endswith(" *") for line in text.splitlines()[2:6]] == [False, False, True, True]
-    assert "critical batch 1,000 rows, not reached" in planned("--weak", "--critical_rows", "1000")[1]
+    assert "critical batch 1,000 rows, not reached" in on_p5("--weak", "--critical_rows", "1000")[1]
 
 
-def test_without_it_the_plan_says_what_it_takes_for_granted(planned):
-    assert "twice the batch needs half of the steps" in planned("--weak")[1]
-    assert "twice the batch" not in planned()[1]
+def test_without_it_the_plan_says_what_it_takes_for_granted(on_p5):
+    assert "twice the batch needs half of the steps" in on_p5("--weak")[1]
+    assert "twice the batch" not in on_p5()[1]
 
 
-def test_the_same_batch_takes_the_same_steps(planned):
-    assert {line["steps"] for line in json.loads(planned("--critical_rows", "9", "--json")[1])["points"]} == {1000}
+def test_the_same_batch_takes_the_same_steps(on_p5):
+    assert {line["steps"] for line in json.loads(on_p5("--critical_rows", "9", "--json")[1])["points"]} == {1000}
 
 
-def test_a_plan_takes_what_was_measured_of_a_run(measured, planned, tiny_recipe):
+def test_a_plan_takes_what_was_measured_of_a_run(measured, on_p5, tiny_recipe):
     options = ("--weak", "--noise_scale", measured, "model.hidden_dropout_prob=0.1")
-    status, _, error = planned(*options)
+    status, _, error = on_p5(*options)
     assert status == 2 and "it was not measured" in error
     critical_batch.write(measured, [record(6, None), record(12, None)])
-    assert "more batches are needed" in refusal(planned(*options))
+    assert "more batches are needed" in refusal(on_p5(*options))
     critical_batch.write(measured, [record(6, 300.0), record(12, 300.0)])
-    assert json.loads(planned(*options, "--json")[1])["critical_rows"] == pytest.approx(300)
-    assert "model.hidden_dropout_prob=0.1, and the plan 0.0" in refusal(planned("--weak", "--noise_scale", measured))
+    assert json.loads(on_p5(*options, "--json")[1])["critical_rows"] == pytest.approx(300)
+    assert "model.hidden_dropout_prob=0.1, and the plan 0.0" in refusal(on_p5("--weak", "--noise_scale", measured))
 
 
 @pytest.mark.parametrize("value", ["-5", "0", "nan", "inf"])
-def test_critical_rows_are_a_number_above_0(planned, value):
-    assert "give a number of rows above 0" in refusal(planned("--weak", f"--critical_rows={value}"))
+def test_critical_rows_are_a_number_above_0(on_p5, value):
+    assert "give a number of rows above 0" in refusal(on_p5("--weak", f"--critical_rows={value}"))
 
 
-def test_what_is_given_and_what_was_measured_are_not_both_taken(planned, measured):
-    status, _, error = planned("--critical_rows", "9", "--noise_scale", measured)
+def test_what_is_given_and_what_was_measured_are_not_both_taken(on_p5, measured):
+    status, _, error = on_p5("--critical_rows", "9", "--noise_scale", measured)
     assert status == 2 and "--noise_scale" in error and "--critical_rows" in error
 
 

@@ -6,24 +6,8 @@ import pytest
 from conftest import ROOT
 from refusals import refusal
 
-from scaler import plan
 from scaler.core.errors import ScalerError
-from scaler.planning import workload
 from scaler.planning.gpu_memory import gpu_memory_table
-from scaler.planning.memory import Activations
-
-
-@pytest.fixture
-def planned(call, tiny_recipe_file, monkeypatch):
-    def measure(config, rows, *sizes):  # measuring takes seconds, and is tested above
-        return Activations(rows * 100_000, rows * 200_000, rows * 150_000)
-
-    monkeypatch.setattr(workload, "activations", measure)
-
-    def run(*arguments):
-        return call(plan.main, "--recipe", tiny_recipe_file, *arguments)
-
-    return run
 
 
 def test_the_plan_as_text_and_json(planned):

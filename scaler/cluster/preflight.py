@@ -196,11 +196,17 @@ def read(folder: Path) -> list[Report]:
 
 
 def conclude(rank: Rank, wait_seconds: float) -> int:
-    """Wait for all reports, print the table and write the result, on the first rank.
+    """Wait for all reports, print the table, write the result and return the command's status, on the first rank.
 
-    Returns: the status of the command.
+    Others wait for that result, because a rank that exits may end those that are connected to it. They return 0, so
+    that no launcher ends the first rank for another's status before that.
     """
     arguments, world = rank.arguments, rank.world
+    if not world.is_first:
+        end = time.monotonic() + arguments.seconds + 2 * GRACE_SECONDS
+        while not (rank.folder / RESULT).exists() and time.monotonic() < end:
+            time.sleep(POLL_SECONDS[0])
+        return 0
     end = time.monotonic() + wait_seconds
     reports = read(rank.folder)
     while sum(report.over for report in reports) < world.size and time.monotonic() < end:
@@ -230,19 +236,8 @@ def conclude(rank: Rank, wait_seconds: float) -> int:
     return verdict.status
 
 
-def wait_for_the_first(rank: Rank) -> int:
-    """Wait for the first rank's result, because a rank that exits may end those that are connected to it.
-
-    Returns: 0, so that no launcher ends the first rank for another's status before that.
-    """
-    end = time.monotonic() + rank.arguments.seconds + 2 * GRACE_SECONDS
-    while not (rank.folder / RESULT).exists() and time.monotonic() < end:
-        time.sleep(POLL_SECONDS[0])
-    return 0
-
-
 def run(arguments: argparse.Namespace, world: World) -> int:
-    """Check this rank, and on the first rank conclude. Return the status of the command."""
+    """Check this rank, and conclude. Return the status of the command."""
     folder = arguments.run_dir / run_folder.PREFLIGHT / launch_id()
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,9 +246,5 @@ def run(arguments: argparse.Namespace, world: World) -> int:
                 if time.time() - path.stat().st_mtime > GRACE_SECONDS:
                     path.unlink(missing_ok=True)
     rank = Rank(arguments, world, folder)
-
-    def give_up() -> None:
-        os._exit(conclude(rank, GRACE_SECONDS) if world.is_first else wait_for_the_first(rank))
-
-    rank.go(give_up)
-    return conclude(rank, arguments.seconds + GRACE_SECONDS) if world.is_first else wait_for_the_first(rank)
+    rank.go(lambda: os._exit(conclude(rank, GRACE_SECONDS)))
+    return conclude(rank, arguments.seconds + GRACE_SECONDS)

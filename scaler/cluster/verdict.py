@@ -196,11 +196,10 @@ def render(reports: Sequence[Report], verdict: NodeVerdict) -> str:
         by_host.setdefault(report.host, []).append(report)
     for host, found in by_host.items():
         facts = [report.facts for report in found]
-        free = [fact["memory_bytes"] for fact in facts if "memory_bytes" in fact]
         lines.append(
             (
                 *(host, str(len(found)), str(facts[0].get("device", "-"))),
-                f"{min(free) / 2**30:.0f} GiB" if free else "-",
+                _least(facts, "memory_bytes", 2**30, "{:.0f} GiB"),
                 _least(facts, "matmul", 1e12),
                 *(_least(facts, key, 1e9) for key in ("inside", "between", "everywhere")),
                 "bad" if host in verdict.bad else "",
@@ -211,6 +210,6 @@ def render(reports: Sequence[Report], verdict: NodeVerdict) -> str:
     return "\n".join(text)
 
 
-def _least(facts: Sequence[Mapping[str, Any]], key: str, unit: float) -> str:
+def _least(facts: Sequence[Mapping[str, Any]], key: str, unit: float, form: str = "{:.2f}") -> str:
     values = [fact[key] for fact in facts if fact.get(key) is not None]
-    return f"{min(values) / unit:.2f}" if values else "-"
+    return form.format(min(values) / unit) if values else "-"

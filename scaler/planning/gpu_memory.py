@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,6 @@ from scaler.config.recipe import load
 from scaler.core.errors import ScalerError, nearest
 from scaler.planning import hardware
 from scaler.planning.memory import Sharding, memory_of_step
-from scaler.planning.step_time import Workload
 
 
 def gpu_memory_table(recipes: Sequence[str], gpus: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -39,29 +40,22 @@ def gpu_memory_table(recipes: Sequence[str], gpus: Sequence[str] = ()) -> list[d
         if gpu not in devices:
             raise ScalerError(f"no known GPU {gpu!r}; {nearest(gpu, devices)}")
     for recipe in map(load, recipes):
-        works: dict[str, Workload] = {}
-        for ranks in (1, 8):
-            for gpu in gpus or devices:
-                precision = precision_of(content, devices[gpu]["bf16"] is not None)
-                sharding = Sharding.from_ds_config(content, precision)
-                if precision not in works:
-                    works[precision] = workload(recipe, sharding.width)
-                work, capacity = works[precision], devices[gpu]["memory"] * 1e9
-                peaks = {
-                    batch: memory_of_step(
-                        work.layout, work.activations(batch.micro_rows), sharding.of_batch(batch, work.states)
-                    ).peak
-                    for batch in batches(work.rows, ranks)
+        work_of = functools.cache(functools.partial(workload, recipe))  # by the bytes of a weight
+        for ranks, gpu in itertools.product((1, 8), gpus or devices):
+            precision, capacity = precision_of(content, devices[gpu]["bf16"] is not None), devices[gpu]["memory"] * 1e9
+            sharding = Sharding.from_ds_config(content, precision)
+            work = work_of(sharding.width)
+            peaks = {}
+            for batch in batches(work.rows, ranks):
+                taken, step = work.activations(batch.micro_rows), sharding.of_batch(batch, work.states)
+                peaks[batch] = memory_of_step(work.layout, taken, step).peak
+            batch = solve_batch(work.rows, ranks, recipe.training.max_micro_rows)
+            rows.append(
+                {
+                    **{"recipe": recipe.name, "gpus": ranks, "gpu": gpu, "gpu_bytes": capacity},
+                    **{"precision": precision, "micro_rows": batch.micro_rows, "accumulation": batch.accumulation},
+                    **{"peak_bytes": peaks[batch], "fits": peaks[batch] <= capacity},
+                    "most_micro_rows": max((b.micro_rows for b, peak in peaks.items() if peak <= capacity), default=0),
                 }
-                batch = solve_batch(work.rows, ranks, recipe.training.max_micro_rows)
-                rows.append(
-                    {
-                        **{"recipe": recipe.name, "gpus": ranks, "gpu": gpu, "gpu_bytes": capacity},
-                        **{"precision": precision, "micro_rows": batch.micro_rows, "accumulation": batch.accumulation},
-                        **{"peak_bytes": peaks[batch], "fits": peaks[batch] <= capacity},
-                        "most_micro_rows": max(
-                            (some.micro_rows for some, peak in peaks.items() if peak <= capacity), default=0
-                        ),
-                    }
-                )
+            )
     return rows

@@ -11,7 +11,7 @@ from typing import Any
 from scaler.config import deepspeed as ds_config
 from scaler.config.batch import batches
 from scaler.config.deepspeed import precision_of
-from scaler.config.recipe import Recipe, load
+from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
 from scaler.core.text import quantity, table
 from scaler.planning import critical_batch, failures, hardware, step_time
@@ -140,7 +140,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         points = candidates(work, [sharding], rows, nodes, on)
         best = step_time.fastest(points)
         if best is None:
-            left_out[nodes] = _why_not(points, work, on, nodes, recipe)
+            left_out[nodes] = _why_not(points, work, on, nodes)
             continue
         found.append(best)
         other = step_time.fastest(candidates(work, alternatives(sharding), rows, nodes, on))
@@ -168,7 +168,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _why_not(points: Sequence[PredictedPoint], work: Workload, on: Hardware, nodes: int, recipe: Recipe) -> str:
+def _why_not(points: Sequence[PredictedPoint], work: Workload, on: Hardware, nodes: int) -> str:
     ranks = nodes * on.devices
     if not points:
         return f"training.rows={work.rows} cannot be shared by {ranks} ranks; use a multiple of {ranks}, or --weak"

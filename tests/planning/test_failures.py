@@ -57,6 +57,7 @@ def test_young_by_hand():
 @pytest.mark.parametrize(("mtbf_minutes", "minutes"), [(24 * 60, 117), (6 * 60, 57), (15, 9.1)])
 def test_daly_as_in_his_figures_3_to_5(mtbf_minutes, minutes):
     assert failures.daly(5 * 60, mtbf_minutes * 60) / 60 == pytest.approx(minutes, rel=0.006)
+    assert failures.daly(201, 100) == 100  # a save of more than twice the time between failures
 
 
 @pytest.mark.parametrize("save_seconds", [1, 30, 300, 1800])
@@ -66,10 +67,6 @@ def test_daly_is_where_the_complete_model_is_best(save_seconds):
     best = failures.expected_fraction(failures.daly(save_seconds, 3600), save_seconds, 600, 3600)
     assert every[np.argmax(shares)] == pytest.approx(failures.daly(save_seconds, 3600), rel=0.01)
     assert best == pytest.approx(max(shares), rel=1e-4)
-
-
-def test_a_save_of_more_than_twice_the_time_between_failures():
-    assert failures.daly(201, 100) == 100
 
 
 def test_the_complete_model_by_hand():

@@ -140,13 +140,9 @@ def _unlike(reports: Sequence[Report]) -> tuple[list[tuple[Report, str]], str | 
             unclear = f"{key} on {others[0][0].host} is {differs} as on {one.host}; make them equal"
         else:
             found += [(report, f"{key} is {_short(report.facts[key], json.loads(usual))}") for report, _ in others]
-    for key, bound in LIKE.items():
-        middle = _median(reports, key)
-        odd = [
-            r
-            for r in reports
-            if middle is not None and not abs(r.facts.get(key, middle) - middle) <= bound * abs(middle)
-        ]
+    middles = {key: middle for key in LIKE if (middle := _median(reports, key)) is not None}
+    for key, middle in middles.items():
+        odd = [r for r in reports if not abs(r.facts.get(key, middle) - middle) <= LIKE[key] * abs(middle)]
         problems = [(r, f"computes a {key} of {r.facts[key]:.6g} where others get {middle:.6g}") for r in odd]
         if odd and not _are_few(odd, reports):
             unclear = f"{odd[0].host} {problems[0][1]}; one of the nodes computes wrongly"

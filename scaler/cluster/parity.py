@@ -70,7 +70,10 @@ def check(job: Job, world: World) -> dict[str, float]:
 
 
 def _network(job: Job, rounded: bool) -> masked_lm.MaskedLM:
-    """Build the recipe's model, small and without dropout; rounded to bf16, as DeepSpeed's before its fp32 masters."""
+    """Build the recipe's model, small and without dropout.
+
+    If `rounded`, its weights are rounded to bf16, as DeepSpeed does before it makes its fp32 masters.
+    """
     recipe = job.recipe
     config = build.configuration_of(recipe, job.data.vocabulary)
     config.num_hidden_layers = min(LAYERS, config.num_hidden_layers)

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, one_line
 from scaler.core.files import checksum
 from scaler.data.tokenizer import from_pretrained
 from scaler.finetuning.examples import MULTILABEL, TOKENS
@@ -49,7 +49,9 @@ def configuration(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # of many kinds, for files that are damaged and for the hub
-        raise ScalerError(f"{source}: no configuration that Transformers can load ({_reason(error)})") from error
+        raise ScalerError(
+            f"{source}: no configuration that Transformers can load ({one_line(error)[:SHOWN]})"
+        ) from error
 
 
 def tokenizer(source: str, config: Any) -> Any:
@@ -117,14 +119,9 @@ def load(source: str, task: str, labels: list[str], seed: int, from_scratch: boo
             source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )
     except Exception as error:  # of many kinds, for a configuration or weights that are damaged or of another kind
-        raise ScalerError(
-            f"{source}: no encoder that Transformers loads from safetensors ({_reason(error)})"
-        ) from error
+        reason = one_line(error)[:SHOWN]
+        raise ScalerError(f"{source}: no encoder that Transformers loads from safetensors ({reason})") from error
     inside = model.base_model_prefix + "."
     if missing := sorted(n for n in loaded["missing_keys"] if n.startswith(inside) and ".pooler." not in n):
         raise ScalerError(f"{source}: its weights lack {', '.join(missing[:3])}; fine-tune a whole encoder")
     return model
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:SHOWN]

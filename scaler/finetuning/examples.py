@@ -7,6 +7,7 @@ has a BIO tag for each word ("tokens").
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -160,19 +161,16 @@ def of_record(record: dict[str, Any], where: str, how: Reading) -> Example:
     return _text(text, [str(label) for label in several], where, how)
 
 
-def _text(text: str, labels: Sequence[str], where: str, how: Reading) -> Example:
+def _text(text: str, labels: str | Sequence[str], where: str, how: Reading) -> Example:
+    """Make an example of a text and its labels, or of the field of a file that has them."""
+    if isinstance(labels, str):
+        field = labels.split(SEPARATOR) if how.task == MULTILABEL else [labels]
+        labels = field if labels.strip() or how.task != MULTILABEL else []
     if how.task == SENTIMENT:
         labels = [SENTIMENTS.get(label, label) for label in labels]
     if not all(label.strip() for label in labels):
         raise ScalerError(f"{where}: a label is empty; name it, or take the line out")
     return Example(text, tuple(dict.fromkeys(label.strip() for label in labels)), where)
-
-
-def _of_field(field: str, how: Reading) -> list[str]:
-    """Return the labels in one field of text."""
-    if how.task != MULTILABEL:
-        return [field]
-    return field.split(SEPARATOR) if field.strip() else []
 
 
 def _table(path: Path, text: str, how: Reading, **layout: Any) -> Iterator[Example]:
@@ -200,16 +198,7 @@ def _table(path: Path, text: str, how: Reading, **layout: Any) -> Iterator[Examp
             )
         else:
             field, labels = (row[header.index(name)] for name in how.fields)
-            yield _text(field, _of_field(labels, how), where, how)
-
-
-def _csv(path: Path, text: str, how: Reading) -> Iterator[Example]:
-    return _table(path, text, how)
-
-
-def _tsv(path: Path, text: str, how: Reading) -> Iterator[Example]:
-    """Read fields between tabs, in which quotes are ordinary characters, as in GLUE's files."""
-    return _table(path, text, how, delimiter="\t", quoting=csv.QUOTE_NONE)
+            yield _text(field, labels, where, how)
 
 
 def _plain(path: Path, text: str, how: Reading) -> Iterator[Example]:
@@ -217,7 +206,7 @@ def _plain(path: Path, text: str, how: Reading) -> Iterator[Example]:
     for where, line in _lines(path, text):
         if line.strip():
             label, _, rest = line.lstrip().partition(" ")
-            yield _text(rest.strip(), _of_field(label, how), where, how)
+            yield _text(rest.strip(), label, where, how)
 
 
 def _conll(path: Path, text: str, how: Reading) -> Iterator[Example]:
@@ -261,5 +250,7 @@ def sentence(words: Sequence[str], tags: Sequence[str], places: Sequence[str]) -
 
 
 Reader = Callable[[Path, str, Reading], Iterator[Example]]
-READERS: dict[str, Reader] = {"jsonl": _jsonl, "csv": _csv, "tsv": _tsv, "conll": _conll, "plain": _plain}
+# in fields between tabs quotes are ordinary characters, as in GLUE's files
+TABS = functools.partial(_table, delimiter="\t", quoting=csv.QUOTE_NONE)
+READERS: dict[str, Reader] = {"jsonl": _jsonl, "csv": _table, "tsv": TABS, "conll": _conll, "plain": _plain}
 OF_WORDS = ("conll", "jsonl")

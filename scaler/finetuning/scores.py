@@ -21,23 +21,20 @@ def chosen_by(task: str) -> str:
     return CHOSEN_BY.get(task, "accuracy")
 
 
-def tags_of(logits: NDArray[Any], encoded: Encoded, labels: Sequence[str]) -> list[list[str]]:
-    """Return the predicted tag of every word, from its first piece; "O" for a word without a piece.
+def predicted(logits: NDArray[Any], encoded: Encoded, labels: Sequence[str], task: str) -> list[tuple[str, ...]]:
+    """Return the predicted labels of each text, or of each sentence the tags of all words.
+
+    A word has the tag of its first piece; without a piece "O".
 
     Args:
-        logits: (sentences, pieces, labels), sentences in the order of `encoded`.
+        logits: (texts, labels); of sentences (sentences, pieces, labels); in the order of `encoded`.
     """
-    best = logits.argmax(-1)  # (sentences, pieces)
-    return [
-        ["O" if piece is None else labels[best[number, piece]] for piece in pieces]
-        for number, pieces in enumerate(encoded.first_pieces)
-    ]
-
-
-def predicted(logits: NDArray[Any], encoded: Encoded, labels: Sequence[str], task: str) -> list[tuple[str, ...]]:
-    """Return the predicted labels of each text, or the predicted tags of each sentence."""
     if task == TOKENS:
-        return [tuple(tags) for tags in tags_of(logits, encoded, labels)]
+        best = logits.argmax(-1)  # (sentences, pieces)
+        return [
+            tuple("O" if piece is None else labels[best[number, piece]] for piece in pieces)
+            for number, pieces in enumerate(encoded.first_pieces)
+        ]
     if task == MULTILABEL:  # a sigmoid above one half
         return [tuple(label for label, value in zip(labels, row, strict=True) if value > 0) for row in logits]
     return [(labels[number],) for number in logits.argmax(-1)]
@@ -59,11 +56,9 @@ def score(
         return _entities(gold, predictions)
     if task == MULTILABEL:
         marked = [_marked(of_all, labels) for of_all in (gold, predictions)]
-        averaged = {f"{kind}_f1": f1_score(*marked, average=kind, zero_division=0) for kind in ("micro", "macro")}
-        return {
-            **{name: float(value) for name, value in averaged.items()},
-            "exact": float(accuracy_score(*marked)),
-        }
+        kinds = ("micro", "macro")
+        averaged = {f"{kind}_f1": float(f1_score(*marked, average=kind, zero_division=0)) for kind in kinds}
+        return {**averaged, "exact": float(accuracy_score(*marked))}
     truth, guess = ([labels_of_text[0] for labels_of_text in of_all] for of_all in (gold, predictions))
     return {
         "accuracy": float(accuracy_score(truth, guess)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, one_line
 from scaler.core.files import checksum
 from scaler.finetuning import examples as labelled
 from scaler.finetuning.examples import MULTILABEL, SENTIMENT, TOKENS, Example, Reading
@@ -32,9 +32,9 @@ class Sources:
         percent: the part of the training texts that a split without files gets.
     """
 
-    train: tuple[str, ...]
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
+    train: Sequence[str]
+    validation: Sequence[str] = ()
+    test: Sequence[str] = ()
     percent: Mapping[str, float] = field(default_factory=lambda: {VALIDATION: 10.0, TEST: 10.0})
     hub_config: str | None = None
     hub_revision: str | None = None
@@ -61,7 +61,7 @@ def load(sources: Sources, how: Reading) -> Splits:
     given = {TRAIN: sources.train, VALIDATION: sources.validation, TEST: sources.test}
     notes: list[str] = []
     if len(sources.train) == 1 and not Path(sources.train[0]).exists():
-        examples, checksums = _hub(sources, how, notes), {}
+        examples = _hub(sources, how, notes)
         for split in (VALIDATION, TEST):
             if given[split]:
                 examples[split] = _files(given[split], how, notes)
@@ -171,14 +171,13 @@ def _hub(sources: Sources, how: Reading, notes: list[str]) -> dict[str, list[Exa
     try:
         data_set = datasets.load_dataset(name, sources.hub_config, revision=sources.hub_revision)
     except Exception as error:  # the hub client's errors have no common base
-        reason = " ".join(str(error).split())[:SHOWN]
+        reason = one_line(error)[:SHOWN]
         raise ScalerError(
             f"{name!r}: no such file, and no Hugging Face data set that can be loaded ({reason})"
         ) from error
     if TRAIN not in data_set:
-        raise ScalerError(
-            f"{name}: has no split {TRAIN!r}, only {', '.join(map(str, data_set))}; name another data set"
-        )
+        only = ", ".join(map(str, data_set))
+        raise ScalerError(f"{name}: has no split {TRAIN!r}, only {only}; name another data set")
     examples = {}
     for split in (TRAIN, VALIDATION, TEST):
         if split in data_set:

@@ -9,26 +9,29 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from scaler.core import provenance
+from scaler.core.cli import progress_beside
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.distributed.collectives import all_gather, all_or_none, explaining_errors
 from scaler.distributed.world import World
-from scaler.finetuning import encoder, features, pictures, scores
+from scaler.finetuning import encoder, features, scores
 from scaler.finetuning import folder as finetune_folder
 from scaler.finetuning import report as finetune_report
 from scaler.finetuning import trial as finetune_trial
 from scaler.finetuning.examples import Reading
 from scaler.finetuning.features import Encoded
 from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Sources, Splits, load
+from scaler.finetuning.trial import Settings
 from scaler.model import exported
 
 PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
@@ -53,39 +56,26 @@ def start(arguments: argparse.Namespace, world: World) -> None:
             process_group.leave()
 
 
+def _given(kind: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a command line that are fields of a dataclass."""
+    return {name: value for name, value in vars(arguments).items() if name in kind.__dataclass_fields__}
+
+
 def splits_of(arguments: argparse.Namespace) -> Splits:
     """Read the data that a command line names."""
-    how = Reading(
-        arguments.task,
-        arguments.format,
-        arguments.encoding,
-        arguments.text_field,
-        arguments.label_field,
-        arguments.skip_empty,
-    )
     percent = {VALIDATION: arguments.validation_percent, TEST: arguments.test_percent}
-    sources = Sources(
-        tuple(arguments.data),
-        tuple(arguments.validation),
-        tuple(arguments.test),
-        percent,
-        arguments.hub_config,
-        arguments.hub_revision,
-    )
-    return load(sources, how)
+    sources = Sources(train=arguments.data, percent=percent, **_given(Sources, arguments))
+    return load(sources, Reading(**_given(Reading, arguments)))
 
 
-def settings_of(arguments: argparse.Namespace, world: World) -> finetune_trial.Settings:
+def settings_of(arguments: argparse.Namespace, world: World) -> Settings:
     """Return what all trials share. Raises ScalerError for what cannot be trained with."""
-    given = {
-        name: value for name, value in vars(arguments).items() if name in finetune_trial.Settings.__dataclass_fields__
-    }
-    settings = finetune_trial.Settings(source=exported.find_or_hub_id(arguments.model), **given)
+    settings = Settings(source=exported.find_or_hub_id(arguments.model), **_given(Settings, arguments))
     finetune_trial.check(settings, world)
     return settings
 
 
-def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits, world: World) -> None:
+def run(arguments: argparse.Namespace, settings: Settings, splits: Splits, world: World) -> None:
     """Run a sweep, or what is missing of it, and print the results. Every rank calls it."""
     tokenizer, max_length, encoded = all_or_none(lambda: _encoded(arguments, settings, splits), world)
     notes = [*splits.notes, *cut(encoded, max_length)]
@@ -96,32 +86,31 @@ def run(arguments: argparse.Namespace, settings: finetune_trial.Settings, splits
         **{"model": settings.source, "model_files": all_or_none(lambda: encoder.identity(settings.source), world)},
         **{"data": splits.checksums, "max_length": max_length},
     }
-    lock = all_or_none(lambda: finetune_folder.begin(out, identity) if world.is_first else None, world)
-    try:
+    held: AbstractContextManager[Any] = all_or_none(
+        lambda: finetune_folder.begin(out, identity) if world.is_first else nullcontext(), world
+    )
+    with held:
         wanted = [(rate, seed) for rate in arguments.learning_rates for seed in arguments.seeds]
         missing = all_or_none(lambda: [one for one in wanted if finetune_folder.record(out, *one) is None], world)
         missing = all_gather(missing, world)[0]
-        if world.is_first:
-            progress = sys.stderr if arguments.json else sys.stdout
-            _print_start(out, splits, notes, missing, len(arguments.learning_rates) * len(arguments.seeds), progress)
-        for rate, seed in missing:
-            board = out / "tensorboard" / finetune_folder.name_of(rate, seed)
-            result = finetune_trial.run(settings, rate, seed, splits, encoded, tokenizer, out / "work", board)
-            kept = (out, result, scores.chosen_by(settings.task), arguments.seeds, splits, tokenizer, max_length)
-            all_or_none(partial(_keep, *kept) if world.is_first else lambda: None, world)
+        with progress_beside(arguments.json):
+            if world.is_first:
+                sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in splits.examples.items())
+                labels = f"{len(splits.labels)} labels"
+                print(f"{out}: {sizes}; {labels}; {len(missing)} of {len(wanted)} runs to do")
+                print(*(f"  note: {note}\n" for note in notes), sep="", end="", flush=True)
+            for rate, seed in missing:
+                result = finetune_trial.run(settings, rate, seed, splits, encoded, tokenizer, out)
+                keep = partial(_keep, out, *result, arguments, splits, tokenizer, max_length)
+                all_or_none(keep if world.is_first else lambda: None, world)
         if world.is_first:
             _finish(out, identity, splits, settings.task, notes)
             content = read_json(out / finetune_folder.RESULTS)
             paths = f"{out / finetune_folder.MODEL}, {out / finetune_folder.RESULTS}"
             print(json.dumps(content, indent=2) if arguments.json else f"{finetune_report.render(content)}\n  {paths}")
-    finally:
-        if lock:
-            lock.close()
 
 
-def _encoded(
-    arguments: argparse.Namespace, settings: finetune_trial.Settings, splits: Splits
-) -> tuple[Any, int, dict[str, Encoded]]:
+def _encoded(arguments: argparse.Namespace, settings: Settings, splits: Splits) -> tuple[Any, int, dict[str, Encoded]]:
     """Return the model's tokenizer, the longest text in tokens, and all splits as model input."""
     config = encoder.configuration(settings.source)
     tokenizer = encoder.tokenizer(settings.source, config)
@@ -148,38 +137,32 @@ def cut(encoded: Mapping[str, Encoded], max_length: int) -> list[str]:
     return notes
 
 
-def _print_start(out: Path, splits: Splits, notes: list[str], missing: list[Any], of: int, to: TextIO) -> None:
-    sizes = ", ".join(f"{split} {len(examples):,}" for split, examples in splits.examples.items())
-    print(f"{out}: {sizes}; {len(splits.labels)} labels; {len(missing)} of {of} runs to do", file=to)
-    for note in notes:
-        print(f"  note: {note}", file=to, flush=True)
-
-
 def _keep(
     out: Path,
-    result: finetune_trial.Result,
-    chosen_by: str,
-    seeds: list[int],
+    record: dict[str, Any],
+    model: PreTrainedModel,
+    predicted: list[tuple[str, ...]],
+    arguments: argparse.Namespace,
     splits: Splits,
     tokenizer: Any,
     max_length: int,
 ) -> None:
-    """Save the model if it is the best of its rate so far; then the record, which marks the run as done."""
-    record = result.record
+    """Save the model if it is the best of its rate on the validation examples so far; then the record."""
+    rate, score = record["learning_rate"], scores.chosen_by(arguments.task)
+    others = [finetune_folder.record(out, rate, seed) for seed in arguments.seeds]
     with explain_disk_errors(out):
-        if finetune_folder.is_best(out, record, seeds, chosen_by):
-            beside = out / finetune_folder.CANDIDATES / "partial"
+        if all(record["validation"][score] > other["validation"][score] for other in others if other):
+            beside, place = out / finetune_folder.CANDIDATES / "partial", finetune_folder.candidate(out, rate)
             shutil.rmtree(beside, ignore_errors=True)
-            save(result.model, tokenizer, max_length, beside)
+            save(model, tokenizer, max_length, beside)
             lines = (
-                json.dumps(
-                    {"example": example.where, "labels": example.labels, "predicted": predicted}, ensure_ascii=False
-                )
-                for example, predicted in zip(splits.examples[TEST], result.predicted, strict=True)
+                json.dumps({"example": example.where, "labels": example.labels, "predicted": of_it}, ensure_ascii=False)
+                for example, of_it in zip(splits.examples[TEST], predicted, strict=True)
             )
             write_whole(beside / finetune_folder.PREDICTIONS, "".join(line + "\n" for line in lines))
-            finetune_folder.keep_candidate(out, record["learning_rate"], beside)
-        finetune_folder.write_record(out, record)
+            shutil.rmtree(place, ignore_errors=True)
+            beside.rename(place)
+        write_json(finetune_folder.record_file(out, rate, record["seed"]), record)
 
 
 def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) -> None:
@@ -229,6 +212,6 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
             chosen.rename(place)
         lines = (out / finetune_folder.PREDICTIONS).read_text(encoding="utf-8").splitlines()
         predicted = [tuple(json.loads(line)["predicted"]) for line in lines]
-        pictures.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
+        finetune_report.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
         shutil.rmtree(out / finetune_folder.CANDIDATES, ignore_errors=True)
         write_json(path, content)

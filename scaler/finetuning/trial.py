@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -28,11 +27,13 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
+from scaler.config import deepspeed as ds_config
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, scores
 from scaler.finetuning.examples import TOKENS
 from scaler.finetuning.features import Encoded
+from scaler.finetuning.folder import record_file
 from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Splits
 from scaler.model import embeddings
 
@@ -57,36 +58,15 @@ class Settings:
     deepspeed_config: str | None
 
 
-@dataclass(frozen=True)
-class Result:
-    """The result of one run.
-
-    Attributes:
-        record: learning rate, seed, scores on validation and test, and the curve, as JSON.
-        predicted: labels of each test example.
-    """
-
-    record: dict[str, Any]
-    model: PreTrainedModel
-    predicted: list[tuple[str, ...]]
-
-
 def check(settings: Settings, world: World) -> None:
     """Raises ScalerError for settings that cannot be trained with."""
     if settings.batch_size % world.size or settings.batch_size < world.size:
         raise ScalerError(f"--batch_size {settings.batch_size} cannot be shared equally by {world.size} ranks")
-    if settings.deepspeed_config is None:
-        return
-    path = Path(settings.deepspeed_config)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        stage = content.get("zero_optimization", {}).get("stage", 0)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ScalerError(f"--deepspeed_config {path}: not readable as JSON ({error}); ds_configs/ has some") from error
-    if stage == 3:
-        raise ScalerError(
-            f"{path}: zero_optimization.stage=3 shards the weights, and fine-tuning needs them whole; use 2"
-        )
+    if settings.deepspeed_config is not None:
+        path = Path(settings.deepspeed_config)
+        if ds_config.read(path).get("zero_optimization", {}).get("stage") == 3:
+            rule = "shards the weights, and fine-tuning needs them whole; use 2"
+            raise ScalerError(f"{path}: zero_optimization.stage=3 {rule}")
 
 
 class _Progress(TrainerCallback):
@@ -117,15 +97,17 @@ def run(
     splits: Splits,
     encoded: dict[str, Encoded],
     tokenizer: Any,
-    work: Path,
-    board: Path,
-) -> Result:
+    out: Path,
+) -> tuple[dict[str, Any], PreTrainedModel, list[tuple[str, ...]]]:
     """Fine-tune once. Every rank calls it, and all return the same scores.
 
     Args:
-        work: folder of the Trainer's own files; emptied before and removed after.
-        board: TensorBoard's folder.
+        out: folder of the fine-tuning, for TensorBoard's scalars, and while it trains for the Trainer's files.
+
+    Returns: the record (learning rate, seed, scores on validation and test, and the curve, as JSON), the model, and the
+        predicted labels of each test example.
     """
+    work, board = out / "work", out / "tensorboard" / record_file(out, learning_rate, seed).stem
     task, labels = settings.task, splits.labels
     start = time.perf_counter()
     model = encoder.load(settings.source, task, labels, seed, settings.from_scratch)
@@ -177,7 +159,7 @@ def run(
         "seconds": round(time.perf_counter() - start, 1),
         "history": history,
     }
-    return Result(record, trainer.accelerator.unwrap_model(trainer.model), predicted)
+    return record, trainer.accelerator.unwrap_model(trainer.model), predicted
 
 
 def _array(predictions: Any) -> np.ndarray[Any, Any]:

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from data_prep.cleaning import tally
-from data_prep.cleaning.steps import steps
+from data_prep.cleaning import found_words, tally
+from data_prep.cleaning.steps import QUALITY_RULES, steps
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
@@ -48,8 +48,9 @@ def make(corpus: Path, folder: Path, settings: Cleaning, pool: WorkerPool) -> bo
     made_from = {
         "text": folders.checksum_of_manifest(corpus, content["kind"]),
         "settings": dataclasses.asdict(settings),
+        **(found_words.recorded() if any(getattr(settings, name) for name in QUALITY_RULES) else {}),
     }
-    if folders.is_current(folder, "clean", made_from):
+    if found_words.is_current(folder, "clean", made_from):
         return False
     steps(settings)  # refuses here what would fail in every process
     with folders.staged(folder, "clean", made_from) as partial:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from importlib import metadata
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,32 @@ import numpy as np
 import rensa
 import xxhash
 
-from data_prep.cleaning import repeats, tally
+from data_prep.cleaning import found_words, repeats, tally
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.config.data_sections import Dedup
+from scaler.core import words
 from scaler.core.files import write_json
 
-WORD = re.compile(r"\w+")
-WORDS_AT_ONCE = 100_000
+UNITS_AT_ONCE = 100_000
 SEED = 0
 PRECEDENCE = ("heldout", "test", "train")
 EXACT = 0  # row of the keys that holds the hash of the whole text; the bands follow
 
 
 def shingles(text: str, ngram: int) -> Iterator[list[str]]:
-    """Yield all runs of `ngram` words of a text, in lower case, in lists; the whole text where it has fewer words."""
-    words = WORD.findall(text.lower())
-    if len(words) < ngram:
-        yield [" ".join(words) or text]
-    for start in range(0, len(words) - ngram + 1, WORDS_AT_ONCE):
-        stop = min(start + WORDS_AT_ONCE, len(words) - ngram + 1)
-        yield [" ".join(words[place : place + ngram]) for place in range(start, stop)]
+    """Yield all runs of `ngram` units of a text (see `words.units`), in lists.
+
+    A text with fewer different words is compared whole, but for its spaces: it has too little else to tell it by.
+    """
+    units = words.units(text)
+    if len(list(islice(filter(words.is_word, set(units)), ngram))) < ngram:
+        yield [" ".join(text.split())]
+        return
+    for start in range(0, len(units) - ngram + 1, UNITS_AT_ONCE):
+        stop = min(start + UNITS_AT_ONCE, len(units) - ngram + 1)
+        yield [" ".join(units[place : place + ngram]) for place in range(start, stop)]
 
 
 def signature(text: str, settings: Dedup) -> np.ndarray:
@@ -112,8 +115,9 @@ def make(text: Path, folder: Path, settings: Dedup, pool: WorkerPool) -> bool:
         "text": folders.checksum_of_manifest(text, content["kind"]),
         "settings": dataclasses.asdict(settings),
         "rensa": metadata.version("rensa"),  # its hashes differ between versions
+        **(found_words.recorded() if settings.near else {}),
     }
-    if folders.is_current(folder, "dedup", made_from):
+    if found_words.is_current(folder, "dedup", made_from):
         return False
     files = [(split, entry) for split in PRECEDENCE for entry in texts.entries(content, split)]
     documents = [entry["documents"] for _, entry in files]

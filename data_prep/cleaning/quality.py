@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import regex
 from datatrove.data import Document
 from datatrove.pipeline.filters import (
     C4QualityFilter,
@@ -17,6 +18,8 @@ from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.utils.logging import logger
 from datatrove.utils.word_tokenizers import WordTokenizer
 
+from scaler.core import words
+
 __all__ = ["PIIFormatter", "step"]
 
 logger.remove()  # it would log to stderr
@@ -28,12 +31,15 @@ class Words(WordTokenizer):
     Gopher's rules count words and the letters in them, so they see what they see with spaCy but for contractions.
     """
 
-    WORD = re.compile(r"\w+(?:[-'\u2019]\w+)*|[^\w\s]")
-    SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
+    WORD = regex.compile(rf"(?V1){words.WORD}(?:[-'\u2019]{words.WORD})*|[^\w\p{{N}}\s]")
+    WORD_OF_COMMON = re.compile(r"\w+(?:[-'\u2019]\w+)*|[^\w\s]")
+    SENTENCE = regex.compile(r"[^\p{Sentence_Terminal}\n]+\p{Sentence_Terminal}*")
 
     def word_tokenize(self, text: str) -> list[str]:
         """Return words and single punctuation marks."""
-        return self.WORD.findall(text)
+        if words.is_common(text):
+            return self.WORD_OF_COMMON.findall(text)
+        return words.split(self.WORD.findall(text))
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         """Return begin and end of each sentence."""

@@ -13,6 +13,7 @@ from scaler.core.errors import ScalerError
 
 # single replacements: of several, datatrove takes the next one each time, and its choice would depend on the order
 EMAIL, IP_ADDRESS = "email@example.com", "192.0.2.1"  # RFC 2606, RFC 5737: reserved for documentation
+QUALITY_RULES = ("gopher_repetition", "gopher_quality", "c4", "fineweb")  # those that look at words
 BEFORE_AT, AFTER_AT = 64, 255  # RFC 5321, section 4.5.3.1: the most characters of an e-mail address
 
 # A step returns the text that it leaves, or None, and the reason why it dropped the document.
@@ -125,6 +126,6 @@ def _datatrove() -> Any:
 
 
 def _datatrove_steps(settings: Cleaning) -> Iterator[tuple[str, Step]]:
-    for name in ("gopher_repetition", "gopher_quality", "c4", "fineweb"):
+    for name in QUALITY_RULES:
         if getattr(settings, name):
             yield name, _datatrove().step(name)

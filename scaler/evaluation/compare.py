@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 
 from scaler.core.errors import ScalerError
 from scaler.core.files import write_json
+from scaler.core.words import spans
 from scaler.data.batches import Batch
 from scaler.data.tokenizer import load_tokenizer
 from scaler.distributed import devices
@@ -33,7 +33,6 @@ from scaler.model.masked_lm import MaskedLM
 WORDS = 60  # of a passage: some 100 tokens, which all models can take
 HIDDEN_FRACTION = 0.15  # of the words, as of tokens in training (Devlin et al. 2019)
 ROWS = 16  # passages at once
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,15 @@ class HiddenWords:
 def passages(texts: Iterable[str]) -> Iterator[Passage]:
     """Cut documents into passages, and hide words by a hash of text and place; shorter remainders are dropped."""
     for text in texts:
-        words = [found.span() for found in _WORD.finditer(text)]
+        words = list(spans(text))
         for first in range(0, len(words) - WORDS + 1, WORDS):
             begin, end = words[first][0], words[first + WORDS - 1][1]
             part = text[begin:end]
             seed = xxhash.xxh3_64_intdigest(part.encode())
             drawn = ((xxhash.xxh3_64_intdigest(bytes([place]), seed=seed), place) for place in range(WORDS))
             places = sorted(place for _, place in sorted(drawn)[: round(WORDS * HIDDEN_FRACTION)])
-            spans = (words[first + place] for place in places)
-            yield Passage(part, tuple((start - begin, stop - begin) for start, stop in spans))
+            hidden = (words[first + place] for place in places)
+            yield Passage(part, tuple((start - begin, stop - begin) for start, stop in hidden))
 
 
 def encoded(passage: Passage, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from scaler.config.recipe import Recipe, load
-from scaler.core import charts, files
+from scaler.core import charts, files, words
 from scaler.core.errors import ScalerError
 from scaler.core.files import read_manifest, write_json
 from scaler.data import prepared, word_vectors
@@ -49,13 +49,18 @@ def neighbours(matrix: np.ndarray, entry: int, among: np.ndarray) -> list[tuple[
 
 
 def known_words(tokens: list[str], counts: np.ndarray) -> list[int]:
-    """Return the most frequent entries that look like words."""
-    ranked = np.argsort(-counts)
-    words = (int(entry) for entry in ranked if tokens[entry].isalpha() and len(tokens[entry]) >= LEAST_LETTERS)
-    return [*itertools.islice(words, KNOWN_WORDS)]
+    """Return the most frequent entries that look like words: long ones first, because some scripts have few.
+
+    Args:
+        tokens: the text of each entry.
+    """
+    ranked = np.argsort(-counts).tolist()
+    long = (entry for entry in ranked if words.letters(tokens[entry]) >= LEAST_LETTERS)
+    short = (entry for entry in ranked if 0 < words.letters(tokens[entry]) < LEAST_LETTERS)
+    return list(islice(chain(long, short), KNOWN_WORDS))
 
 
-def describe_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, Any]:
+def describe_vectors(recipe: Recipe, named: list[str], out: Path) -> dict[str, Any]:
     """Compute figures of a recipe's vectors, and write TensorBoard's projector to `out`/projector.
 
     Raises: ScalerError for a recipe without vectors, or a word that is no entry.
@@ -66,10 +71,12 @@ def describe_vectors(recipe: Recipe, words: list[str], out: Path) -> dict[str, A
     found = word_vectors.read(folder, data.manifest.tokenizer_xxh3, embeddings.width(config))
     tokens = data.tokenizer.convert_ids_to_tokens(range(len(found.vectors)))
     numbers = {token: entry for entry, token in enumerate(tokens)}
-    for word in words:
+    for word in named:
         if word not in numbers:
             raise ScalerError(f"--words {word}: no entry of {recipe.tokenizer_folder}; name a whole word that is one")
-    shown = [numbers[word] for word in words] or known_words(tokens, found.counts)
+    # a byte-level BPE writes bytes as other letters
+    spelled = [data.tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+    shown = [numbers[word] for word in named] or known_words(spelled, found.counts)
     frequent = np.argsort(-found.counts, kind="stable")[: min(PROJECTED, int((found.counts > 0).sum()))]
     with SummaryWriter(str(out / "projector")) as board:
         board.add_embedding(

@@ -1,0 +1,87 @@
+"""One definition of a word: letters keep their marks, scripts without spaces are split, and no letter is lost."""
+
+# ruff: noqa: RUF001 (letters of other scripts are meant)
+import doctest
+
+import pytest
+import regex
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from scaler.core import words
+
+OF_ALL_SCRIPTS = "aZé ß9_²½Жωاَבְּדिনீกำကျမ្大でカ한👍🏽♥️\u200d\u200c་±+-#/().,!?'’\"«»\n\t\x00\ud7a3𠀀ⱥȺİ\u0301"
+
+
+def test_the_examples_hold():
+    assert doctest.testmod(words).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("दिन दान दीन दुनी", ["दिन", "दान", "दीन", "दुनी"]),  # day, gift, poor, world: three consonants in all
+        ("वह घर जाती है।", ["वह", "घर", "जाती", "है"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("বাংলা ভাষা", ["বাংলা", "ভাষা"]),
+        ("בְּרֵאשִׁית בָּרָא", ["בְּרֵאשִׁית", "בָּרָא"]),
+        ("قُرْآن می\u200cخواهم", ["قُرْآن", "می\u200cخواهم"]),
+        ("ภาษาไทยง่าย", ["ภาษา", "ไทย", "ง่าย"]),
+        ("ខ្ញុំទៅសាលារៀន", ["ខ្ញុំ", "ទៅ", "សាលារៀន"]),
+        ("ຂ້ອຍໄປໂຮງຮຽນ", ["ຂ້ອຍ", "ໄປ", "ໂຮງຮຽນ"]),
+        ("ကျွန်တော်ကျောင်းသွားသည်", ["ကျွန်တော်", "ကျောင်း", "သွား", "သည်"]),
+        ("今天天气很好,iPhone手机", ["今天", "天气", "很好", "iPhone", "手机"]),
+        ("大学で勉強する", ["大学", "で", "勉強", "する"]),
+        ("한국어 문장입니다.", ["한국어", "문장입니다"]),
+        ("བོད་སྐད", ["བོད", "སྐད"]),
+        ("e\u0301te\u0301, Größe", ["e\u0301te\u0301", "Größe"]),
+        ("x² + y³ = ½ a_b", ["x²", "y³", "½", "a_b"]),
+        ("1️⃣ and ❤️", ["1️⃣", "and"]),  # a variation selector after a symbol is no word
+    ],
+)
+def test_words_of_a_script(text, expected):
+    assert words.words(text) == expected
+    assert [text[begin:end] for begin, end in words.spans(text)] == expected
+
+
+@hypothesis_settings(deadline=None)
+@given(st.text(st.sampled_from(OF_ALL_SCRIPTS) | st.characters(), max_size=60))
+def test_each_letter_and_digit_is_in_one_word_and_words_hold_nothing_but_letters_digits_and_marks(text):
+    places = [place for begin, end in words.spans(text) for place in range(begin, end)]
+    assert places == sorted(set(places))
+    assert {place for place, character in enumerate(text) if regex.match(r"[\p{L}\p{N}_]", character)} <= set(places)
+    assert all(regex.match(r"[\p{L}\p{N}\p{M}\p{Join_Control}_]", text[place]) for place in places)
+    assert [text[begin:end] for begin, end in words.spans(text)] == words.words(text)
+
+
+@hypothesis_settings(deadline=None, max_examples=300)
+@given(st.text(st.characters(max_codepoint=0x2100) | st.sampled_from(OF_ALL_SCRIPTS), max_size=60))
+def test_texts_of_common_characters_have_the_same_words_and_units_as_if_they_had_others(text):
+    thai = "ไทย"  # forces the slow way
+    assert words.words(f"{text} {thai}") == [*words.words(text), thai]
+    found, with_thai = words.units(text), words.units(f"{text} {thai}")
+    assert with_thai[:-1] == found or len(with_thai) - 1 != len(found)  # one word more may make it prose
+
+
+def test_punctuation_and_case_count_in_code_and_not_in_prose():
+    prose = "The cat (a tabby) sat on the mat, and it was well-fed."
+    assert words.units(prose) == words.units(prose.upper().replace(",", ";").replace(".", "!"))
+    assert words.units("for (i = 0; i < n; i++) { total += A[i]; }") != words.units(
+        "for (i = 0; i < n; i++) { total -= A[i]; }"
+    )
+    assert words.units("f(A, x)") != words.units("f(a, x)")
+
+
+def test_symbols_count_in_prose_too():
+    assert words.units("so the first value here < the second value")[5] == "<"
+    assert words.units("it costs about five hundred € in all") != words.units("it costs about five hundred $ in all")
+
+
+def test_composed_and_decomposed_letters_are_the_same_unit():
+    assert words.units("cafe\u0301") == words.units("café") == ["café"]
+
+
+def test_letters_are_counted_without_their_marks_and_only_where_nothing_else_is():
+    counts = {"word": 4, "दिन": 2, "can't": 0, "a1": 0, "": 0, "ไทย": 3}
+    assert {text: words.letters(text) for text in counts} == counts

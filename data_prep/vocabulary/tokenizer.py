@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import logging
 import os
 import sys
 import threading
@@ -18,9 +19,11 @@ from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 from data_prep.formats import texts
 from data_prep.pipeline import folders
 from data_prep.vocabulary import wordpiece
+from data_prep.vocabulary.long_words import LONGEST, Cutter
 from scaler.config.data_sections import Tokenizer
 from scaler.core.errors import EXIT_INTERRUPTED
 from scaler.core.files import checksum
+from scaler.data.tokenizer import save_tokenizer
 
 # RoBERTa's order (Liu et al. 2019; fairseq's dictionary)
 SPECIAL_TOKENS: dict[str, Any] = {
@@ -28,19 +31,25 @@ SPECIAL_TOKENS: dict[str, Any] = {
     # the mask stands for a word and the space before it
     **{"cls_token": "<s>", "sep_token": "</s>", "mask_token": AddedToken("<mask>", lstrip=True, special=True)},
 }
-MAX_LENGTH = 512
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 SAMPLE_SEED = 1  # another than that of the splits
 
 
-def sample(text: Path, most_bytes: int) -> Iterator[str]:
-    """Yield training documents of a folder of text: all, or about `most_bytes` of them, chosen by their hash."""
+def sample(text: Path, most_bytes: int, cutter: Cutter | None = None) -> Iterator[str]:
+    """Yield training documents of a folder of text: all, or about `most_bytes` of them, chosen by their hash.
+
+    Args:
+        cutter: yields documents with long words in pieces.
+    """
     files = texts.entries(texts.manifest(text), "train")
     share = most_bytes / max(1, sum(entry["bytes"] for entry in files))
     for entry in files:
-        for document in texts.read(text, entry):
+        for number, document in enumerate(texts.read(text, entry), 1):
             if share >= 1 or xxhash.xxh3_64_intdigest(document.text.encode(), seed=SAMPLE_SEED) < share * 2**64:
-                yield document.text
+                named = f" ({document.id})" if document.id is not None else ""
+                where = f"document {number:,}{named} of {text / entry['name']}{texts.EXTENSION}"
+                yield from cutter.pieces(document.text, where) if cutter else (document.text,)
 
 
 def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
@@ -59,16 +68,14 @@ def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
     from transformers import PreTrainedTokenizerFast
 
     with folders.staged(folder, "tokenizer", made_from) as partial:
-        tokenizer, special_tokens = _in_background(lambda: _trained(text, settings))
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            model_max_length=MAX_LENGTH,
-            model_input_names=[
-                "input_ids",
-                "attention_mask",
-            ],  # DistilBERT takes no token types, and no model needs them
-            **special_tokens,
-        ).save_pretrained(partial)
+        cutter = Cutter()
+        tokenizer, special_tokens = _in_background(lambda: _trained(text, settings, cutter))
+        if cutter.longest:
+            logger.warning(cutter.warning())
+        # DistilBERT takes no token types, and no model needs them
+        inputs = ["input_ids", "attention_mask"]
+        loaded = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **special_tokens)
+        save_tokenizer(loaded, partial)
         folders.write_manifest(
             partial,
             "tokenizer",
@@ -76,18 +83,22 @@ def make(text: Path, folder: Path, settings: Tokenizer) -> bool:
             vocab_size=tokenizer.get_vocab_size(),
             history=[
                 *texts.manifest(text)["history"],
-                {"stage": "tokenizer", "settings": dataclasses.asdict(settings)},
+                {
+                    "stage": "tokenizer",
+                    "settings": dataclasses.asdict(settings),
+                    **({"counts": {f"word_over_{LONGEST}_characters": len(cutter.longest)}} if cutter.longest else {}),
+                },
             ],
             tokenizer_xxh3=checksum(partial / "tokenizer.json"),
         )
     return True
 
 
-def _trained(text: Path, settings: Tokenizer) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+def _trained(text: Path, settings: Tokenizer, cutter: Cutter) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """Return a tokenizer that puts special tokens around a text and between two, and these tokens by their roles."""
 
     def texts_of_sample() -> Iterator[str]:
-        return sample(text, settings.sample_mib << 20)
+        return sample(text, settings.sample_mib << 20, cutter)
 
     if settings.kind == "byte_bpe":
         trained, special_tokens = _byte_bpe(texts_of_sample(), settings.vocab_size), SPECIAL_TOKENS

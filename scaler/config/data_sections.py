@@ -18,6 +18,13 @@ def _pattern(pattern: str, rule: str) -> Any:
 
 Name = Annotated[str, _pattern(r"^\w*$", "it is made of letters, digits and _")]
 LanguageCode = Annotated[str, _pattern("^[a-z]{2,3}$", "codes look like en, de")]
+# above these a value is a slip of the pen, or makes a library overflow; published ones are a tenth or less
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Window = Annotated[int, Field(ge=1, le=10_000)]  # gensim trains on pieces of so many tokens
+Few = Annotated[int, Field(ge=1, le=1_000)]
+Occurrences = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Rate = Annotated[float, Field(gt=0, le=1), READ_FLOAT]
+Entries = Annotated[int, Field(ge=300, le=10_000_000)]  # the 256 bytes and the special tokens are always there
 VectorFile = Annotated[str, _pattern(r"\.(vec|txt|bin|kv)$", "it ends in one of .vec, .txt, .bin, .kv")]
 
 
@@ -109,7 +116,7 @@ class Cleaning:
     gopher_repetition: bool = False
     """Leave out repetitive documents (Rae et al. 2021)."""
     gopher_quality: bool = False
-    """Leave out documents that do not look like prose (Rae et al. 2021)."""
+    """Leave out documents that do not look like English prose, by stop words, too (Rae et al. 2021)."""
     c4: bool = False
     """Apply C4's rules, which also drop single lines (Raffel et al. 2020)."""
     fineweb: bool = False
@@ -135,11 +142,12 @@ class Dedup:
     """Leave out documents whose text is equal to an earlier one's."""
     near: bool = True
     """Leave out documents that resemble an earlier one, by MinHash."""
-    ngram: Count = 5
-    """Words in a shingle."""
+    ngram: Few = 5
+    """Words in a shingle. Texts of fewer different words are compared whole; punctuation counts in code and short
+    texts."""
     bands: Annotated[int, Field(ge=1, le=256)] = 14
     """MinHash bands; 14 of 8 find half of the pairs of similarity 0.69 (Penedo et al. 2024, FineWeb)."""
-    band_rows: Count = 8
+    band_rows: Annotated[int, Field(ge=1, le=256)] = 8
     """Hashes in a band: more of them find fewer pairs."""
 
 
@@ -147,9 +155,9 @@ class Dedup:
 class Tokenizer:
     """The vocabulary, and how text is split into its tokens."""
 
-    vocab_size: Annotated[int, Field(ge=300)]  # the 256 bytes and the special tokens are always there
+    vocab_size: Entries
     """Entries of the vocabulary, special tokens included."""
-    sample_mib: Count = 1024
+    sample_mib: Annotated[int, Field(ge=1, le=1 << 20)] = 1024
     """Text in MiB that the tokenizer is trained on, chosen by hash; memory grows with it."""
     kind: Literal["byte_bpe", "wordpiece", "words"] = "byte_bpe"
     """byte_bpe has RoBERTa's special tokens, the others BERT's; words keeps the most frequent words whole, and splits
@@ -171,25 +179,25 @@ class Tokenizer:
 class Word2Vec:
     """A vector for each entry of the tokenizer (Mikolov et al. 2013), trained on the shards, or ready made."""
 
-    vector_size: Count
+    vector_size: Width
     """Numbers in a vector: the model's embedding size."""
     architecture: Literal["cbow", "skip-gram"] = "cbow"
     """Training objective; skip-gram takes three times as long."""
-    window: Count = 5
+    window: Window = 5
     """Context in tokens on either side."""
-    negative: Count = 5
+    negative: Few = 5
     """Negative samples drawn for each token."""
-    epochs: Count = 3
+    epochs: Few = 3
     """Passes over the shards (as vocab-transformers, 2022)."""
     shrink_windows: bool = True
     """Draw each window from 1 to `window` tokens, so that near tokens weigh more."""
     sample: BelowOne = 1e-3
     """Frequency above which tokens are left out at random, as a fraction of all tokens; 0: none are."""
-    learning_rate: Positive = 0.025
+    learning_rate: Rate = 0.025
     """Learning rate at the start; it falls linearly over all epochs."""
-    min_learning_rate: Positive = 1e-4
+    min_learning_rate: Rate = 1e-4
     """Learning rate at the end, at most learning_rate."""
-    min_count: Count = 5
+    min_count: Occurrences = 5
     """Occurrences below which an entry gets a random vector."""
     ready_made: VectorFile | None = None
     """File of vectors to take instead of training: .vec, .txt, .bin or .kv; null: train."""

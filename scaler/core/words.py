@@ -22,7 +22,8 @@ WORD = rf"(?:{_LETTER}[{_LETTER}{_MARK}]*|{_UNSPACED}[{_UNSPACED}{_MARK}]*)"  # 
 PUNCTUATION = r"[\p{P}--_]"
 _SYMBOL = r"[\p{S}\p{Co}\p{Cn}]"
 _OPERATOR = rf"[[{_SYMBOL}[\p{{P}}&&\p{{ASCII}}]]--[\p{{Terminal_Punctuation}}\p{{Quotation_Mark}}_]]"  # + = / # ( ]
-PROSE = 5  # words or more for each of these; in 99 % of texts of prose 5.5, in code 1.3 (docs/results/data.md)
+SHORT = 20  # words; of fewer, so few runs of five can be told apart that a mark has to count
+PROSE = 5  # words; prose has more for each of these: 5.5 in 99 % of texts, and code 1.3 (docs/results/data.md)
 
 # Latin, Greek and Cyrillic letters and their punctuation have none of the marks and scripts above, so for texts of
 # these alone `re` finds the same, five times as fast.
@@ -99,11 +100,11 @@ def spans(text: str) -> Iterator[tuple[int, int]]:
 def units(text: str) -> list[str]:
     """Return what a text is compared by: words and symbols in lower case, in Unicode's composed form (NFC).
 
-    A text with more than one operator or bracket for five words is code or a formula. There each punctuation mark is
-    a unit, too, and case counts.
+    In a text of fewer than 20 words each punctuation mark is a unit, too. So it is where one operator or bracket or
+    more stands for five words, which is code or a formula. There case counts as well. A text that is both is one unit.
 
-    >>> units("The price of both: 5 €!"), units("x[0] -= A")
-    (['the', 'price', 'of', 'both', '5', '€'], ['x', '[', '0', ']', '-', '=', 'A'])
+    >>> units("The price, in all: 5 €!"), units("x[0]  -= A")
+    (['the', 'price', ',', 'in', 'all', ':', '5', '€', '!'], ['x[0] -= A'])
     """
     text = unicodedata.normalize("NFC", text)
     lowered = text.lower()
@@ -111,8 +112,13 @@ def units(text: str) -> list[str]:
     operators = _OPERATORS.find(text, common)
     symbols = _SYMBOLS.find("".join(operators), common)
     found = (_WORDS_AND_SYMBOLS if symbols else _WORDS).find(lowered, common)
-    is_prose = len(operators) * PROSE <= len(found) - len(symbols)
-    return found if is_prose else _WORDS_AND_MARKS.find(text, common)
+    count = len(found) - len(symbols)
+    is_code = bool(operators) and len(operators) * PROSE >= count
+    if is_code and count < SHORT:
+        return [" ".join(text.split())]
+    if is_code or count < SHORT:
+        return _WORDS_AND_MARKS.find(text if is_code else lowered, common)
+    return found
 
 
 def is_word(unit: str) -> bool:

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from scaler.core.errors import ScalerError, one_line
-from scaler.core.files import PREPARE_AGAIN
+from scaler.core.files import PREPARE_AGAIN, read_json, write_json
 
 SHOWN = 300  # characters of another library's error
+CONFIG = "tokenizer_config.json"
+# Transformers 5 writes its own name of the class, which 4 does not know; both know this one
+CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+OF_THE_MAKER = ("is_local", "local_files_only")  # how a tokenizer was loaded before it was saved
 ROLES = {"begin_id": "cls", "end_id": "sep", "pad_id": "pad", "mask_id": "mask"}  # Transformers' names of our ids
 
 
@@ -55,6 +59,24 @@ def from_pretrained(source: str, remedy: str, **options: Any) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # the tokenizers library raises nothing more narrow
         raise ScalerError(f"{source}: the tokenizer cannot be read ({one_line(error)[:SHOWN]}); {remedy}") from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, longest: int | None = None) -> None:
+    """Write a Transformers tokenizer so that versions 4 and 5 read it, with nothing of how it was loaded here.
+
+    Args:
+        longest: tokens of a text at which pipelines cut: those that the model takes.
+    """
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+    if longest is not None:
+        tokenizer.model_max_length = longest
+    tokenizer.save_pretrained(folder)
+    content = read_json(folder / CONFIG)
+    content["tokenizer_class"] = CLASSES.get(content["tokenizer_class"], content["tokenizer_class"])
+    if content["model_max_length"] == VERY_LARGE_INTEGER:
+        del content["model_max_length"]
+    write_json(folder / CONFIG, {key: value for key, value in content.items() if key not in OF_THE_MAKER})
 
 
 def vocabulary_of(tokenizer: Any, folder: Path) -> Vocabulary:

@@ -27,7 +27,7 @@ from scaler.data.tokenizer import load_tokenizer
 from scaler.distributed import devices
 from scaler.distributed.world import World
 from scaler.model import exported, parameters
-from scaler.model.build import first_position
+from scaler.model.build import first_position, positions
 from scaler.model.masked_lm import MaskedLM
 
 WORDS = 60  # of a passage: some 100 tokens, which all models can take
@@ -89,8 +89,8 @@ def encoded(passage: Passage, tokenizer: Any) -> tuple[list[int], list[tuple[int
 
 def fits(passage: Passage, network: PreTrainedModel, tokenizer: Any) -> bool:
     """Return whether the model has positions for all tokens of a passage."""
-    positions = getattr(network.config, "max_position_embeddings", None)
-    return positions is None or len(encoded(passage, tokenizer)[0]) <= positions - first_position(network.config)
+    most = positions(network.config)
+    return most is None or len(encoded(passage, tokenizer)[0]) <= most
 
 
 def measure(network: PreTrainedModel, tokenizer: Any, texts: Iterable[Passage]) -> HiddenWords:

@@ -19,7 +19,7 @@ from scaler.core.errors import ScalerError, one_line
 from scaler.core.files import checksum
 from scaler.data.tokenizer import from_pretrained
 from scaler.finetuning.examples import MULTILABEL, TOKENS
-from scaler.model.build import ATTENTION, first_position
+from scaler.model.build import ATTENTION, positions
 
 disable_progress_bar()  # of loading weights
 set_verbosity_error()  # about new weights in a model: `load` checks them itself
@@ -87,8 +87,7 @@ def tokenizer(source: str, config: Any) -> Any:
 
 def most_tokens(config: Any, asked: int | None, source: str) -> int:
     """Return the longest text in tokens, special ones included. Raises ScalerError when the model takes fewer."""
-    positions = getattr(config, "max_position_embeddings", None)
-    most = None if positions is None else positions - first_position(config)
+    most = positions(config)
     if asked is None:
         return min(MOST_TOKENS, most or MOST_TOKENS)
     if asked < 3 or (most is not None and asked > most):

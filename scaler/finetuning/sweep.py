@@ -22,6 +22,7 @@ from scaler.core import provenance
 from scaler.core.cli import progress_beside
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
+from scaler.data.tokenizer import save_tokenizer
 from scaler.distributed.collectives import all_gather, all_or_none, explaining_errors
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, features, scores
@@ -173,8 +174,7 @@ def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) 
     model = model.to("cpu")
     model.save_pretrained(folder)
     tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.model_max_length = max_length  # at which Transformers' pipelines cut
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, max_length)
     again = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype).state_dict()
     for name, weight in model.state_dict().items():
         if not torch.equal(weight, again[name]):

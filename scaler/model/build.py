@@ -97,6 +97,12 @@ def first_position(config: PreTrainedConfig) -> int:
     return int(config.pad_token_id) + 1 if config.model_type in POSITIONS_AFTER_PAD else 0
 
 
+def positions(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens of a text the model has positions for; None: any number."""
+    embedded = getattr(config, "max_position_embeddings", None)
+    return None if embedded is None else int(embedded) - first_position(config)
+
+
 def build(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Build a model in fp32, with weights that depend on `seed` alone and are the same on every rank."""
     with torch.random.fork_rng(devices=[]):

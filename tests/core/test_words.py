@@ -57,25 +57,33 @@ def test_each_letter_and_digit_is_in_one_word_and_words_hold_nothing_but_letters
 
 @hypothesis_settings(deadline=None, max_examples=300)
 @given(st.text(st.characters(max_codepoint=0x2100) | st.sampled_from(OF_ALL_SCRIPTS), max_size=60))
-def test_texts_of_common_characters_have_the_same_words_and_units_as_if_they_had_others(text):
-    thai = "ไทย"  # forces the slow way
-    assert words.words(f"{text} {thai}") == [*words.words(text), thai]
-    found, with_thai = words.units(text), words.units(f"{text} {thai}")
-    assert with_thai[:-1] == found or len(with_thai) - 1 != len(found)  # one word more may make it prose
+def test_texts_of_common_characters_have_the_same_words_and_units_in_both_ways_of_finding_them(text):
+    found = words.words(text), words.units(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "is_common", lambda _: False)
+        assert found == (words.words(text), words.units(text))
+
+
+PROSE = "The cat (a tabby) sat on the mat, and it was well-fed, so nobody in the house saw a reason to move."
 
 
 def test_punctuation_and_case_count_in_code_and_not_in_prose():
-    prose = "The cat (a tabby) sat on the mat, and it was well-fed."
-    assert words.units(prose) == words.units(prose.upper().replace(",", ";").replace(".", "!"))
-    assert words.units("for (i = 0; i < n; i++) { total += A[i]; }") != words.units(
-        "for (i = 0; i < n; i++) { total -= A[i]; }"
-    )
-    assert words.units("f(A, x)") != words.units("f(a, x)")
+    assert words.units(PROSE) == words.units(PROSE.upper().replace(",", ";").replace(".", "!"))
+    loop = "for (i = 0; i < n; i++) { total += A[i]; }\n" + "while (left < right) { left = left * 2; }" * 3
+    others = [loop.replace("+=", "-="), loop.replace("A", "a"), loop.replace("n;", "n,"), loop.replace("0", "1")]
+    assert len({tuple(words.units(text)) for text in [loop, *others]}) == 5
+    assert words.units(loop) == words.units(loop.replace(" ", "\n\t"))
+
+
+def test_punctuation_counts_in_short_texts():
+    short = [f"return a {operator} b if c else d" for operator in ("-", "/", "%", "&", "@", ",")]
+    assert len({tuple(words.units(text)) for text in short}) == 6
+    assert words.units("So it IS") == words.units("so it is")
+    assert words.units("F = m\n a") == ["F = m a"]  # code of so few words is one unit
 
 
 def test_symbols_count_in_prose_too():
-    assert words.units("so the first value here < the second value")[5] == "<"
-    assert words.units("it costs about five hundred € in all") != words.units("it costs about five hundred $ in all")
+    assert words.units(f"{PROSE} Here 5 < 7 €")[-4:] == ["5", "<", "7", "€"]
 
 
 def test_composed_and_decomposed_letters_are_the_same_unit():

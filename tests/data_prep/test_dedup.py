@@ -19,6 +19,7 @@ from data_prep.formats.texts import Document
 from data_prep.pipeline import folders
 from data_prep.pipeline.workers import WorkerPool, worker_pool
 from scaler.config.data_sections import Dedup
+from scaler.core import words
 from scaler.core.errors import ScalerError
 
 VOCABULARY = [f"word{number}" for number in range(5000)]
@@ -60,14 +61,14 @@ def manifest(tmp_path, name="text"):
     return texts.manifest(tmp_path / f"{name}-dedup")
 
 
-def words(chance, count):
+def some_words(chance, count):
     return [chance.choice(VOCABULARY) for _ in range(count)]
 
 
 def unrelated(count, seed, size=40):
     """Documents of random words, no two of which share a run of five but by an unlikely accident."""
     chance = random.Random(seed)
-    return [" ".join(words(chance, size)) for _ in range(count)]
+    return [" ".join(some_words(chance, size)) for _ in range(count)]
 
 
 def jaccard(one, other):
@@ -206,8 +207,110 @@ def test_short_texts_do_not_collapse_but_with_the_same_words(drop):
         "2",
     ]
     short += ["one two three four five", "one two three four six", "大", "学"]
-    again = ["Yes!", "NO", "yes, no", "One two, three four."]
+    again = ["yes  no", "one two\nthree four", "One two three four five", " ..."]
     assert drop({"heldout-one": [F], "train-one": [*short, *again]})["train-one"] == short
+
+
+# of each list, every text is another one than the others; most were repeats of each other while marks were no letters
+DIFFERENT = {
+    "hindi": [
+        *[
+            "दिन",
+            "दान",
+            "दीन",
+            "दुनी",
+            "पिता",
+            "पता",
+            "पीता",
+            "पोता",
+            "काल",
+            "कल",
+            "किला",
+            "कोयल",
+            "बोली",
+            "बिल्ली",
+            "बाल",
+        ],
+        *["वह घर जाता है और रोटी खाता है", "वह घर जाती है और रोटी खाती है"],
+    ],
+    "tamil": ["கல்", "கால்", "கீல்", "கோல்", "மரம்", "மாரம்"],
+    "thai": ["ไป", "ปี", "ป่า", "ปู", "เขาไปโรงเรียนทุกวัน", "เขาไปโรงแรมทุกวัน", "ใกล้", "ไกล"],
+    "burmese": ["မီး", "မိုး", "မူး", "မေး", "ကျောင်းသွားသည်", "ကျောင်းသားသည်"],
+    "khmer": ["កាត់", "កើត", "កូត", "ខ្ញុំទៅសាលារៀន", "ខ្ញុំទៅសាលាក្រុង"],
+    "pointed hebrew": ["סֵפֶר", "סַפָּר", "סָפַר", "סְפָר", "דָּבָר", "דֶּבֶר", "דִּבֵּר", "הוּא כָּתַב סֵפֶר טוֹב מְאֹד", "הוּא כָּתַב סַפָּר טוֹב מְאֹד"],
+    "pointed arabic": ["كَتَبَ", "كُتُب", "كُتِبَ", "كَاتِب"],
+    "chinese": ["我喜欢吃苹果", "我喜欢吃香蕉", "他喜欢吃苹果", "大学", "大学生"],
+    "japanese": ["私は本を読む", "私は本を読んだ", "はし", "ばし", "ぱし"],
+    "code": [
+        *["x = a + b", "x = a - b", "x = a * b", "x = A + b", "x = a or b", "x += a - b"],
+        *["if a < b: return c", "if a > b: return c", "if a - b: return c", "if a / b: return c", "if a / b: return C"],
+        *["C", "C++", "C#", "c", "!", "!=", "=="],
+        *["for i in range(n): total += a[i] * b[i] - c[i]", "for i in range(n): total -= a[i] * b[i] + c[i]"],
+    ],
+    "formulae": [
+        *["n!", "n", "E = mc²", "E = mc³", "F = m a", "f = m a", "a² + b² = c²", "a² - b² = c²", "a² · b² = c²"],
+        *[
+            "∀x ∈ A: x < y",
+            "∃x ∈ A: x < y",
+            "∀x ∈ A: x ≤ y",
+            "\\frac{a}{b} + \\frac{c}{d}",
+            "\\frac{a}{b} - \\frac{c}{d}",
+        ],
+        *["1.5 2.5 3.5 4.5 5.5 6.5", "15 25 35 45 55 65", "-1 2 -3 4 -5 6", "1 -2 3 -4 5 -6"],
+    ],
+    "emoji": ["great phone, I love it 😀", "great phone, I love it 😡", "😀😀😀", "😀😀", "👍🏽", "👍🏿"],
+    "few different words": [
+        "0 1 0 1 1 0 0 1 0 1" * 20,
+        "1 1 0 1 0 0 0 1 1 1" * 20,
+        "a c g t " * 99,
+        "a g c t " * 99,
+        "--- ... ---",
+        "... --- ...",
+    ],
+}
+
+
+@pytest.mark.parametrize("texts_of", DIFFERENT)
+@pytest.mark.parametrize("settings", [Dedup(), NEAR])
+def test_no_different_text_is_dropped_whatever_its_script(drop, tmp_path, texts_of, settings):
+    mine = DIFFERENT[texts_of]
+    assert drop({"heldout-one": [F], "train-one": mine}, settings)["train-one"] == mine
+    assert manifest(tmp_path)["counts"] == {}
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        "राम हर सुबह नदी के किनारे टहलने जाता है। रास्ते में वह अपने पुराने मित्र से मिलता है। दोनों बैठकर देर तक बातें करते हैं।",
+        "ทุกเช้าเขาเดินไปตามริมแม่น้ำ ระหว่างทางเขาพบเพื่อนเก่า ทั้งสองนั่งคุยกันเป็นเวลานาน แล้วจึงกลับบ้านด้วยกันก่อนเที่ยง",
+        "每天早上他都沿着河边散步。路上他遇见了一位老朋友。两个人坐下来聊了很久,然后在中午之前一起回家吃饭休息。",
+        "בְּכָל בֹּקֶר הוּא הוֹלֵךְ לְאֹרֶךְ הַנָּהָר. בַּדֶּרֶךְ הוּא פּוֹגֵשׁ חָבֵר יָשָׁן. הֵם יוֹשְׁבִים וּמְדַבְּרִים זְמַן רַב, וְחוֹזְרִים הַבַּיְתָה יַחַד לִפְנֵי הַצָּהֳרַיִם.",
+    ],
+)
+def test_a_copy_with_other_punctuation_is_a_repeat_in_each_script(drop, sentences):
+    copy = "  ".join(sentences.replace("。", "! ").replace("।", "!").replace(",", ";").replace(".", "").split(" "))
+    left = drop({"heldout-one": [F], "train-one": [sentences, copy, f"{sentences} {A}"]}, NEAR)["train-one"]
+    assert left == [sentences, f"{sentences} {A}"]
+
+
+def test_a_stage_whose_words_were_found_otherwise_is_kept_with_a_warning(drop, tmp_path, caplog):
+    drop(SOME)
+    folder = tmp_path / "text-dedup"
+    content = json.loads((folder / "manifest.json").read_text())
+    assert content["made_from"]["words"] == words.version()
+    del content["made_from"]["words"]  # as an earlier version wrote it
+    (folder / "manifest.json").write_text(json.dumps(content))
+    before = bytes_of(folder)
+    assert not dedup.make(tmp_path / "text", folder, Dedup(), WorkerPool())
+    assert bytes_of(folder) == before
+    assert f"{folder}: kept as it is" in caplog.text and "remove the folder to make it anew" in caplog.text
+    assert dedup.make(tmp_path / "text", folder, Dedup(bands=10), WorkerPool())
+    assert json.loads((folder / "manifest.json").read_text())["made_from"]["words"] == words.version()
+
+
+def test_without_near_repeats_a_stage_depends_on_no_words(drop, tmp_path):
+    drop(SOME, EXACT)
+    assert "words" not in manifest(tmp_path)["made_from"]
 
 
 def test_a_document_in_a_longer_one_is_no_repeat(drop):
@@ -224,7 +327,7 @@ def planted(tmp_path_factory):
     chance = random.Random(0)
     originals, copies, similarity = [], [], []
     for number in range(4000):
-        original = words(chance, chance.randrange(60, 240))
+        original = some_words(chance, chance.randrange(60, 240))
         copy = list(original)
         for place in chance.sample(range(len(copy)), 1 + int(chance.random() ** 2 * len(copy) / 8)):
             copy[place] = chance.choice(VOCABULARY)
@@ -270,8 +373,8 @@ def test_documents_are_found_as_often_as_theory_says(planted, least):
 
 def test_other_bands_find_what_their_theory_says(drop):
     chance = random.Random(3)
-    originals = [words(chance, 100) for _ in range(600)]
-    copies = [[*mine[:50], *words(chance, 2), *mine[52:]] for mine in originals]
+    originals = [some_words(chance, 100) for _ in range(600)]
+    copies = [[*mine[:50], *some_words(chance, 2), *mine[52:]] for mine in originals]
     files = {"heldout-some": [F], "train-some": [" ".join(mine) for mine in (*originals, *copies)]}
     similarity = jaccard(*(" ".join(some[0]) for some in (originals, copies)))
     assert similarity == pytest.approx(90 / 102)
@@ -282,9 +385,9 @@ def test_other_bands_find_what_their_theory_says(drop):
 
 
 def test_a_long_document_is_hashed_in_parts_as_if_in_one(monkeypatch):
-    text = " ".join(words(random.Random(0), 1000))
+    text = " ".join(some_words(random.Random(0), 1000))
     whole = dedup.signature(text, Dedup())
-    monkeypatch.setattr(dedup, "WORDS_AT_ONCE", 64)
+    monkeypatch.setattr(dedup, "UNITS_AT_ONCE", 64)
     assert len(list(dedup.shingles(text, 5))) == 16
     assert np.array_equal(dedup.signature(text, Dedup()), whole)
 

@@ -1,5 +1,7 @@
 """The tokenizer folder: a Transformers tokenizer with RoBERTa's special tokens."""
 
+import json
+import random
 import shutil
 import signal
 import sys
@@ -13,13 +15,15 @@ from limits import limit, wait_until
 from on_disk import content, names
 from refusals import refused
 from small_data import make_corpus, write_documents
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from data_prep.formats import texts
 from data_prep.vocabulary import tokenizer
+from data_prep.vocabulary.long_words import LONGEST, Cutter
 from scaler.config.data_sections import Tokenizer
 from scaler.core.files import checksum, read_manifest
-from scaler.data.tokenizer import Vocabulary, read_vocabulary
+from scaler.data.tokenizer import Vocabulary, read_vocabulary, save_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -166,3 +170,75 @@ def test_ctrl_c_is_heard_while_the_trainer_computes(tmp_path, start_command):
     _, said = process.communicate(timeout=limit(400))
     assert (process.returncode, said) == (130, "stopped by Ctrl-C; nothing half-done counts as done\n")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def runs(text):
+    """The lengths of what neither BERT's nor GPT-2's pre-tokenizer cuts."""
+    bert, gpt2 = pre_tokenizers.BertPreTokenizer(), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return [end - begin for cut in (bert, gpt2) for _, (begin, end) in cut.pre_tokenize_str(text)]
+
+
+LONG_WORDS = {
+    "dna": "acgt" * 700,
+    "base64": "aGVsbG8gd29ybGQ" * 200,
+    "one letter": "a" * 2500,
+    "digits": "0123456789" * 210,
+    "chinese": "天气很好" * 700,
+    "thai": "ประเทศไทย" * 300,
+    "a line": "=" * 5000,
+    "marks": "-\u0308" * 1500,
+    "emoji in letters": "a😀" * 1200,
+    "spaces": " " * 4000,
+}
+
+
+@pytest.mark.parametrize("kind", LONG_WORDS)
+def test_long_words_are_cut_for_training_and_all_else_stays_whole(kind):
+    cutter = Cutter()
+    text = f"before {LONG_WORDS[kind]} after"
+    pieces = list(cutter.pieces(text, "here"))
+    assert "".join(pieces) == text and max(max(runs(piece)) for piece in pieces) <= LONGEST + 1  # a space before it
+    assert max(runs(text)) > LONGEST or kind == "chinese"  # whose characters BERT takes one by one
+    assert cutter.longest["here"] >= LONGEST
+    minified = "function(a,b){return a.b[0]+b.c(1)};" * 500  # without a space, but of short words
+    assert list(cutter.pieces(minified, "there")) == [minified] and set(cutter.longest) == {"here"}
+
+
+def test_documents_with_long_words_are_named_and_counted(tmp_path, caplog):
+    documents = [*make_documents(100), "acgt" * 1000, "t" * 3000, "=" * 2000]
+    corpus = make_corpus(tmp_path, write_documents(tmp_path / "text.jsonl", documents))
+    (entry,) = texts.entries(texts.manifest(corpus), "train")
+    read = [document.text for document in texts.read(corpus, entry)]
+    long = {text: number for number, text in enumerate(read, 1) if len(text) > LONGEST and " " not in text}
+    assert len(long) > 1
+    assert tokenizer.make(corpus, tmp_path / "tokenizer", Tokenizer(400))
+    text, number = max(long.items(), key=lambda item: len(item[0]))
+    where = f"document {number} (text/{documents.index(text)}) of {corpus / entry['name']}.jsonl.zst"
+    assert f"{len(long)} documents have words of over 1,000 characters" in caplog.text
+    assert f"the longest has {len(text):,}, in {where}" in caplog.text
+    last = read_manifest(tmp_path / "tokenizer", "tokenizer")["history"][-1]
+    assert last["counts"] == {"word_over_1000_characters": len(long)}
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "wordpiece", "words"])
+def test_a_word_of_200_000_letters_takes_seconds(tmp_path, kind):
+    chance = random.Random(1)
+    dna = ["".join(chance.choice("acgt") for _ in range(200_000)) for _ in range(2)]
+    corpus = make_corpus(tmp_path, write_documents(tmp_path / "text.txt", [*make_documents(300), *dna]))
+    begin = time.process_time()
+    tokenizer.make(corpus, tmp_path / "tokenizer", Tokenizer(600, kind=kind, pieces=400))
+    assert time.process_time() - begin < 15  # before words were cut: 30 for one of them, with byte_bpe
+
+
+def test_transformers_4_knows_the_class_and_nothing_tells_of_the_making_machine(tiny_recipe, loaded, tmp_path):
+    folder = tiny_recipe.tokenizer_folder
+    for where, longest in ((folder, None), (tmp_path, 77)):
+        if longest:
+            save_tokenizer(loaded, tmp_path, longest)
+        config = json.loads((where / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert config.get("model_max_length") == longest
+        assert not {"is_local", "local_files_only"} & set(config)
+    again = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert len(again("kana " * 500, truncation=True).input_ids) == 77
+    assert again.get_vocab() == loaded.get_vocab() and again.mask_token_id == loaded.mask_token_id

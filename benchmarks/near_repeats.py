@@ -34,9 +34,7 @@ LANGUAGES = {
 LINES = 8  # of a text's lines in a document
 DOCUMENTS = 200
 SHORT = 60  # short texts of each script, with as many that differ from one of them
-OTHER_MARKS = str.maketrans(
-    {",": ";", ";": ",", ".": "!", "。": "!", "，": "、", "।": "!", "။": " ", "“": '"', "”": '"'}
-)  # noqa: RUF001
+OTHER_MARKS = str.maketrans(",;.。\uff0c।။“”", ';,!!、! ""')
 OPERATORS = {"+": "-", "-": "+", "<": ">", ">": "<", "*": "/", "&": "|", "|": "&", "==": "!=", "[0]": "[1]"}
 BLOCK = range(300, 3000)  # characters of a function or class
 
@@ -58,7 +56,7 @@ for steps in (
     [read(), MinhashDedupFilter(f"{folder}/removed"), JsonlWriter(f"{folder}/left", compression=None)],
 ):
     tasks = config.num_buckets if isinstance(steps[0], MinhashDedupBuckets) else 1
-    LocalPipelineExecutor(steps, tasks=tasks, workers=1, skip_completed=False).run()
+    LocalPipelineExecutor(steps, tasks=tasks, workers=1, skip_completed=False, logging_dir=f"{folder}/logs").run()
 import glob
 left = [json.loads(line)["id"] for name in glob.glob(f"{folder}/left/*") for line in open(name)]
 json.dump(left, open(f"{folder}/kept.json", "w"))
@@ -68,9 +66,10 @@ import json, sys
 from text_dedup.minhash import main
 import datasets
 folder = sys.argv[1]
-main(["--path", "json", "--data_files", f"{folder}/texts.jsonl", "--split", "train", "--cache_dir", f"{folder}/cache",
-      "--output", f"{folder}/out", "--column", "text", "--num_proc", "1", "--batch_size", "1000"], standalone_mode=False)
-json.dump(datasets.load_from_disk(f"{folder}/out")["id"], open(f"{folder}/kept.json", "w"))
+given = {"path": "json", "data_files": f"{folder}/texts.jsonl", "split": "train", "cache_dir": f"{folder}/cache",
+         "output": f"{folder}/out", "column": "text", "num_proc": 1, "batch_size": 1000}
+main([word for name, value in given.items() for word in (f"--{name}", str(value))], standalone_mode=False)
+json.dump(list(datasets.load_from_disk(f"{folder}/out")["id"]), open(f"{folder}/kept.json", "w"))
 """
 
 

@@ -57,7 +57,7 @@ _SYMBOLS = _Pattern(False, _SYMBOL)
 _OPERATORS = _Pattern(False, _OPERATOR)
 _WORD = regex.compile(f"(?V1){WORD}")
 _BEGINS_UNSPACED = regex.compile(f"(?V1){_UNSPACED}")
-_LETTERS_ALONE = regex.compile(r"(?:\p{L}[\p{M}\p{Join_Control}]*)+")
+_OF_LETTERS = regex.compile(r"(?:\p{L}[\p{M}\p{Join_Control}]*)+")
 
 
 def is_common(text: str) -> bool:
@@ -126,6 +126,6 @@ def is_word(unit: str) -> bool:
     return _WORD.match(unit) is not None
 
 
-def letters(text: str) -> int:
-    """Return the number of letters of a text that has nothing but letters and their marks, or else 0."""
-    return len(regex.findall(r"\p{L}", text)) if _LETTERS_ALONE.fullmatch(text) else 0
+def is_of_letters(text: str) -> bool:
+    """Return whether a text is one word of letters and their marks alone, without digits."""
+    return _OF_LETTERS.fullmatch(text) is not None

@@ -54,9 +54,9 @@ def known_words(tokens: list[str], counts: np.ndarray) -> list[int]:
     Args:
         tokens: the text of each entry.
     """
-    ranked = np.argsort(-counts).tolist()
-    long = (entry for entry in ranked if words.letters(tokens[entry]) >= LEAST_LETTERS)
-    short = (entry for entry in ranked if 0 < words.letters(tokens[entry]) < LEAST_LETTERS)
+    ranked = [entry for entry in np.argsort(-counts).tolist() if words.is_of_letters(tokens[entry])]
+    long = (entry for entry in ranked if len(tokens[entry]) >= LEAST_LETTERS)
+    short = (entry for entry in ranked if len(tokens[entry]) < LEAST_LETTERS)
     return list(islice(chain(long, short), KNOWN_WORDS))
 
 

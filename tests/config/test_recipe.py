@@ -101,7 +101,10 @@ def test_a_malformed_value_is_refused(override, message):
         *(("cleaning.language_confidence", share) for share in (-0.1, 1.1, ".nan")),
         *(("cleaning.min_characters", 0), ("cleaning.min_characters", -1), ("cleaning.max_characters", 99)),
         *((f"dedup.{name}", 0) for name in ("ngram", "bands", "band_rows")),
-        *(("dedup.bands", 257), ("tokenizer.vocab_size", 260), ("tokenizer.sample_mib", 0), ("data.seq_len", 4)),
+        *(("dedup.bands", 257), ("dedup.band_rows", 257), ("dedup.ngram", 1001), ("data.seq_len", 4)),
+        *(("tokenizer.vocab_size", 260), ("tokenizer.vocab_size", 1 << 63), ("tokenizer.sample_mib", 0)),
+        *((f"word2vec.{name}", 10**10) for name in ("vector_size", "window", "negative", "epochs", "min_count")),
+        *((f"word2vec.{name}", 1.5) for name in ("learning_rate", "min_learning_rate")),
         *(
             (f"objective.{name}", value)
             for name in ("mask_probability", "final_mask_probability", "heldout_mask_probability")

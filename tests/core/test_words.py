@@ -90,6 +90,6 @@ def test_composed_and_decomposed_letters_are_the_same_unit():
     assert words.units("cafe\u0301") == words.units("café") == ["café"]
 
 
-def test_letters_are_counted_without_their_marks_and_only_where_nothing_else_is():
-    counts = {"word": 4, "दिन": 2, "can't": 0, "a1": 0, "": 0, "ไทย": 3}
-    assert {text: words.letters(text) for text in counts} == counts
+def test_a_word_of_letters_has_marks_but_no_digits_and_no_punctuation():
+    found = {text: words.is_of_letters(text) for text in ("word", "दिन", "ไทย", "can't", "a1", "", "##ing", "\u093f")}
+    assert [text for text, whole in found.items() if whole] == ["word", "दिन", "ไทย"]

@@ -411,3 +411,28 @@ def test_the_command_says_what_it_did_and_then_that_it_is_up_to_date(command, tm
         assert [line.split()[0] for line in splits] == ["train", "heldout", "test"]
         assert counts == "changed.markup 60, dropped.length.too_short 40"
         assert last == f"{tmp_path / 'clean'} {how}"
+
+
+def test_quality_rules_see_whole_words_and_sentences_of_each_script():
+    from data_prep.cleaning.quality import Words
+
+    words = Words()
+    assert words.word_tokenize("वह घर जाती है। well-known") == ["वह", "घर", "जाती", "है", "।", "well-known"]
+    assert words.word_tokenize("ภาษาไทยง่าย (x²)") == ["ภาษา", "ไทย", "ง่าย", "(", "x²", ")"]
+    assert words.sent_tokenize("वह घर जाती है। वह सोती है।") == ["वह घर जाती है।", "वह सोती है।"]
+    assert words.sent_tokenize("今天天气很好。我们去公园。") == ["今天天气很好。", "我们去公园。"]
+    assert words.word_tokenize("don't. It's") == ["don't", ".", "It's"]
+
+
+def test_a_stage_of_quality_rules_says_how_words_were_found_and_others_do_not(tmp_path, caplog):
+    write_documents(tmp_path / "text.txt", [PROSE.replace("\n", " ") + f" {number}" for number in range(60)])
+    made = make_corpus(tmp_path, tmp_path / "text.txt")
+    for settings, recorded in ((Cleaning(gopher_quality=True), True), (Cleaning(markup=True), False)):
+        folder = tmp_path / f"clean-{recorded}"
+        assert cleaning_clean.make(made, folder, settings, WorkerPool())
+        content = json.loads((folder / "manifest.json").read_text())
+        assert ("words" in content["made_from"]) == recorded
+        content["made_from"].pop("words", None)  # as an earlier version wrote it
+        (folder / "manifest.json").write_text(json.dumps(content))
+        assert not cleaning_clean.make(made, folder, settings, WorkerPool())
+        assert (f"{folder}: kept as it is" in caplog.text) == recorded

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import unicodedata
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from data_prep.vocabulary import tokenizer
 from scaler import compare
 from scaler.config.data_sections import Corpus, Source
 from scaler.config.data_sections import Tokenizer as TokenizerSettings
+from scaler.core import words
 from scaler.evaluation import compare as evaluation_compare
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -68,6 +70,18 @@ def test_passages_are_of_sixty_words_and_hide_the_same_nine_each_time():
         assert len(re.findall(r"\w+", passage.text)) == 60 and len(passage.hidden) == 9
         assert all(re.fullmatch(r"word\d+", passage.text[begin:end]) for begin, end in passage.hidden)
     assert first[0].hidden != tuple((begin, end) for begin, end in first[1].hidden)
+
+
+@pytest.mark.parametrize(
+    "sentence", ["राम हर सुबह नदी के किनारे टहलने जाता है। ", "ทุกเช้าเขาเดินไปตามริมแม่น้ำ ", "今天天气很好,我们去公园。"]
+)
+def test_hidden_words_are_whole_in_every_script(sentence):
+    (passage, *_) = evaluation_compare.passages([sentence * 20])
+    assert len(passage.hidden) == 9
+    hidden = [passage.text[begin:end] for begin, end in passage.hidden]
+    assert set(hidden) <= set(words.words(sentence))
+    for _, end in passage.hidden:  # no mark is cut off
+        assert not unicodedata.category((passage.text + " ")[end]).startswith("M")
 
 
 def test_every_token_of_a_hidden_word_is_guessed_and_no_other(model_folder, corpus):

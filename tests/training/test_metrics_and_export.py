@@ -1,5 +1,7 @@
 """Small parts of what comes out: durations, the ceiling, an export that is not what was trained."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -53,3 +55,14 @@ def test_an_export_whose_weights_do_not_survive_the_disk_is_refused(network, tin
     with pytest.raises(ScalerError, match="logits of what was written differ"):
         export(dict(network.named_parameters()), network, tokenizer, "", tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+def test_an_exported_tokenizer_cuts_where_the_model_has_no_more_positions(network, tiny_recipe, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe.tokenizer_folder)
+    export(dict(network.named_parameters()), network, tokenizer, "", tmp_path / "export")
+    again = AutoTokenizer.from_pretrained(tmp_path / "export", local_files_only=True)
+    ids = again("kana " * 500, truncation=True, return_tensors="pt").input_ids
+    assert ids.shape == (1, network.config.max_position_embeddings - network.config.pad_token_id - 1)
+    assert network(input_ids=ids).logits.isfinite().all()
+    config = json.loads((tmp_path / "export" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in config

@@ -7,11 +7,13 @@ token, and only the other words are cut. Unknown are words with a character that
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import regex
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from scaler.config.data_sections import Tokenizer as Settings
@@ -23,7 +25,11 @@ SPECIAL_TOKENS: dict[str, Any] = {
 }  # in the order of Devlin et al. 2019
 ALPHABET = 4000  # characters; a word with any other is unknown as a whole, unless it is an entry
 LONGEST = 100  # characters of a word; a longer one is unknown (Devlin et al. 2019)
+# marks but for accents of Latin, Greek and Cyrillic letters, and for variants of symbols
+SIGNS = regex.compile(r"(?V1)[\p{Mn}--[\u0300-\u036f\u0483-\u0487\p{Variation_Selector}]]")
 MIN_FREQUENCY = 2  # of pieces and words alike: of what occurs once nothing can be learned
+
+logger = logging.getLogger(__name__)
 
 
 def train(sample: Callable[[], Iterator[str]], settings: Settings) -> Tokenizer:
@@ -56,9 +62,16 @@ def train(sample: Callable[[], Iterator[str]], settings: Settings) -> Tokenizer:
 def _alphabet(texts: Iterator[str], settings: Settings, most: int) -> list[str]:
     """Return the most frequent characters, in the order of their codes."""
     counts: Counter[str] = Counter()
+    stripped = 0
     normalise = _normalizer(settings).normalize_str
     for text in texts:
         counts.update(normalise(text))
+        stripped += settings.lowercase and SIGNS.search(text) is not None
+    if stripped:
+        logger.warning(
+            f"tokenizer.lowercase=true strips vowel signs of {stripped:,} documents, as uncased BERT does, which makes "
+            "one word of several; set it to false for Indic, Hebrew, Arabic or Thai text"
+        )
     ranked = sorted((-count, character) for character, count in counts.items() if not character.isspace())
     return sorted(character for _, character in ranked[:most])
 

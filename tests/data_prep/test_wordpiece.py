@@ -152,3 +152,11 @@ def test_words_of_more_than_a_hundred_characters_are_unknown_and_no_entries(tmp_
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
     assert loaded.tokenize(longest) == [longest] and loaded.tokenize(long) == ["[UNK]"]
     assert long not in loaded.get_vocab()
+
+
+@pytest.mark.parametrize(("line", "warned"), [("सुबह दुनिया", True), ("café ❤\ufe0f Größe", False)])
+def test_lower_case_that_strips_vowel_signs_is_said(tmp_path, caplog, line, warned):
+    lines = [f"{line} {number} {sentence}" for number, sentence in enumerate(make_sentences(400))]
+    text = corpus_of_lines(tmp_path, lines)
+    tokenizer.make(text, tmp_path / "tokenizer", PIECES)
+    assert ("strips vowel signs of" in caplog.text) == warned

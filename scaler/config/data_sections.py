@@ -187,7 +187,7 @@ class Word2Vec:
     """Context in tokens on either side."""
     negative: Few = 5
     """Negative samples drawn for each token."""
-    epochs: Few = 3
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 3
     """Passes over the shards (as vocab-transformers, 2022)."""
     shrink_windows: bool = True
     """Draw each window from 1 to `window` tokens, so that near tokens weigh more."""

@@ -103,8 +103,8 @@ def units(text: str) -> list[str]:
     In a text of fewer than 20 words each punctuation mark is a unit, too. So it is where one operator or bracket or
     more stands for five words, which is code or a formula. There case counts as well. A text that is both is one unit.
 
-    >>> units("The price, in all: 5 €!"), units("x[0]  -= A")
-    (['the', 'price', ',', 'in', 'all', ':', '5', '€', '!'], ['x[0] -= A'])
+    >>> units("It costs, in all, 5 € or less."), units("x[0]  -= A")
+    (['it', 'costs', ',', 'in', 'all', ',', '5', '€', 'or', 'less', '.'], ['x[0] -= A'])
     """
     text = unicodedata.normalize("NFC", text)
     lowered = text.lower()

@@ -423,7 +423,8 @@ def test_without_gensim_one_line_says_how_to_get_it(command, tmp_path, monkeypat
     ("arguments", "said"),
     [
         ([], "word2vec.vector_size is missing"),
-        (["vector_size=0"], "word2vec.vector_size=0, but it is at least 1"),
+        (["vector_size=0"], "word2vec.vector_size=0, but it is between 1 and 65536"),
+        (["vector_size=8", "window=10000000000"], "word2vec.window=10000000000, but it is between 1 and 10000"),
         (["vector_siez=8"], "unknown key word2vec.vector_siez; did you mean 'vector_size'?"),
         (["vector_size=8", "architecture=glove"], "word2vec.architecture='glove', but it is one of cbow, skip-gram"),
         (["vector_size=8", "min_count=100000"], "no entry occurs word2vec.min_count=100000 times"),

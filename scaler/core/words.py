@@ -23,7 +23,7 @@ PUNCTUATION = r"[\p{P}--_]"
 _SYMBOL = r"[\p{S}\p{Co}\p{Cn}]"
 _OPERATOR = rf"[[{_SYMBOL}[\p{{P}}&&\p{{ASCII}}]]--[\p{{Terminal_Punctuation}}\p{{Quotation_Mark}}_]]"  # + = / # ( ]
 SHORT = 20  # words; of fewer, so few runs of five can be told apart that a mark has to count
-PROSE = 5  # words; prose has more for each of these: 5.5 in 99 % of texts, and code 1.3 (docs/results/data.md)
+PROSE = 5  # words for an operator; 99 % of prose has 5.5 or more, half of code 2.5 or fewer (docs/results/data.md)
 
 # Latin, Greek and Cyrillic letters and their punctuation have none of the marks and scripts above, so for texts of
 # these alone `re` finds the same, five times as fast.

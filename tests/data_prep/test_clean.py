@@ -426,7 +426,7 @@ def test_quality_rules_see_whole_words_and_sentences_of_each_script():
 
 def test_a_stage_of_quality_rules_says_how_words_were_found_and_others_do_not(tmp_path, caplog):
     write_documents(tmp_path / "text.txt", [PROSE.replace("\n", " ") + f" {number}" for number in range(60)])
-    made = make_corpus(tmp_path, tmp_path / "text.txt")
+    made = make_corpus(tmp_path, tmp_path / "text.txt", heldout_percent=20, test_percent=20)
     for settings, recorded in ((Cleaning(gopher_quality=True), True), (Cleaning(markup=True), False)):
         folder = tmp_path / f"clean-{recorded}"
         assert cleaning_clean.make(made, folder, settings, WorkerPool())

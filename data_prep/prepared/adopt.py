@@ -14,7 +14,7 @@ from data_prep.formats.token_shards import Shard, count_tokens
 from data_prep.pipeline import folders
 from data_prep.tokens.shards import write_manifest
 from scaler.core.files import checksum
-from scaler.data.tokenizer import load_tokenizer, vocabulary_of
+from scaler.data.tokenizer import load_tokenizer, save_tokenizer, vocabulary_of
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -62,6 +62,6 @@ def adopt(
         write_manifest(partial, splits, vocab_size, tokenizer_xxh3, origin, folders.ADOPTED, [], sorted(strip_ids))
     made_from = {"adopted": str(tokenizer)}
     with folders.staged(folder / "tokenizer", "tokenizer", made_from) as partial:
-        loaded.save_pretrained(partial)
+        save_tokenizer(loaded, partial)
         shutil.copyfile(tokenizer / "tokenizer.json", partial / "tokenizer.json")  # byte for byte: its hash is checked
         folders.write_manifest(partial, "tokenizer", made_from, vocab_size=vocab_size, tokenizer_xxh3=tokenizer_xxh3)

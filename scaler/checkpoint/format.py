@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from scaler.core.errors import ScalerError
-from scaler.core.files import checksum, flush
+from scaler.core.files import checksum, flush, take_umask
 from scaler.distributed.collectives import all_gather
 from scaler.distributed.world import World
 
@@ -140,6 +140,7 @@ def write_file(path: Path, content: Mapping[str, torch.Tensor]) -> dict[str, Any
         save_file(dict(content), path)
     except SafetensorError as error:  # a full disk among others, and no OSError
         raise ScalerError(f"{path}: cannot be written ({error}); look at the disk, and free some space") from error
+    take_umask(path)
     flush(path)
     # of the file as it is read again, which after a failed write differs from what was written
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}

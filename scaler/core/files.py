@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -78,6 +79,21 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def take_umask(path: Path) -> None:
+    """Give a file that a library wrote the mode that a file opened beside it gets: by the umask, or the folder's list.
+
+    safetensors writes files that their owner alone can read.
+    """
+    beside = path.with_name(path.name + ".mode")
+    try:
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
+    finally:
+        beside.unlink(missing_ok=True)
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # disks without modes refuse to set one
+        path.chmod(mode)
 
 
 def checksum(path: Path) -> str:

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 def _as_rank(facts: dict[str, object], main: Callable[[], None], arguments: list[str], log: Path) -> None:
     """Run a command as one rank; end when the process that started it ends."""
     end_with_parent()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ |= {name: str(value) for name, value in facts.items()}

@@ -22,7 +22,6 @@ from scaler.core import provenance
 from scaler.core.cli import progress_beside
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
-from scaler.data.tokenizer import save_tokenizer
 from scaler.distributed.collectives import all_gather, all_or_none, explaining_errors
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, features, scores
@@ -33,7 +32,7 @@ from scaler.finetuning.examples import Reading
 from scaler.finetuning.features import Encoded
 from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Sources, Splits, load
 from scaler.finetuning.trial import Settings
-from scaler.model import exported
+from scaler.model import exported, saving
 
 PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
 NO_SETTINGS = ("out", "local_rank", "json", "verbosity", "data", VALIDATION, TEST)  # for files, their checksums stand
@@ -172,9 +171,8 @@ def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) 
     Raises: ScalerError when the weights that are read back differ.
     """
     model = model.to("cpu")
-    model.save_pretrained(folder)
     tokenizer.backend_tokenizer.no_truncation()
-    save_tokenizer(tokenizer, folder, max_length)
+    saving.save(model, tokenizer, folder, max_length)
     again = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype).state_dict()
     for name, weight in model.state_dict().items():
         if not torch.equal(weight, again[name]):

@@ -14,8 +14,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from scaler.core.errors import ScalerError
-from scaler.data.tokenizer import save_tokenizer
 from scaler.model.build import positions
+from scaler.model.saving import save
 
 disable_progress_bar()  # of saving and loading weights
 
@@ -43,8 +43,7 @@ def export(state: Mapping[str, torch.Tensor], model: PreTrainedModel, tokenizer:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
-        save_tokenizer(tokenizer, partial, positions(model.config))
+        save(model, tokenizer, partial, positions(model.config))
         (partial / "README.md").write_text(card, encoding="utf-8")
         again = AutoModelForMaskedLM.from_pretrained(partial, local_files_only=True).eval()
         ids = torch.arange(min(32, len(tokenizer))).unsqueeze(0)

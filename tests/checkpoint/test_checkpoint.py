@@ -55,6 +55,16 @@ def kept(tmp_path):
     kept.close()
 
 
+def test_a_checkpoint_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = saved(tmp_path, parameters(), step=2)  # written by the thread
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()}
+    assert modes == dict.fromkeys(("manifest.json", "probe.safetensors", "rank_00000.safetensors"), "0o640")
+
+
 @pytest.mark.parametrize("cuts", [2, 3, 7])
 def test_the_fingerprint_does_not_depend_on_how_parameters_are_cut(cuts):
     assert checkpoint_format.fingerprint(shards(parameters(), cuts)) == checkpoint_format.fingerprint(

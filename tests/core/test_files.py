@@ -1,10 +1,13 @@
 """Files appear complete and with the right checksum, or not at all."""
 
 import errno
+import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from scaler.core.files import checksum, whole_file, write_whole
+from scaler.core.files import checksum, take_umask, whole_file, write_whole
 
 
 def test_a_file_appears_once_it_is_complete_and_its_checksum_is_that_of_the_file(tmp_path):
@@ -26,4 +29,16 @@ def test_a_failure_leaves_what_was_there_before_and_nothing_else(tmp_path, failu
         file.write(b"half")
         raise failure
     assert path.read_text() == "before"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
+def test_a_file_that_a_library_wrote_gets_the_mode_of_an_ordinary_one(tmp_path, umask, mode):
+    path, before = tmp_path / "a.safetensors", os.umask(umask)
+    try:
+        save_file({"a": torch.zeros(3)}, path)
+        take_umask(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
     assert [*tmp_path.iterdir()] == [path]

@@ -43,12 +43,12 @@ def test_an_export_with_a_missing_parameter_is_refused(network, tiny_recipe, tmp
 def test_an_export_whose_weights_do_not_survive_the_disk_is_refused(network, tiny_recipe, tmp_path, monkeypatch):
     save = type(network).save_pretrained
 
-    def spoil(self, folder):
+    def spoil(self, folder, **options):
         with torch.no_grad():
-            self.lm_head.dense.bias.add_(1.0)
-        save(self, folder)
+            self.lm_head.dense.weight.add_(1.0)
+        save(self, folder, **options)
         with torch.no_grad():
-            self.lm_head.dense.bias.sub_(1.0)
+            self.lm_head.dense.weight.sub_(1.0)
 
     monkeypatch.setattr(type(network), "save_pretrained", spoil)
     tokenizer = AutoTokenizer.from_pretrained(tiny_recipe.tokenizer_folder)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator
 
+logger = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
@@ -54,6 +56,15 @@ def explain_disk_errors(folder: os.PathLike[str] | str) -> Iterator[None]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise ScalerError(f"{folder}: there is a file in the way ({error.strerror}); choose another") from error
         raise
+
+
+@contextlib.contextmanager
+def dispensable(what: str) -> Iterator[None]:
+    """Turn an error in a block that no result depends on, such as a picture, into a warning that begins with `what`."""
+    try:
+        yield
+    except Exception as error:  # of any kind, because no result is lost by it
+        logger.warning(f"{what}: {one_line(error) or type(error).__name__}; no result depends on it")
 
 
 def one_line(error: Exception) -> str:

@@ -91,9 +91,17 @@ def take_umask(path: Path) -> None:
         beside.touch()
         mode = stat.S_IMODE(beside.stat().st_mode)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an empty file that stays does no harm
+            beside.unlink(missing_ok=True)
     if stat.S_IMODE(path.stat().st_mode) != mode:  # disks without modes refuse to set one
         path.chmod(mode)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until all files and folders below a folder, and their names, are on the disk."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
 
 
 def checksum(path: Path) -> str:

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import re
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ from scaler.core.errors import ScalerError, explain_disk_errors
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
+TRIES, TRY_SECONDS = 3, 0.1  # for a lock, because `is_held` takes it for a moment
 
 
 def claim(
@@ -69,12 +71,17 @@ def lock(folder: Path) -> IO[str]:
 
     Raises: ScalerError when another run is at work in it.
     """
-    with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
+    for left in reversed(range(TRIES)):
+        with explain_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / LOCK).open("a+", encoding="utf-8")
+        free = try_lock(file, folder)
+        if not left or (free and _is_at(file, folder / LOCK)):
+            break
+        file.close()
+        time.sleep(TRY_SECONDS)
     job = slurm.job_facts()
     mine = f"job {job['id']}, start {job.get('requeued', 0)}, " if job else ""
-    free = try_lock(file, folder)
     file.seek(0)
     holder = file.read().strip()
     other = re.match(r"job (\d+), start \d+, ", holder)
@@ -89,3 +96,30 @@ def lock(folder: Path) -> IO[str]:
     file.write(f"{mine}process {os.getpid()} on {slurm.node_name()}\n")
     file.flush()
     return file
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Return whether an open file still is the one at a path; a start that was refused removes its lock and folder."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def is_held(folder: Path) -> bool | None:
+    """Return whether a process holds a folder by `lock`; None where that cannot be known on this machine."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8", errors="replace") as file:
+            holder = file.read().strip()
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return True
+    except FileNotFoundError:
+        return False
+    except OSError:  # a disk without locks, or a file that is not ours to read
+        return None
+    if holder.endswith(f" on {slurm.node_name()}"):
+        return False
+    job = re.match(r"job (\d+), ", holder)  # on another node, where locks may be the node's own
+    return slurm.is_running(job[1]) if job else None

@@ -70,8 +70,8 @@ def node_name(environ: Mapping[str, str] = os.environ) -> str:
     return environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def is_running(job: str) -> bool:
-    """Return True when SLURM has this job running now; False, too, where SLURM does not answer."""
+def is_running(job: str) -> bool | None:
+    """Return whether SLURM has this job running now; None where SLURM does not answer."""
     try:
         found = subprocess.run(
             ["squeue", "--noheader", "--format=%T", "--jobs", job],
@@ -80,6 +80,8 @@ def is_running(job: str) -> bool:
             check=True,
             timeout=30,
         )
+    except subprocess.CalledProcessError as error:
+        return False if "Invalid job id" in error.stderr else None  # which it says of jobs that are long over
     except (OSError, subprocess.SubprocessError):
-        return False
+        return None
     return found.stdout.strip() in ("RUNNING", "COMPLETING", "SUSPENDED")

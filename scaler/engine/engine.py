@@ -24,7 +24,7 @@ from torch import nn
 from scaler.config import deepspeed as ds_config
 from scaler.config.training_sections import Optimizer
 from scaler.core import switches
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, dispensable
 from scaler.engine import patches
 from scaler.engine.clock import ComputeClock
 from scaler.engine.patches import direct_collectives, gradient_norm
@@ -66,6 +66,7 @@ class Engine:
         device = torch.device(get_accelerator().device_name())  # at stage 3 parameters can be on the CPU
         self.compute_clock = ComputeClock(device)
         self._patch(device)
+        self._bear_monitors()
         if self.stage == 0:
             # In bf16 DeepSpeed takes an empty step as it starts. At learning rate 0 it moves no weight, but it would
             # put Adam's bias correction one step ahead.
@@ -147,6 +148,19 @@ class Engine:
         self.deepspeed.destroy()
 
     # ---- details
+
+    def _bear_monitors(self) -> None:
+        """Let a monitor of DeepSpeed (tensorboard, csv_monitor, wandb) that fails cost a warning and not the run."""
+        monitor = self.deepspeed.monitor
+        write = monitor.write_events
+
+        def write_events(events: Any) -> None:
+            with dispensable("DeepSpeed's monitors fail, and write no more"):
+                write(events)
+                return
+            monitor.enabled = False
+
+        monitor.write_events = write_events
 
     def _patch(self, device: torch.device) -> None:
         """Replace what DeepSpeed does slowly, where that was measured; see scaler/engine/patches."""

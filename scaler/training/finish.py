@@ -6,14 +6,14 @@ import logging
 import time
 from typing import Any
 
-from scaler.core.errors import explain_disk_errors
+from scaler.core.errors import dispensable, explain_disk_errors
 from scaler.core.log import RESULT
 from scaler.core.text import duration, quantity
 from scaler.distributed.collectives import all_or_none
 from scaler.distributed.world import World
 from scaler.engine.engine import Engine
 from scaler.evaluation.heldout import HeldOut
-from scaler.model import build
+from scaler.model import build, exported
 from scaler.training import loop, run_folder
 from scaler.training.export import export
 from scaler.training.job import Job
@@ -28,8 +28,8 @@ def record_stop(job: Job, progress: Progress, policy: CheckpointPolicy, monitor:
     """Record that the run was stopped, and log how it goes on."""
     run_dir, steps = job.run_dir, job.recipe.training.steps
     if monitor.log:
-        run_folder.set_state(run_dir, "stopped", step=policy.saved_at, steps=steps, by=stopped_by)
         monitor.log.close()
+        run_folder.set_state(run_dir, "stopped", step=policy.saved_at, steps=steps, by=stopped_by)
     logger.log(
         RESULT,
         f"stopped by {stopped_by} after step {progress.step:,} of {steps:,}, saved at step {policy.saved_at:,}; "
@@ -47,7 +47,7 @@ def evaluate_and_export(
     monitor: Monitor,
     started: float,
 ) -> None:
-    """Evaluate and export the model. Collective; rank 0 writes.
+    """Evaluate and export the model, and record that the run has finished; then draw it. Collective; rank 0 writes.
 
     Args:
         embeddings_before: the token embeddings at this start, which must be the same now if they are frozen.
@@ -65,18 +65,22 @@ def evaluate_and_export(
     with explain_disk_errors(run_dir):
         if not log.series("heldout_loss")[0]:  # somebody has removed the log
             log.write(progress.step, **measured.records("heldout"))
-        picture = log.draw(monitor.unigram_entropy)
         log.close()
         card = model_card(job, world, progress, monitor, measured, embeddings_change, seconds)
-        folder = run_dir / "export"
-        export(state, build.build(job.config, job.recipe.seed), job.data.tokenizer, card, folder)
-        logger.log(
-            RESULT,
-            f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, "
-            f"{monitor.unigram_entropy - measured.loss:.2f} nats under the unigram entropy\n"
-            f"  {picture}\n  {folder}\n  tensorboard --logdir {run_dir.parent}\n  scaler fill-mask {run_dir}",
-        )
-        run_folder.set_state(run_dir, "finished", step=steps_done, steps=job.recipe.training.steps)
+        folder = run_dir / exported.EXPORT
+        model = build.build(job.config, job.recipe.seed)
+        checksums = export(state, model, job.data.tokenizer, card, folder)
+        steps = job.recipe.training.steps
+        run_folder.set_state(run_dir, "finished", step=steps_done, steps=steps, export=checksums)
+    shown = [str(folder), f"tensorboard --logdir {run_dir.parent}", f"scaler fill-mask {run_dir}"]
+    with dispensable(f"{run_dir}: no picture of the loss"):
+        shown.insert(0, str(log.draw(monitor.unigram_entropy)))
+    below = monitor.unigram_entropy - measured.loss
+    logger.log(
+        RESULT,
+        f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, {abs(below):.2f} nats "
+        + "\n  ".join([f"{'under' if below >= 0 else 'above'} the unigram entropy", *shown]),
+    )
 
 
 def model_card(

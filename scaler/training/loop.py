@@ -49,7 +49,7 @@ def train(
     while not stopped_by and not is_over(job, progress):
         started = time.perf_counter()
         summed_loss, norm = train_batch(engine, job, progress, world)
-        loss, stopped_by, written = agree(job, world, summed_loss, checkpoints, monitor, requests)
+        loss, stopped_by, written = agree(job, world, summed_loss, checkpoints, requests)
         progress.count_step(training.rows, norm)
         monitor.add_step(progress, loss, norm, time.perf_counter() - started)
         if written:
@@ -112,21 +112,16 @@ def agree(
     world: World,
     summed_loss: torch.Tensor,
     checkpoints: CheckpointPolicy,
-    monitor: Monitor,
     requests: stop.StopRequests,
 ) -> tuple[float, str | None, bool]:
     """Let all ranks decide alike after a step, by one all-reduce.
 
     Returns: the batch's mean loss, who asked to stop, and whether all ranks have written their part of a checkpoint.
-
-    Raises: ScalerError on all ranks when rank 0 cannot write its log.
     """
-    flags = [*requests.flags(), float(monitor.problem is not None), float(checkpoints.written)]
-    values = torch.tensor([0.0, *flags], dtype=torch.float64).to(summed_loss.device)
+    values = torch.tensor([0.0, *requests.flags(), float(checkpoints.written)], dtype=torch.float64)
+    values = values.to(summed_loss.device)
     values[0] = summed_loss
-    total, *asked, log_failed, written = collectives.total(values).tolist()
-    if log_failed:
-        collectives.agree_or_raise(monitor.problem, world)
+    total, *asked, written = collectives.total(values).tolist()
     return total / (job.batch.accumulation * world.size), stop.reason(asked), written == world.size
 
 

@@ -2,76 +2,113 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from scaler.core.board import Board
+from scaler.core.errors import dispensable, explain_disk_errors
+from scaler.core.files import FAULTS, METRICS, flush, records, whole_file
 
-from scaler.core.errors import ScalerError, explain_disk_errors, one_line
-from scaler.core.files import FAULTS, METRICS, records, write_whole
+logger = logging.getLogger(__name__)
+
+
+class Lines:
+    """A file of JSON lines. What cannot be written costs a warning, and is written with a later line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        self._is_whole = True  # as far as the file has all lines
+        self._problem: str | None = None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write a record at the end."""
+        self._lines.append(_line(record))
+        self._write(self._lines[-1])
+
+    def replace(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write these records in the place of all that are there."""
+        self._lines, self._is_whole = [_line(record) for record in records], False
+        self._write(b"")
+
+    def close(self) -> None:
+        """Write what is left, and wait until it is on the disk."""
+        self._write(b"")
+        if self._problem:
+            logger.warning(f"{self.path}: records are missing, because it could not be written ({self._problem})")
+        elif self.path.is_file():
+            with dispensable(str(self.path)):
+                flush(self.path)
+
+    def _write(self, more: bytes) -> None:
+        try:
+            if not self._is_whole:
+                with whole_file(self.path) as whole:
+                    whole.write(b"".join(self._lines))
+            elif more:
+                with self.path.open("ab") as file:
+                    file.write(more)
+        except OSError as error:
+            if self._problem is None:
+                logger.warning(f"{self.path}: {error.strerror}; what is missing there is written with a later line")
+            self._is_whole, self._problem = False, error.strerror  # there may be half a line
+        else:
+            self._is_whole, self._problem = True, None
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 class RunLog:
-    """A writer of the metrics of one run; only rank 0 has one.
+    """A writer of the metrics of one run; only rank 0 has one. What it cannot write costs a warning.
 
     Args:
         run_dir: folder of the run.
         step: step that the run goes on from. What an earlier start recorded of later steps is removed, because those
             are done again; None removes all, because the run begins.
 
-    Attributes:
-        problem: why something could not be written, once that has happened; all ranks have to agree on it.
+    Raises: ScalerError for a folder that cannot be written.
     """
 
     def __init__(self, run_dir: Path, step: int | None) -> None:
         self.run_dir = run_dir
-        self.problem: str | None = None
-        self._open(step)
+        last = -1 if step is None else step
+        with explain_disk_errors(run_dir):
+            self.records = [record for record in records(run_dir / METRICS) if record["step"] <= last]
+            with whole_file(run_dir / METRICS) as file:
+                file.write(b"".join(map(_line, self.records)))
+            self._metrics, self._faults = Lines(run_dir / METRICS), Lines(run_dir / FAULTS)
+        self._board = self._new_board(last)
 
-    def _open(self, step: int | None) -> None:
-        path = self.run_dir / METRICS
-        with explain_disk_errors(self.run_dir):
-            last = -1 if step is None else step
-            self.records = [record for record in records(path) if record["step"] <= last]
-            write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
-            self._file = path.open("a", encoding="utf-8", buffering=1)
-            self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=last + 1)
+    def _new_board(self, last: int) -> Board:
+        return Board(self.run_dir / "tensorboard", purge_step=last + 1)
 
     def go_back(self, step: int) -> None:
         """Remove what was recorded of steps after this one, because the run has gone back to it."""
-        self.close()
-        self._open(step)
+        self.records = [record for record in self.records if record["step"] <= step]
+        self._metrics.replace(self.records)
+        self._board.close()
+        self._board = self._new_board(step)
 
     def write(self, step: int, **values: float) -> None:
         """Record named values at an optimizer step; "train_loss" becomes TensorBoard's "train/loss"."""
         record = {"step": step, **values}
         self.records.append(record)
-        with self.noting_problem():
-            self._file.write(json.dumps(record) + "\n")
-            for name, value in values.items():
-                self._board.add_scalar(name.replace("_", "/", 1), value, step)
-
-    @contextlib.contextmanager
-    def noting_problem(self) -> Iterator[None]:
-        """Turn a full disk, or another error while writing, into the log's `problem`."""
-        try:
-            with explain_disk_errors(self.run_dir):
-                yield
-        except (ScalerError, OSError) as error:
-            self.problem = one_line(error)
+        self._metrics.add(record)
+        for name, value in values.items():
+            self._board.add_scalar(name.replace("_", "/", 1), value, step)
 
     def fault(self, **facts: Any) -> None:
         """Record a fault; records of faults stay when the run goes back."""
-        with self.noting_problem(), (self.run_dir / FAULTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
+        self._faults.add(facts)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Show text in TensorBoard."""
-        with self.noting_problem():
-            self._board.add_text(tag, markdown, step)
+        self._board.add_text(tag, markdown, step)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Return steps and values of one metric."""
@@ -95,6 +132,7 @@ class RunLog:
         return path
 
     def close(self) -> None:
-        """Close the files."""
-        self._file.close()
+        """Close the files, once they are on the disk."""
+        self._metrics.close()
+        self._faults.close()
         self._board.close()

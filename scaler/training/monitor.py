@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from scaler.core import files
+from scaler.core.errors import dispensable
 from scaler.core.log import SILENT_SECONDS
 from scaler.core.text import duration
 from scaler.distributed import collectives, devices
@@ -120,15 +121,10 @@ class Monitor:
         """Record a checkpoint that is now whole, and the seconds that training waited for it."""
         if self.log:
             self.log.write(step, checkpoint_stall_seconds=stall_seconds)
-            with self.log.noting_problem():
+            with dispensable(f"{self.log.run_dir / run_folder.STATE}"):
                 run_folder.set_state(self.log.run_dir, "running", step=step, steps=self.training.steps)
 
     def go_back(self, step: int) -> None:
-        """Forget what was recorded after a step that the run has gone back to. Collective."""
-        log = self.log
-        collectives.all_or_none(lambda: log.go_back(step) if log else None, self.world)
-
-    @property
-    def problem(self) -> str | None:
-        """Return why the log could not be written, once that has happened."""
-        return self.log.problem if self.log else None
+        """Forget what was recorded after a step that the run has gone back to."""
+        if self.log:
+            self.log.go_back(step)

@@ -7,14 +7,14 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from scaler.checkpoint.store import Checkpoints
 from scaler.config.deepspeed import precision_of, untested_keys
-from scaler.core import folders, slurm
+from scaler.core import slurm
 from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json, write_whole
 from scaler.core.log import RESULT, Heartbeat
@@ -27,7 +27,7 @@ from scaler.engine import process_group
 from scaler.engine.engine import Engine
 from scaler.engine.engine import check as check_ds_config
 from scaler.evaluation import heldout
-from scaler.model import parameters
+from scaler.model import exported, parameters
 from scaler.model.masked_lm import MaskedLM
 from scaler.training import environment, finish, loop, resume, run_folder
 from scaler.training.job import Job, resolve, starting_point
@@ -44,15 +44,16 @@ logger = logging.getLogger(__name__)
 def run(arguments: argparse.Namespace, world: World) -> None:
     """Run a whole training on this rank. Every rank calls it.
 
-    Nothing is written before inputs, engine and checkpoint have shown that the run can start.
+    Nothing but the lock is written before inputs, engine and checkpoint have shown that the run can start.
     """
     started = time.perf_counter()
-    with Heartbeat("waiting for the other ranks") as heartbeat:
+    with Heartbeat("waiting for the other ranks") as heartbeat, contextlib.ExitStack() as holding:
         process_group.join(world)
         heartbeat.doing = "opening the data"
         job = open_inputs(arguments, world)
         if is_finished(job, world):
             return
+        job = hold_folder(job, arguments.run_dir, holding, world)
         heartbeat.doing = "checking the data"
         check_inputs(job, world)
 
@@ -64,17 +65,17 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         engine = build_engine(job, network, world)
 
         heartbeat.doing = "restoring the run"
-        with claim_folder(job, world):
-            checkpoints = open_checkpoints(job, world)
-            progress, resumed_at = restore_progress(job, engine, checkpoints, world, arguments.allow_changes)
-            embeddings_before = engine.token_embeddings()
+        checkpoints = open_checkpoints(job, world)
+        progress, resumed_at = restore_progress(job, engine, checkpoints, world, arguments.allow_changes)
+        embeddings_before = engine.token_embeddings()
+
+        folder = job.run_dir if world.is_first else None
+        with run_folder.recording_failure(folder), StopRequests(folder) as requests:
             record_start(job, checkpoints, world, resumed_at)
             policy = CheckpointPolicy(engine, job, checkpoints, world, resumed_at)
             heartbeat.doing = "measuring the machine"
             monitor = open_monitor(job, engine, flops_per_row, world, resumed_at)
             describe_start(job, engine, world, time.perf_counter() - started)
-
-            requests = StopRequests(job.run_dir if world.is_first else None)
             watchdog = Watchdog(job.run_dir, world, job.recipe.faults.hang_seconds)
 
             def watch(doing: str) -> None:
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
                 heartbeat.doing = f"step {progress.step + 1:,}: {doing}"
 
             engine.watch = checkpoints.watch = watch
-            with run_folder.recording_failure(job.run_dir if world.is_first else None), requests, watchdog:
+            with watchdog:
                 stopped_by = loop.train(job, world, engine, progress, policy, monitor, requests)
                 if stopped_by:
                     finish.record_stop(job, progress, policy, monitor, stopped_by)
@@ -94,29 +95,47 @@ def run(arguments: argparse.Namespace, world: World) -> None:
                     finish.evaluate_and_export(
                         job, world, engine, embeddings_before, progress, steps_done, monitor, started
                     )
-            checkpoints.close()
-            engine.close()
+        checkpoints.close()
+        engine.close()
 
 
 # ---- before anything is written
 
 
 def open_inputs(arguments: argparse.Namespace, world: World) -> Job:
-    """Open recipe, DeepSpeed configuration, data and run folder, the same folder on all ranks."""
-    job = all_or_none(lambda: resolve(arguments, world), world)
-    return replace(job, run_dir=all_gather(job.run_dir, world)[0])
+    """Open recipe, DeepSpeed configuration and data."""
+    return all_or_none(lambda: resolve(arguments, world), world)
 
 
 def is_finished(job: Job, world: World) -> bool:
-    """Return whether the run has ended before, and log where its model is."""
-    state = all_or_none(lambda: run_folder.state(job.run_dir), world).get("state")
-    finished = state == "finished" and not job.changes
-    if finished:
-        export_folder = job.run_dir / "export"
+    """Return whether the run has ended before, with an export that is whole, and log where its model is."""
+    export_folder = job.run_dir / exported.EXPORT
+
+    def look() -> tuple[bool, str | None]:
+        state = run_folder.state(job.run_dir) if world.is_first else {}
+        if job.changes or state.get("state") != "finished":
+            return False, None
+        return True, exported.problem(export_folder, state.get("export", {}))
+
+    finished, problem = all_gather(all_or_none(look, world), world)[0]
+    if finished and problem is None:
         logger.log(
             RESULT, f"{job.run_dir}: this run is finished; its model is in {export_folder}; name another --run_dir"
         )
-    return finished
+    if problem and world.is_first:
+        logger.warning(f"{problem}; this run is finished, and its export has to be made again")
+    return finished and problem is None
+
+
+def hold_folder(job: Job, asked: Path | None, holding: contextlib.ExitStack, world: World) -> Job:
+    """Keep other runs out of the run's folder while `holding` is open; return the job with that folder.
+
+    Args:
+        asked: the folder that the user names; None takes a new one.
+    """
+    held = run_folder.hold(asked, job.recipe.name)
+    folder = all_or_none(lambda: holding.enter_context(held) if world.is_first else job.run_dir, world)
+    return replace(job, run_dir=all_gather(folder, world)[0])
 
 
 def check_inputs(job: Job, world: World) -> None:
@@ -143,11 +162,6 @@ def build_engine(job: Job, network: PreTrainedModel, world: World) -> Engine:
     return all_or_none(lambda: Engine(MaskedLM(network), job.recipe.optimizer, job.ds_config), world)
 
 
-def claim_folder(job: Job, world: World) -> contextlib.AbstractContextManager[Any]:
-    """Make the run's folder and keep other runs out of it while the returned context is open."""
-    return all_or_none(lambda: folders.lock(job.run_dir) if world.is_first else contextlib.nullcontext(), world)
-
-
 def open_checkpoints(job: Job, world: World) -> Checkpoints:
     """Open the folder of checkpoints, without what a killed run left half-written."""
     keep = job.recipe.checkpoint
@@ -161,7 +175,10 @@ def restore_progress(
 ) -> tuple[Progress, int | None]:
     """Restore the newest whole checkpoint, if there is one; return where the run stands, and the checkpoint's step."""
     newest = checkpoints.newest()
+    finished = all_or_none(lambda: run_folder.state(job.run_dir), world).get("state") == "finished"
     if newest is None:
+        nothing = f"{job.run_dir}: this run is finished, and has no checkpoint to go on from; name another --run_dir"
+        agree_or_raise(nothing if finished else None, world)
         return Progress(), None
     progress = resume.restore(engine, job, newest, world, allow_changes)
     steps = job.recipe.training.steps
@@ -189,7 +206,10 @@ def write_settings(job: Job, world: World, hosts: list[str], step: int) -> None:
     """Write the files of a run folder; the recipe comes last, because it makes the folder a run's."""
     settings = {"seed": job.recipe.seed, "rows_xxh3": job.data.manifest.xxh3("train"), "ds_config": job.ds_config}
     settings["untested_ds_keys"] = untested_keys(job.ds_config_given)
+    export_folder = job.run_dir / exported.EXPORT
     with explain_disk_errors(job.run_dir):
+        if not job.changes and run_folder.state(job.run_dir).get("state") == "finished" and export_folder.exists():
+            logger.info(f"the damaged export is now {run_folder.set_aside(export_folder)}")
         run_folder.set_state(job.run_dir, "running", step=step, steps=job.recipe.training.steps)
         run_folder.add_attempt(job.run_dir, environment.facts(world, hosts) | settings | {"changes": job.changes})
         write_json(job.run_dir / run_folder.DS_CONFIG, job.ds_config_given)

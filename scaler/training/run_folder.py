@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scaler.config import command_line
-from scaler.core.errors import ScalerError, explain_disk_errors
+from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import read_json, write_json
-from scaler.core.folders import claim
+from scaler.core.folders import LOCK, claim, lock
 from scaler.core.provenance import ENVIRONMENT, attempts
 
 RECIPE = command_line.RECIPE_FILE
@@ -32,11 +34,53 @@ def choose(asked: Path | None, name: str) -> Path:
             raise ScalerError(f"--run_dir {asked}: {in_the_way} is a file; name another folder")
         claim(asked, (RECIPE,), "a run", (LOGS, PREFLIGHT, *FIRST_WRITTEN), "--run_dir")
         return asked
-    candidate, number = Path("runs") / name, 1
-    while candidate.exists():
-        number += 1
-        candidate = Path("runs") / f"{name}-{number}"
-    return candidate
+    return next(path for path in _numbered(Path("runs") / name) if not path.exists())
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yield PATH, PATH-2, PATH-3 ..."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+@contextlib.contextmanager
+def hold(asked: Path | None, name: str) -> Iterator[Path]:
+    """Hold the folder of a run, and yield it: the one asked for, or a new one, so that no two starts take one name.
+
+    Where the start is refused before it writes anything, a new folder is removed again.
+
+    Raises: ScalerError when another run is at work in it.
+    """
+    wanted = asked or Path("runs") / name
+    new = asked is None or not asked.exists()
+    made = [path for path in wanted.parents if not path.exists()]
+    folder = asked or _make_new(wanted)
+    with lock(folder):
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):
+                if new and [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    for path in (folder, *made):
+                        path.rmdir()
+
+
+def _make_new(path: Path) -> Path:
+    with explain_disk_errors(path):
+        for free in _numbered(path):
+            with contextlib.suppress(FileExistsError):
+                free.mkdir(parents=True)
+                return free
+    raise AssertionError("numbers do not end")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder that is damaged, so that nothing in it is lost; return its new path."""
+    aside = next(free for free in _numbered(path.with_name(f"{path.name}.damaged")) if not os.path.lexists(free))
+    path.rename(aside)
+    return aside
 
 
 def is_run(folder: Path | None) -> bool:
@@ -50,20 +94,28 @@ def add_attempt(folder: Path, attempt: dict[str, Any]) -> None:
 
 
 def set_state(folder: Path, state: str, **more: Any) -> None:
-    """Record how the run stands: "running", "stopped" (goes on when started again), "finished" or "failed"."""
+    """Record how the run stands: "running", "stopped" (goes on when started again), "finished" or "failed".
+
+    A run that is killed leaves "running" behind; `status.state_of` tells.
+    """
     with explain_disk_errors(folder):
         write_json(folder / STATE, {"state": state, **more, "written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
 @contextlib.contextmanager
 def recording_failure(folder: Path | None) -> Iterator[None]:
-    """Record that the run failed, and why, when it does; None where another rank records it."""
+    """Record that the run failed, and why, when it does; None where another rank records it.
+
+    A run that has finished stays so, whatever fails afterwards.
+    """
     try:
         yield
-    except ScalerError as error:
+    except Exception as error:
         if folder is not None:
+            kind = "" if isinstance(error, ScalerError | OSError) else f"{type(error).__name__}: "
             with contextlib.suppress(OSError, ScalerError):
-                set_state(folder, "failed", why=str(error))
+                if state(folder).get("state") != "finished":
+                    set_state(folder, "failed", why=kind + one_line(error))
         raise
 
 

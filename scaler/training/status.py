@@ -10,10 +10,12 @@ from typing import Any
 from scaler.checkpoint.folder import found as checkpoints
 from scaler.checkpoint.folder import step_of
 from scaler.config.command_line import load_run_recipe
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, one_line
 from scaler.core.files import FAULTS, METRICS, records
+from scaler.core.folders import is_held
 from scaler.core.provenance import attempts
 from scaler.core.text import duration, quantity, table
+from scaler.model import exported
 from scaler.training import run_folder
 
 SILENT_SECONDS = 900  # after which a run that says it is running may be dead
@@ -30,7 +32,7 @@ def status(folder: Path) -> dict[str, Any]:
     """
     if not run_folder.is_run(folder):
         raise ScalerError(f"{folder}: no run (no {run_folder.RECIPE}); name a folder such as runs/quickstart")
-    stored = run_folder.state(folder)
+    state, why = state_of(folder)
     saved = next((step_of(path) for path in checkpoints(folder / "checkpoints")), None)
     measured: dict[str, Any] = {}
     for record in records(folder / METRICS):
@@ -47,8 +49,8 @@ def status(folder: Path) -> dict[str, Any]:
         recipe_problem = str(error)
     return {
         "run": str(folder),
-        "state": stored.get("state"),
-        "why": stored.get("why") or stored.get("by"),
+        "state": state,
+        "why": why,
         "step": max(saved or 0, int(measured.get("step", 0))),
         "steps": steps,
         "recipe_problem": recipe_problem,
@@ -56,7 +58,7 @@ def status(folder: Path) -> dict[str, Any]:
         "train_loss": measured.get("train_loss"),
         "heldout_loss": measured.get("heldout_loss"),
         "tokens_per_second": measured.get("speed_tokens_per_second"),
-        "seconds_left": measured.get("speed_seconds_left") if stored.get("state") == "running" else None,
+        "seconds_left": measured.get("speed_seconds_left") if state == "running" else None,
         "slowest_rank": measured.get("speed_slowest_rank"),
         "slowest_rank_to_median": measured.get("speed_slowest_rank_to_median"),
         "seconds_since_last_word": time.time() - max(words) if words else None,
@@ -68,6 +70,27 @@ def status(folder: Path) -> dict[str, Any]:
         "last_fault": faults[-1] if faults else None,
         "hung": sorted(path.name for path in (folder / run_folder.HUNG).glob("rank_?????.txt")),
     }
+
+
+def state_of(folder: Path) -> tuple[str | None, str | None]:
+    """Return the state of a run, and why it is so, if that is known.
+
+    A run is running while a process holds its folder, and finished where its export opens, whatever state.json says.
+    """
+    stored = run_folder.state(folder)
+    state, why = stored.get("state"), stored.get("why") or stored.get("by")
+    if state == "running":
+        held = is_held(folder)
+        if held is None:
+            why = "it says; its lock cannot be seen from this machine"
+        elif not held:
+            state, why = "interrupted", "no process is at work in it; the same command with --run_dir goes on"
+    elif state == "finished":
+        try:
+            why = exported.problem(folder / exported.EXPORT, {})
+        except OSError as error:
+            why = one_line(error)
+    return state, why
 
 
 def render(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Notice a request to stop: SIGTERM, SIGUSR1, Ctrl-C or a file STOP. The run then saves, and ends with status 0."""
+"""Notice a request to stop: SIGTERM, SIGHUP, SIGUSR1, Ctrl-C or a file STOP. The run saves, and ends with status 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from types import FrameType
 from typing import Any
 
 STOP_FILE = "STOP"
-SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1", signal.SIGINT: "Ctrl-C"}
+SIGNALS = {
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGHUP: "SIGHUP",  # the terminal has gone
+}
 REASONS = (*SIGNALS.values(), f"a file {STOP_FILE}")
 _FILE_SECONDS = 1.0  # between two looks for the file, because one on a shared disk costs more than a step
 
@@ -32,6 +37,8 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: the run is to outlive its terminal
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -59,9 +59,9 @@ class Watchdog:
         self._over.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        self._file.close()
-        self._report(".native").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # while others watch, or reports are there, it stays
+        with contextlib.suppress(OSError):  # while others watch, or reports are there, it stays; the run has ended well
+            self._file.close()
+            self._report(".native").unlink(missing_ok=True)
             self.folder.rmdir()
 
     def _report(self, ending: str = "") -> Path:

@@ -17,7 +17,10 @@ FAMILIES = {
     "losses, slow": "gave_up_later stopped_after_a_skip spike_back",
     "ranks": "occupied hang killed",
     "ranks, slow": "frozen",
-    "disks": "full_disk stopped_on_a_full_disk log_on_a_full_disk read_only folder_removed file_in_the_way unreadable "
+    "the end": "log_on_a_full_disk curves_fail tracker_fails no_picture two_dollars nothing_is_removed export_is_lost "
+    "on_the_disk",
+    "how it stands": "fails_as_it_starts dies_of_a_bug two_without_a_name",
+    "disks": "full_disk stopped_on_a_full_disk read_only folder_removed file_in_the_way unreadable "
     "unreadable_rows not_removable log_removed",
     "disks, slow": "full_disk_once slow_disk",
     "bad input": "odd_batch misspelt_key folder_of_something_else below_a_file damaged_rows diverging",
@@ -139,16 +142,16 @@ def test_it_comes_to_its_end_all_the_same(outcome):
 
 def test_stopped(outcome, outcomes):
     """Each way saves at once and ends with status 0; the run that went on is the uninterrupted one, bit for bit."""
-    assert outcome["statuses"] == [[0, 0]] * 5 and came_to_its_end(outcome)
-    assert [state["by"] for state in outcome["states"]] == ["SIGTERM", "SIGUSR1", "Ctrl-C", "a file STOP"]
-    assert [state["step"] for state in outcome["states"]] == [4, 9, 13, 18]
+    assert outcome["statuses"] == [[0, 0]] * 6 and came_to_its_end(outcome)
+    assert [state["by"] for state in outcome["states"]] == ["SIGTERM", "SIGUSR1", "Ctrl-C", "SIGHUP", "a file STOP"]
+    assert [state["step"] for state in outcome["states"]] == [4, 9, 13, 16, 18]
     assert all(state["state"] == "stopped" for state in outcome["states"])
     for name in ("train_loss", "train_learning_rate", "train_gradient_norm", "heldout_loss"):
         assert series(outcome, name) == series(outcomes["alone"], name)
     assert outcome["manifest"]["progress"] == outcomes["alone"]["manifest"]["progress"]
     assert outcome["manifest"]["fingerprint"] == outcomes["alone"]["manifest"]["fingerprint"]
-    assert len(outcome["environment.json"]["attempts"]) == 5
-    assert len(lines(outcome, "resumed from")) == 4
+    assert len(outcome["environment.json"]["attempts"]) == 6
+    assert len(lines(outcome, "resumed from")) == 5
 
 
 @pytest.mark.parametrize(
@@ -316,15 +319,88 @@ def test_a_disk_that_takes_no_checkpoint_ends_the_run(outcome, checkpoints, said
     )
 
 
-def test_log_on_a_full_disk(outcome):
-    assert outcome["statuses"] == [[2, 2]] and outcome["state.json"]["state"] == "failed"
-    assert "the disk is full" in the_line(outcome)
-
-
 @pytest.mark.slow
 def test_slow_disk(outcome):
     """Writing is no hanging."""
     assert outcome["statuses"] == [[0, 0]] and outcome["state.json"]["state"] == "finished"
+
+
+# ---- what is no part of the result, and the end itself
+
+
+def went_on(outcome, steps, ranks=2):
+    """It came to its end all the same, with all its measurements, and not one traceback."""
+    assert outcome["statuses"] == [[0] * ranks] and outcome["state.json"]["state"] == "finished" and outcome["exported"]
+    assert steps_of(outcome) == list(range(1, steps + 1)) and "Traceback" not in outcome["said"]
+
+
+def test_log_on_a_full_disk(outcome):
+    """What could not be written is there in the end, once each."""
+    went_on(outcome, 12)
+    assert outcome["said"].count("metrics.jsonl: No space left on device; what is missing there is written with a") == 1
+    assert series(outcome, "heldout_loss") and outcome["metrics.jsonl"][0]["step"] == 0
+
+
+def test_curves_fail(outcome):
+    went_on(outcome, 12)
+    assert outcome["said"].count("TensorBoard's curves end here ([Errno 5] Input/output error)") == 1
+
+
+def test_tracker_fails(outcome):
+    went_on(outcome, 12)
+    assert outcome["said"].count("DeepSpeed's monitors fail, and write no more: ") == 1
+
+
+def test_no_picture(outcome):
+    went_on(outcome, 6, ranks=1)
+    assert "no picture of the loss: " in outcome["said"] and "done in " in outcome["said"]
+
+
+def test_two_dollars(outcome):
+    went_on(outcome, 6, ranks=1)
+    assert outcome["drawn"]
+
+
+def test_nothing_is_removed(outcome):
+    went_on(outcome, STEPS)
+
+
+def test_export_is_lost(outcome):
+    """It is made again, bit for bit, and what is damaged stays beside it; without a checkpoint nothing is begun."""
+    assert outcome["statuses"] == [[0]] * 7 and outcome["whole"] == [True] * 6
+    assert outcome["said"].count("this run is finished, and its export has to be made again") == 5
+    assert outcome["said"].count("this run is finished; its model is in") == 1
+    assert outcome["aside"] == ["export.damaged", "export.damaged-2", "export.damaged-3", "export.damaged-4"]
+    assert outcome["notes"] == "mine"
+    assert outcome["last"] == [2] and "no checkpoint to go on from; name another" in the_line(outcome["in the end"])
+    for name in ("metrics.jsonl", "state.json", "environment.json"):
+        assert outcome["in the end"][name] == outcome[name]
+
+
+def test_on_the_disk(outcome):
+    """The export is on the disk before the run says that it is finished."""
+    flushed = outcome["flushed"]
+    began, finished = flushed.index("export.partial"), flushed.index("state finished")
+    assert {f"export.partial/{name}" for name in outcome["files"]} <= set(flushed[:began])
+    assert "metrics.jsonl" in flushed[:finished] and "." in flushed[began:finished]
+
+
+# ---- how it stands
+
+
+def test_fails_as_it_starts(outcome):
+    assert outcome["statuses"] == [[2], [0]]
+    assert outcome["state"]["state"] == "failed" and "metrics.jsonl: Input/output error" in outcome["state"]["why"]
+
+
+def test_dies_of_a_bug(outcome):
+    assert outcome["statuses"] == [[1]] and "ZeroDivisionError" in outcome["said"]
+    assert outcome["state.json"]["state"] == "failed" and outcome["state.json"]["why"] == "ZeroDivisionError: a bug"
+
+
+def test_two_without_a_name(outcome):
+    assert outcome["statuses"] == [[0, 0]]
+    assert outcome["runs"] == ["tiny", "tiny-2"] and outcome["all exported"]
 
 
 # ---- what cannot begin

@@ -94,7 +94,7 @@ def test_any_other_folder_needs_a_recipe_and_keeps_its_result(run, two_sources, 
 
 def test_a_run_that_is_not_finished_is_refused(run, command):
     shutil.rmtree(run / "export")
-    assert "this run has no export yet, because it is not finished" in refusal(command(run))
+    assert "this run has no export: it is not finished, or somebody has removed it" in refusal(command(run))
     assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
 
 

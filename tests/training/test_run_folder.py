@@ -4,8 +4,11 @@ import errno
 import fcntl
 import json
 import os
+import threading
+from pathlib import Path
 
 import pytest
+from on_disk import names
 
 from scaler.core import folders
 from scaler.core.errors import ScalerError
@@ -40,6 +43,66 @@ def test_without_a_wish_the_first_free_name_is_taken(tmp_path, monkeypatch):
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny-2").mkdir()
     assert str(run_folder.choose(None, "tiny")) == "runs/tiny-3"
+
+
+def test_a_name_is_taken_at_once_and_given_back_where_nothing_comes_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with run_folder.hold(None, "tiny") as first, run_folder.hold(None, "tiny") as second:
+        assert [str(first), str(second)] == ["runs/tiny", "runs/tiny-2"]
+        (second / run_folder.RECIPE).write_text("name: tiny\n")
+        with pytest.raises(ScalerError, match="another run is at work in it"), run_folder.hold(first, "tiny"):
+            pass
+        assert first.is_dir()  # the refused start removes nothing of the other
+    assert names(tmp_path / "runs") == ["tiny-2"] and names(tmp_path / "runs" / "tiny-2") == [".lock", "recipe.yaml"]
+    with pytest.raises(ScalerError), run_folder.hold(tmp_path / "new" / "one", "tiny"):
+        raise ScalerError("refused")
+    assert names(tmp_path) == ["runs"]
+    (tmp_path / "mine").mkdir()
+    with run_folder.hold(tmp_path / "mine", "tiny"):
+        pass
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_lock_that_was_removed_with_its_folder_is_none(tmp_path, monkeypatch):
+    """Whoever has opened it before, and locks it after, would be alone with it."""
+    folder, opened, open_file = tmp_path / "run", [], Path.open
+
+    def open_and_lose_once(path, *arguments, **options):
+        file = open_file(path, *arguments, **options)
+        if path.name == folders.LOCK and not opened:
+            opened.append(path)
+            path.unlink()
+            folder.rmdir()
+        return file
+
+    monkeypatch.setattr(Path, "open", open_and_lose_once)
+    with folders.lock(folder), pytest.raises(ScalerError, match="another run is at work"):
+        folders.lock(folder)
+
+
+def test_looking_at_a_lock_is_not_holding_it(tmp_path):
+    """A start that meets somebody who looks waits a moment; whoever looks changes nothing."""
+    assert folders.is_held(tmp_path) is False and not names(tmp_path)
+    held = folders.lock(tmp_path)
+    said = (tmp_path / folders.LOCK).read_text()
+    assert folders.is_held(tmp_path) is True and (tmp_path / folders.LOCK).read_text() == said
+    held.close()
+    assert folders.is_held(tmp_path) is False
+    looking = (tmp_path / folders.LOCK).open()
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(folders.TRY_SECONDS / 2, looking.close).start()
+    folders.lock(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("holder", "answer", "held"),
+    [("process 4 on gpu07", True, None), ("job 11, start 0, process 4 on gpu07", True, True)]
+    + [("job 11, start 0, process 4 on gpu07", answer, answer) for answer in (False, None)],
+)
+def test_of_a_lock_on_another_node_slurm_alone_can_tell(tmp_path, monkeypatch, holder, answer, held):
+    (tmp_path / folders.LOCK).write_text(holder + "\n")
+    monkeypatch.setattr(folders.slurm, "is_running", lambda job: answer)
+    assert folders.is_held(tmp_path) is held
 
 
 def test_two_cannot_hold_one_folder(tmp_path):
@@ -94,6 +157,13 @@ def test_a_disk_without_locks_is_worked_on_and_it_is_said(tmp_path, monkeypatch,
         folders.lock(tmp_path).close()
     assert "cannot be locked (No locks available); let no second start work in it" in caplog.text
     assert not capsys.readouterr().out  # which is for results
+
+
+def test_what_fails_after_the_end_leaves_it_finished(tmp_path):
+    run_folder.set_state(tmp_path, "finished", step=3)
+    with pytest.raises(OSError), run_folder.recording_failure(tmp_path):
+        raise OSError(errno.EIO, "the last file cannot be removed")
+    assert json.loads((tmp_path / "state.json").read_text())["state"] == "finished"
 
 
 def test_the_reason_of_a_failure_is_written_down(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from refusals import refusal
 
 from scaler import status, train
+from scaler.core import folders
 from scaler.core.errors import ScalerError
 from scaler.training import run_folder
 from scaler.training import status as training_status
@@ -35,7 +36,15 @@ def run(tmp_path, tiny_recipe_file):
     return folder
 
 
-def test_a_running_one_says_all_of_it(run):
+@pytest.fixture
+def at_work(run):
+    """The run, while a process holds its folder."""
+    with folders.lock(run):
+        yield run
+
+
+def test_a_running_one_says_all_of_it(at_work):
+    run = at_work
     lines = [" ".join(line.split()) for line in training_status.render(training_status.status(run)).splitlines()]
     assert lines == [
         str(run),
@@ -49,7 +58,33 @@ def test_a_running_one_says_all_of_it(run):
     ]
 
 
-def test_one_that_has_been_silent_for_long_may_be_dead(run):
+def test_one_that_nobody_is_at_work_in_is_not_running(run, call, monkeypatch):
+    """A kill leaves the word; the lock goes with the process."""
+    folders.lock(run).close()
+    found = training_status.status(run)
+    assert found["state"] == "interrupted" and found["seconds_left"] is None
+    text = training_status.render(found)
+    assert "interrupted (no process is at work in it; the same command with --run_dir goes on)" in text
+    (run.parent / "runs").mkdir()
+    run.rename(run.parent / "runs" / "mine")
+    monkeypatch.chdir(run.parent)
+    assert "interrupted" in call(status.main)[1] and "running" not in call(status.main, "--json")[1]
+
+
+def test_where_no_lock_can_tell_it_is_said(run):
+    (run / folders.LOCK).write_text("process 4 on another-node\n")
+    text = training_status.render(training_status.status(run))
+    assert "running (it says; its lock cannot be seen from this machine)" in text
+
+
+def test_a_finished_one_has_an_export_that_opens(run):
+    run_folder.set_state(run, "finished", step=100)
+    found = training_status.status(run)
+    assert found["state"] == "finished" and found["why"] == f"{run / 'export' / 'config.json'}: missing"
+
+
+def test_one_that_has_been_silent_for_long_may_be_dead(at_work):
+    run = at_work
     for path in run.iterdir():
         os.utime(path, (0, time.time() - 7200))
     assert "its last word is 2h00m old: look whether it still is" in training_status.render(training_status.status(run))

@@ -26,15 +26,18 @@ from configs import configuration, content_of
 from limits import limit, wait_until
 from on_disk import flip, records
 from ranks import around, before_step, ended, forked, kill, sends
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.config.recipe import load
+from scaler.core import charts
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import detect_world
 from scaler.evaluation import heldout
 from scaler.model import masked_lm
-from scaler.training import loop, metrics
+from scaler.training import loop, metrics, run_folder
+from scaler.training import run as training_run
 
 STEPS = 24
 SETTINGS = [f"training.steps={STEPS}", "training.log_every=1", "training.evaluate_every=12", "checkpoint.every=6"]
@@ -97,6 +100,7 @@ def stopped(scene: Scene):
         (3, sends(signal.SIGTERM)),
         (8, sends(signal.SIGUSR1)),
         (12, sends(signal.SIGINT)),
+        (15, sends(signal.SIGHUP)),
         (17, (scene.folder / "run" / "STOP").touch),
     ]
     statuses, states = [], []
@@ -287,6 +291,153 @@ def file_in_the_way(scene: Scene):
     return scene.facts(scene.start())
 
 
+# ---- what is no part of the result, and the end itself
+
+
+def log_on_a_full_disk(scene: Scene):
+    """The disk takes no measurements from the evaluation before the first step to the fourth step."""
+    calls: list[int] = []
+
+    def some_fail(inner, path, *arguments, **options):
+        if path.name == "metrics.jsonl" and not options:  # with which it is read
+            calls.append(1)
+            if 2 < len(calls) <= 10:
+                full()
+        return inner(path, *arguments, **options)
+
+    patch = both(around(Path, "open", some_fail), around(metrics, "whole_file", some_fail))
+    return scene.facts(scene.start("training.steps=12", patch=patch))
+
+
+def curves_fail(scene: Scene):
+    """A single write to TensorBoard's event file fails."""
+    calls: list[int] = []
+
+    def write(inner, this, data):
+        calls.append(1)
+        if len(calls) == 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return inner(this, data)
+
+    return scene.facts(scene.start("training.steps=12", patch=around(RecordWriter, "write", write)))
+
+
+def tracker_fails(scene: Scene):
+    """The folder of DeepSpeed's csv_monitor goes away."""
+    config, place = scene.folder / "mine.json", scene.folder / "csv"
+    config.write_text(json.dumps({**content_of("zero2"), "csv_monitor": {"enabled": True, "output_path": str(place)}}))
+    arguments = scene.arguments("training.steps=12", "--allow_untested_ds_keys", "--deepspeed_config", config)
+    gone = before_step(6, lambda: shutil.rmtree(place), rank=0)
+    return scene.facts(ended(forked(2, arguments, scene.log, gone)))
+
+
+def no_picture(scene: Scene):
+    return scene.facts(scene.start("training.steps=6", ranks=1, patch=around(charts, "save", full)))
+
+
+def two_dollars(scene: Scene):
+    """The name of the folder looks like a formula of matplotlib's."""
+    statuses = scene.start("training.steps=6", ranks=1, run="$5_vs_$")
+    drawn = (scene.folder / "$5_vs_$" / "loss.png").is_file()
+    return {**scene.facts(statuses, run="$5_vs_$"), "drawn": drawn}
+
+
+def nothing_is_removed(scene: Scene):
+    """From the last step on the disk removes no file."""
+
+    def patch() -> None:
+        for name in ("unlink", "rmdir"):
+            around(os, name, full)()
+
+    return scene.facts(scene.start(patch=before_step(STEPS - 1, patch)))
+
+
+def export_is_lost(scene: Scene):
+    """A finished run is started again after its export was damaged, in one way after the other."""
+    start = lambda: scene.start("training.steps=6", ranks=1)  # noqa: E731
+    export, statuses, whole = scene.folder / "run" / "export", [start()], []
+    weights = export / "model.safetensors"
+    written = weights.read_bytes()
+    (export / "notes.txt").write_text("mine")
+    harms: list[Callable[[], Any]] = [
+        lambda: os.truncate(weights, 0),
+        lambda: os.truncate(weights, len(written) - 1),
+        lambda: flip(weights),
+        (export / "tokenizer.json").unlink,
+        lambda: shutil.rmtree(export),
+        lambda: None,
+    ]
+    for harm in harms:
+        harm()
+        statuses.append(start())
+        whole.append(weights.read_bytes() == written and (export / "tokenizer.json").is_file())
+    facts = scene.facts(*statuses)
+    shutil.rmtree(scene.folder / "run" / "checkpoints")
+    os.truncate(weights, 0)
+    facts["last"] = start()
+    aside = sorted(path.name for path in (scene.folder / "run").glob("export?*"))
+    notes = (scene.folder / "run" / "export.damaged" / "notes.txt").read_text()
+    return {**facts, "whole": whole, "aside": aside, "notes": notes, "in the end": scene.facts()}
+
+
+def on_the_disk(scene: Scene):
+    """What is flushed, and when state.json says what, in their order."""
+    words = scene.folder / "flushed.txt"
+
+    def note(word: str) -> None:
+        with words.open("a", encoding="utf-8") as file:
+            file.write(f"{word}\n")
+
+    def fsync(inner, descriptor):
+        note(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), scene.folder / "run"))
+        return inner(descriptor)
+
+    def set_state(inner, folder, state, **more):
+        note(f"state {state}")
+        return inner(folder, state, **more)
+
+    patch = both(around(os, "fsync", fsync), around(run_folder, "set_state", set_state))
+    facts = scene.facts(scene.start("training.steps=6", ranks=1, patch=patch))
+    exported = sorted(path.name for path in (scene.folder / "run" / "export").iterdir())
+    return {**facts, "flushed": words.read_text().splitlines(), "files": exported}
+
+
+# ---- how it stands
+
+
+def fails_as_it_starts(scene: Scene):
+    """After the settings are written."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "metrics.jsonl")
+
+    first = scene.start("training.steps=6", ranks=1, patch=around(training_run, "RunLog", fail))
+    state = json.loads((scene.folder / "run" / "state.json").read_text())
+    return {**scene.facts(first, scene.start("training.steps=6", ranks=1)), "state": state}
+
+
+def dies_of_a_bug(scene: Scene):
+    def act():
+        raise ZeroDivisionError("a bug")
+
+    return scene.facts(scene.start(ranks=1, patch=before_step(7, act)))
+
+
+def two_without_a_name(scene: Scene):
+    """Two starts of one recipe at the same time, without --run_dir."""
+    arguments = ["--recipe", scene.recipe, "training.steps=2"]
+    both_at_once = [
+        process
+        for number in range(2)
+        for process in forked(1, arguments, scene.folder / f"{number}.txt", cwd=scene.folder)
+    ]
+    scene.log.write_text("")
+    facts = scene.facts(ended(both_at_once))
+    runs = sorted(path.name for path in (scene.folder / "runs").iterdir())
+    exported = [(scene.folder / "runs" / name / "export" / "model.safetensors").is_file() for name in runs]
+    return {**facts, "runs": runs, "all exported": all(exported)}
+
+
 # ---- what cannot begin
 
 
@@ -417,7 +568,6 @@ SCENARIOS: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "stopped_on_a_full_disk": started(
         patch=both(failing_writes(100, errno.ENOSPC, after=2), before_step(8, sends(signal.SIGTERM), rank=0))
     ),
-    "log_on_a_full_disk": started(patch=before_step(8, around(metrics.SummaryWriter, "add_scalar", full), rank=0)),
     "read_only": started(patch=failing_writes(100, errno.EROFS, after=0)),
     "all_damaged": resumed(before=damage_all),
     "unreadable": resumed(patch=around(checkpoint_format, "fill", cannot_read("rank_00000.safetensors"))),

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
 from scaler.core.errors import ScalerError
-from scaler.core.files import checksum
+from scaler.model.folder import CONFIG, EXPORT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONFIG, EXPORT, RECIPE = "config.json", "export", "recipe.yaml"
-TOKENIZER, WEIGHTS, PARTS = "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
+RECIPE = "recipe.yaml"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -74,33 +69,6 @@ def find_with_recipe(path: Path, recipe: str | None) -> tuple[Path, Path, str]:
     if not run and recipe is None:
         raise ScalerError(f"{path}: not a run, so nothing says which rows to evaluate on; name a --recipe")
     return folder, run or folder, recipe or str(folder.parent / RECIPE)
-
-
-def problem(folder: Path, checksums: Mapping[str, str]) -> str | None:
-    """Return which file of an exported model is missing, cut or damaged; None where all open.
-
-    Args:
-        checksums: of its files by name, as it was written; empty where they are unknown.
-
-    Raises: OSError for a file that is there and cannot be read.
-    """
-    path = folder
-    try:
-        for path in (folder / CONFIG, folder / TOKENIZER):
-            json.loads(path.read_text(encoding="utf-8"))
-        path = folder / PARTS
-        weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values() if path.is_file() else [WEIGHTS]
-        for path in {folder / name for name in weights}:
-            with safe_open(path, framework="numpy"):  # which compares the length with the header
-                pass
-        for path, xxh3 in ((folder / name, xxh3) for name, xxh3 in checksums.items()):
-            if checksum(path) != xxh3:
-                return f"{path}: is not what was written"
-    except (FileNotFoundError, NotADirectoryError):
-        return f"{path}: missing"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        return f"{path}: damaged ({' '.join(str(error).split())[:100]})"
-    return None
 
 
 def load_whole(folder: Path) -> PreTrainedModel:

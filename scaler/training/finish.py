@@ -13,7 +13,8 @@ from scaler.distributed.collectives import all_or_none
 from scaler.distributed.world import World
 from scaler.engine.engine import Engine
 from scaler.evaluation.heldout import HeldOut
-from scaler.model import build, exported
+from scaler.model import build
+from scaler.model import folder as model_folder
 from scaler.training import loop, run_folder
 from scaler.training.export import export
 from scaler.training.job import Job
@@ -67,7 +68,7 @@ def evaluate_and_export(
             log.write(progress.step, **measured.records("heldout"))
         log.close()
         card = model_card(job, world, progress, monitor, measured, embeddings_change, seconds)
-        folder = run_dir / exported.EXPORT
+        folder = run_dir / model_folder.EXPORT
         model = build.build(job.config, job.recipe.seed)
         checksums = export(state, model, job.data.tokenizer, card, folder)
         steps = job.recipe.training.steps

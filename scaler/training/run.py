@@ -27,7 +27,8 @@ from scaler.engine import process_group
 from scaler.engine.engine import Engine
 from scaler.engine.engine import check as check_ds_config
 from scaler.evaluation import heldout
-from scaler.model import exported, parameters
+from scaler.model import folder as model_folder
+from scaler.model import parameters
 from scaler.model.masked_lm import MaskedLM
 from scaler.training import environment, finish, loop, resume, run_folder
 from scaler.training.job import Job, resolve, starting_point
@@ -109,13 +110,13 @@ def open_inputs(arguments: argparse.Namespace, world: World) -> Job:
 
 def is_finished(job: Job, world: World) -> bool:
     """Return whether the run has ended before, with an export that is whole, and log where its model is."""
-    export_folder = job.run_dir / exported.EXPORT
+    export_folder = job.run_dir / model_folder.EXPORT
 
     def look() -> tuple[bool, str | None]:
         state = run_folder.state(job.run_dir) if world.is_first else {}
         if job.changes or state.get("state") != "finished":
             return False, None
-        return True, exported.problem(export_folder, state.get("export", {}))
+        return True, model_folder.problem(export_folder, state.get("export", {}))
 
     finished, problem = all_gather(all_or_none(look, world), world)[0]
     if finished and problem is None:
@@ -206,7 +207,7 @@ def write_settings(job: Job, world: World, hosts: list[str], step: int) -> None:
     """Write the files of a run folder; the recipe comes last, because it makes the folder a run's."""
     settings = {"seed": job.recipe.seed, "rows_xxh3": job.data.manifest.xxh3("train"), "ds_config": job.ds_config}
     settings["untested_ds_keys"] = untested_keys(job.ds_config_given)
-    export_folder = job.run_dir / exported.EXPORT
+    export_folder = job.run_dir / model_folder.EXPORT
     with explain_disk_errors(job.run_dir):
         if not job.changes and run_folder.state(job.run_dir).get("state") == "finished" and export_folder.exists():
             logger.info(f"the damaged export is now {run_folder.set_aside(export_folder)}")

@@ -15,7 +15,7 @@ from scaler.core.files import FAULTS, METRICS, records
 from scaler.core.folders import is_held
 from scaler.core.provenance import attempts
 from scaler.core.text import duration, quantity, table
-from scaler.model import exported
+from scaler.model import folder as model_folder
 from scaler.training import run_folder
 
 SILENT_SECONDS = 900  # after which a run that says it is running may be dead
@@ -87,7 +87,7 @@ def state_of(folder: Path) -> tuple[str | None, str | None]:
             state, why = "interrupted", "no process is at work in it; the same command with --run_dir goes on"
     elif state == "finished":
         try:
-            why = exported.problem(folder / exported.EXPORT, {})
+            why = model_folder.problem(folder / model_folder.EXPORT, {})
         except OSError as error:
             why = one_line(error)
     return state, why

@@ -67,6 +67,7 @@ def make(corpus: Path, folder: Path, settings: Cleaning, pool: WorkerPool) -> bo
             "clean",
             made_from,
             sources=content["sources"],
+            documents_in=sum(entry["documents"] for _, entry in files),
             counts=counts,
             history=[*content["history"], {"stage": "clean", "settings": made_from["settings"], "counts": counts}],
             splits=texts.split_manifest(

@@ -176,6 +176,7 @@ def make(text: Path, folder: Path, settings: Dedup, pool: WorkerPool) -> bool:
             "dedup",
             made_from,
             sources=content["sources"],
+            documents_in=sum(documents),
             counts=counts,
             history=[*content["history"], {"stage": "dedup", "settings": made_from["settings"], "counts": counts}],
             splits=texts.split_manifest(

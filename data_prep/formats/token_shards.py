@@ -30,6 +30,7 @@ DTYPE_OF_CODE: dict[int, type[np.integer[Any]]] = {
     8: np.uint16,
 }
 TOKENS_AT_ONCE = 1 << 24
+NO_TOKENS = "no_tokens"  # why a document is left out
 CODE_OF_DTYPE = {np.dtype(dtype): code for code, dtype in DTYPE_OF_CODE.items()}
 
 
@@ -38,12 +39,12 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one shard, `prefix`.bin and `prefix`.idx, a sequence a document; return its manifest entry.
 
-    A failure leaves nothing behind.
+    Documents without tokens are left out, and counted in the entry. A failure leaves nothing behind.
 
     Args:
         prefix: path without extension; both files appear by rename once whole, the index last.
         batches: token ids of some documents, end to end, integers (tokens,), and the tokens of each, integers
-            (documents,); empty documents are left out.
+            (documents,).
         dtype: of the ids on disk; must hold every id below `vocab_size`.
         vocab_size: entries of the tokenizer; an id at or above it is refused.
 
@@ -56,12 +57,13 @@ def write_shard(
             f"use {dtype_for(vocab_size)}"
         )
     data_path, index_path = (prefix.with_name(prefix.name + extension) for extension in (".bin", ".idx"))
-    lengths = [np.empty(0, np.int32)]
+    lengths, empty = [np.empty(0, np.int32)], 0
     with whole_file(index_path) as index, whole_file(data_path) as data:  # the index appears last
         for ids, sizes in batches:
             _check_ids(ids, vocab_size, prefix)
             data.write(np.ascontiguousarray(ids, dtype=dtype).data)
             lengths.append(sizes[sizes > 0].astype(np.int32))
+            empty += int((sizes == 0).sum())
         sequence_lengths = np.concatenate(lengths)
         ends = np.cumsum(sequence_lengths, dtype=np.int64) * dtype.itemsize
         index.write(HEADER.pack(MAGIC, 1, CODE_OF_DTYPE[dtype], len(ends), len(ends) + 1))
@@ -73,9 +75,16 @@ def write_shard(
         "name": prefix.name,
         "documents": len(sequence_lengths),
         "tokens": int(sequence_lengths.sum(dtype=np.int64)),
+        "lengths": length_counts(sequence_lengths).tolist(),
+        NO_TOKENS: empty,
         "bin_xxh3": data.checksum(),
         "idx_xxh3": index.checksum(),
     }
+
+
+def length_counts(lengths: np.ndarray) -> np.ndarray:
+    """Count documents by tokens in bins that double, the first of one token: int64 (bins,)."""
+    return np.bincount(np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64), minlength=1)
 
 
 def _check_ids(ids: np.ndarray, vocab_size: int, prefix: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from data_prep.pipeline import accounts
+
 WHAT = {
     "corpus": "The text of the sources, as it is.",
     "clean": "The text after cleaning.",
@@ -46,7 +48,9 @@ def _sources(content: dict[str, Any]) -> list[str]:
         ]
         for source in content["sources"]
     ]
-    return ["## Sources", _table(["name", "source", "documents read", "characters read"], rows)]
+    table = _table(["name", "source", "documents read", "characters read"], rows)
+    read = [f"- {line}" for line in accounts.of_sources(content)]
+    return ["## Sources", table, *(["\n".join(read)] if read else [])]
 
 
 def _splits(content: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.pipeline import card
+from data_prep.pipeline import accounts, card
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
 from scaler.core.folders import try_lock
@@ -44,8 +44,14 @@ def checksum_of_manifest(folder: Path, kind: str) -> str:
 
 
 def write_manifest(folder: Path, kind: str, made_from: dict[str, Any], **content: Any) -> None:
-    """Write the manifest, which makes a folder a complete output, and a README with the same facts."""
-    (folder / "README.md").write_text(card.render(kind, content), encoding="utf-8")
+    """Write the manifest, which makes a folder a complete output, and a README with the same facts.
+
+    Raises: ScalerError when documents are not accounted for, which no input can cause.
+    """
+    if lost := accounts.problems(kind, content):
+        raise ScalerError(f"{folder}: {'; '.join(lost)}; report this error, and do not use the data")
+    # errors: names of files may hold bytes that are not UTF-8
+    (folder / "README.md").write_text(card.render(kind, content), encoding="utf-8", errors="backslashreplace")
     write_json(folder / MANIFEST, {"format": FORMAT, "kind": kind, "made_from": made_from, **content})
 
 

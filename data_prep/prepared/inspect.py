@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 
 from data_prep.cleaning.tally import EXAMPLES
 from data_prep.formats import texts
-from data_prep.formats.token_shards import Shard
+from data_prep.formats.token_shards import Shard, length_counts
 from data_prep.prepared.verify import stages
 from data_prep.vocabulary import word2vec
 from scaler.core.errors import ScalerError, explain_disk_errors
@@ -26,8 +27,8 @@ WORDS, NEIGHBOURS = 8, 5
 
 def histogram(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Count documents by length in bins that double: int64 (bins,), and the least length of each bin, (bins,)."""
-    bins = np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64)
-    return np.bincount(bins), 1 << np.arange(int(bins.max(initial=0)) + 1)
+    counts = length_counts(lengths)
+    return counts, 1 << np.arange(len(counts))
 
 
 def bars(counts: np.ndarray, least: np.ndarray) -> str:
@@ -87,10 +88,12 @@ def show_shards(folder: Path, text: Path | None) -> None:
     """Print documents, tokens, lengths, and bytes a token of each source."""
     content = read_manifest(folder, "shards")
     print(f"\n{folder}")
-    of_text = texts.entries(texts.manifest(text), "train") if text else []
+    sizes: Counter[str] = Counter()
+    for entry in texts.entries(texts.manifest(text), "train") if text else []:
+        sizes[entry["source"]] += entry["bytes"]
     lengths = lengths_by_source(folder, content)
     for name, found in lengths.items():
-        size = sum(entry["bytes"] for entry in of_text if entry["source"] == name)
+        size = sizes[name]
         per_token = f", {size / found.sum():.2f} bytes a token" if size and found.sum() else ""
         print(f"  {name}: {len(found):,} documents, {found.sum():,} tokens{per_token}")
     print("  training documents by tokens:")

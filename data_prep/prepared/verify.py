@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from data_prep.formats import texts
 from data_prep.formats.token_shards import Shard, count_tokens
+from data_prep.pipeline import accounts
 from data_prep.pipeline.folders import TASKS
 from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.core.errors import ScalerError
@@ -101,6 +103,7 @@ def problems(folder: Path, pool: WorkerPool) -> Iterator[str]:
     """Yield every problem in the folder of one stage."""
     kind = next(kind for kind in KINDS if _is(folder, kind))
     content = read_manifest(folder, kind)
+    yield from (f"{folder}: {problem}" for problem in (*accounts.problems(kind, content), *_lost(folder, content)))
     tokenizer = folder.parent / "tokenizer"
     entries = [(split, entry) for split, found in content.get("splits", {}).items() for entry in found]
     with tempfile.TemporaryDirectory() as temporary:
@@ -148,6 +151,17 @@ def problems(folder: Path, pool: WorkerPool) -> Iterator[str]:
             train = [number for number, (split, _) in enumerate(entries) if split == "train"]
             if not np.array_equal(said, sum(np.load(work / f"{number}.npy") for number in train)):
                 yield f"{folder / token_rows.UNIGRAM}: not the counts of the training rows; {token_rows.PREPARE}"
+
+
+def _lost(folder: Path, content: dict[str, Any]) -> Iterator[str]:
+    """Yield a problem where the stage before has other documents than came in here, if it is beside this one."""
+    made_from = content.get("made_from") or {}
+    before = {made_from.get("text"), made_from.get("shards")} - {None}
+    for path in folder.parent.glob(f"*/{MANIFEST}") if "documents_in" in content and before else ():
+        if checksum(path) in before:
+            found = accounts.documents_out(json.loads(path.read_text(encoding="utf-8")))
+            if found != content["documents_in"]:
+                yield f"{path.parent} has {found:,} documents, but {content['documents_in']:,} came in"
 
 
 def _problem_of(check: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:

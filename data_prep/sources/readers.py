@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.formats.texts import Document
-from data_prep.sources import aws_docs, files
-from data_prep.sources.files import Span
+from data_prep.sources import aws_docs, files, hub, listing, pages
+from data_prep.sources.lines import Span
+from data_prep.sources.records import LeftOut, document
 from scaler.config.data_sections import Source
-from scaler.core.errors import ScalerError
 
 AWS_DOCS = "aws-docs"
 AWS_PIECES = 16
-MAX_ERROR_CHARACTERS = 200
+MANY = 300  # small files of text from which on each is a document, unless the shares of the splits say otherwise
 
 
 @dataclass(frozen=True)
@@ -29,83 +28,86 @@ class Piece:
 
     source: Source
     spans: tuple[Span, ...] = ()
+    commit: str = ""
     share: int = 0
     of: int = 1
     size: int = 1
 
 
-def pieces(source: Source, piece_bytes: int) -> list[Piece]:
-    """Cut a source into pieces of about `piece_bytes`. Raises ScalerError when there is nothing to read."""
+@dataclass(frozen=True)
+class Plan:
+    """A source that was looked at.
+
+    Attributes:
+        pieces: into which it is cut.
+        identity: a version, or files with sizes and times, so that a change of the source is seen.
+        facts: for the manifest: files read and left out and the unit of text, or the commit of a hub data set.
+        folders: device and inode of each folder that was listed.
+    """
+
+    source: Source
+    pieces: list[Piece]
+    identity: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    folders: frozenset[tuple[int, int]] = frozenset()
+
+
+def plan(source: Source, piece_bytes: int, many: int = MANY) -> Plan:
+    """Cut a source into pieces of about `piece_bytes`.
+
+    Args:
+        many: files of text from which on each is a document where the recipe does not say.
+
+    Raises: ScalerError when there is nothing to read, or something cannot be listed.
+    """
     if source.source == AWS_DOCS:
-        aws_docs.version()
-        return [Piece(source, share=share, of=AWS_PIECES) for share in range(AWS_PIECES)]
-    path = Path(source.source)
-    if not path.exists():
-        shares = _hub_rows(source).num_shards
-        return [Piece(source, share=share, of=shares) for share in range(shares)]
+        return Plan(source, _shares(source, AWS_PIECES), {"botocore": aws_docs.version()})
+    if listing.is_there(source.source):
+        return _of_files(source, piece_bytes, many)
+    hub.refuse_path(source)
+    commit = hub.commit_of(source)
+    shares = hub.rows(source, commit).num_shards
+    identity = {"hub": source.source, "revision": source.hub_revision, "shares": shares}
+    return Plan(source, _shares(source, shares, commit), identity, {"commit": commit})
+
+
+def _shares(source: Source, of: int, commit: str = "") -> list[Piece]:
+    return [Piece(source, commit=commit, share=share, of=of) for share in range(of)]
+
+
+def _of_files(source: Source, piece_bytes: int, many: int) -> Plan:
+    found = listing.find(source.source)
+    kinds = {listing.kind_of(file.path.name) for file in found.files}
+    unit = files.unit_of(found.files, source, many)
     cut: list[Piece] = []
     spans: list[Span] = []
-    for span in itertools.chain.from_iterable(files.spans(file, source, piece_bytes) for file in files.find(path)):
+    size = 0
+    for span in itertools.chain.from_iterable(files.spans(file, unit, piece_bytes) for file in found.files):
         spans.append(span)
-        size = sum(map(len, spans))
+        size += len(span)
         if size >= piece_bytes:
             cut.append(Piece(source, tuple(spans), size=size))
-            spans = []
+            spans, size = [], 0
     if spans:
-        cut.append(Piece(source, tuple(spans), size=sum(map(len, spans))))
-    return cut
+        cut.append(Piece(source, tuple(spans), size=size))
+    identity: dict[str, Any] = {str(file.path): [file.size, file.changed] for file in found.files}
+    if listing.PAGE in kinds:
+        identity["trafilatura"] = pages.version()
+    facts = {"files": found.facts(), **({"text_unit": unit} if listing.TEXT in kinds else {})}
+    return Plan(source, cut, identity, facts, frozenset(found.folders))
 
 
-def identity(source: Source, cut: list[Piece]) -> dict[str, Any]:
-    """Return what identifies a source, so that a change of it is seen: a version, or files with sizes and times."""
-    if source.source == AWS_DOCS:
-        return {"botocore": aws_docs.version()}
-    of_files = {str(span.path): [span.size, span.changed] for piece in cut for span in piece.spans}
-    return of_files or {"hub": source.source, "revision": source.hub_revision, "shares": len(cut)}
-
-
-def read(piece: Piece, max_bytes: int) -> Iterator[Document]:
-    """Yield the documents of a piece, in a fixed order.
+def read(piece: Piece, max_bytes: int) -> Iterator[Document | LeftOut]:
+    """Yield the documents of a piece, in a fixed order, and in their place what is left out.
 
     Raises: ScalerError with file and place for input that cannot be read, has changed since the piece was cut,
     or has a document of more than `max_bytes`.
     """
     if piece.source.source == AWS_DOCS:
-        yield from map(Document, aws_docs.documents(piece.share, piece.of))
+        for text in aws_docs.documents(piece.share, piece.of):
+            yield document(text, None, AWS_DOCS)
     elif piece.spans:
         for span in piece.spans:
             yield from files.read(span, piece.source, max_bytes)
     else:
-        yield from _hub(piece, max_bytes)
-
-
-def _unloadable(source: Source, error: Exception) -> ScalerError:
-    reason = " ".join(str(error).split())[:MAX_ERROR_CHARACTERS]
-    return ScalerError(
-        f"{source.source!r}: no such file or folder, and no Hugging Face data set that can be loaded ({reason})"
-    )
-
-
-def _hub_rows(source: Source) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(
-            source.source, source.hub_config, split=source.hub_split, revision=source.hub_revision, streaming=True
-        )
-    except Exception as error:  # the hub client's errors have no common base
-        raise _unloadable(source, error) from error
-
-
-def _hub(piece: Piece, max_bytes: int) -> Iterator[Document]:
-    """Stream one share of a Hugging Face data set. Raises ScalerError when it cannot be loaded."""
-    source = piece.source
-    rows = iter(_hub_rows(source).shard(num_shards=piece.of, index=piece.share))
-    for number in itertools.count():
-        try:
-            record = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # likewise
-            raise _unloadable(source, error) from error
-        yield from files.documents(record, source, f"{source.source}, share {piece.share}, row {number}", max_bytes)
+        yield from hub.read(piece.source, piece.commit, piece.share, piece.of, max_bytes)

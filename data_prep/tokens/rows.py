@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.formats import texts
-from data_prep.formats.token_shards import Shard
-from data_prep.pipeline import folders
+from data_prep.formats.token_shards import NO_TOKENS, Shard
+from data_prep.pipeline import accounts, folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.tokens import mix, packing
 from scaler.config.data_sections import Corpus
@@ -25,6 +26,8 @@ BLOCK_TOKENS = 1 << 26  # packed at once: about 2 GB of memory with documents of
 FILE_TOKENS = 1 << 22  # small shards share a file of rows until it has so many: each file may end in a row half empty
 TOKENS_AT_ONCE = 1 << 21  # laid out at once: about 100 MB
 LONGEST_ROW = 1 << 15
+# why a document is in no row: NO_TOKENS, or
+NOT_IN_THE_MIX, TOO_FEW_TOKENS = "not_in_the_mix", "row_with_too_few_tokens"
 
 
 def lay_out(ids: np.ndarray, table: packing.RowTable, rows: range, vocabulary: Vocabulary) -> np.ndarray:
@@ -69,16 +72,18 @@ def pack_shards(
     """
     shards = [Shard(prefix) for prefix in prefixes]
     ids = shards[0].ids if len(shards) == 1 else np.concatenate([shard.ids for shard in shards])
-    spans, base, text_tokens = [], 0, 0
+    spans, starts, base, text_tokens = [], [], 0, 0
     for shard, wanted in zip(shards, tokens, strict=True):
         offsets, lengths = shard.documents(strip_ids)
         text_tokens += int(lengths.sum())
+        starts.append(offsets[lengths > 0] + base)
         spans.append(_taken(offsets + base, lengths, wanted))
         base += len(shard.ids)
     offsets, lengths = (np.concatenate(parts) for parts in zip(*spans, strict=True))
+    account = _Account(sum(len(shard.document_ends) for shard in shards), np.concatenate(starts), offsets)
     counts = np.zeros(vocab_size, dtype=np.int64)
     total = {
-        **{"rows": 0, "tokens": 0, "text_tokens": text_tokens, "documents": len(lengths)},
+        **{"rows": 0, "tokens": 0, "text_tokens": text_tokens},
         **{"dropped_rows": 0, "least_maskable": seq_len},
     }
 
@@ -93,6 +98,7 @@ def pack_shards(
                 maskable = ordinary.sum(axis=1)
                 enough = maskable >= min_tokens  # documents of others may hold special tokens
                 rows, ordinary = rows[enough], ordinary[enough]
+                account.add_rows(table, start, enough)
                 total["rows"] += len(rows)
                 total["dropped_rows"] += int((~enough).sum())
                 total["tokens"] += int((rows != vocabulary.pad_id).sum())
@@ -102,7 +108,42 @@ def pack_shards(
 
     xxh3 = write_rows(path, blocks(), dtype_for(vocab_size))
     np.save(counts_file, counts)
-    return {**total, "xxh3": xxh3}
+    return {**total, **account.entry(), "xxh3": xxh3}
+
+
+class _Account:
+    """Where the documents of some shards are: in rows, or left out.
+
+    Args:
+        documents: in the shards, with those that have no tokens.
+        starts: int64, of those that have tokens, ascending.
+        taken: int64, starts of those that are in the mix, each as often as it is used.
+    """
+
+    def __init__(self, documents: int, starts: np.ndarray, taken: np.ndarray) -> None:
+        self.documents, self.starts, self.taken = documents, starts, len(taken)
+        self.in_mix, self.in_rows = (np.zeros(len(starts), dtype=bool) for _ in range(2))
+        self.in_mix[np.searchsorted(starts, taken)] = True
+
+    def add_rows(self, table: packing.RowTable, first: int, kept: np.ndarray) -> None:
+        """Note the documents of the rows from `first` on that are kept: bool (rows,)."""
+        edges = table.row_starts[first : first + len(kept) + 1]
+        chunks = table.chunk_offsets[int(edges[0]) : int(edges[-1])][np.repeat(kept, np.diff(edges))]
+        self.in_rows[np.searchsorted(self.starts, chunks, side="right") - 1] = True
+
+    def entry(self) -> dict[str, Any]:
+        """Return the counts for the file's manifest entry; a document that is used again counts once."""
+        left_out = {
+            NO_TOKENS: self.documents - len(self.starts),
+            NOT_IN_THE_MIX: int((~self.in_mix).sum()),
+            TOO_FEW_TOKENS: int((self.in_mix & ~self.in_rows).sum()),
+        }
+        return {
+            "documents_in": self.documents,
+            "documents": int(self.in_rows.sum()),
+            "repeats": self.taken - int(self.in_mix.sum()),
+            "left_out": {reason: count for reason, count in left_out.items() if count},
+        }
 
 
 def _taken(offsets: np.ndarray, lengths: np.ndarray, tokens: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -195,6 +236,10 @@ def make(
                     f"data.seq_len={seq_len}; bring more text or shorter rows{texts.or_without(split)}"
                 )
         np.save(partial / UNIGRAM, unigram)
+        left_out: Counter[str] = Counter()
+        for record in records:
+            left_out.update({accounts.DROPPED + reason: count for reason, count in record["left_out"].items()})
+        dropped = dict(sorted(left_out.items()))
         folders.write_manifest(
             partial,
             "rows",
@@ -204,8 +249,10 @@ def make(
             tokenizer_xxh3=manifest["tokenizer_xxh3"],
             unigram_xxh3=checksum(partial / UNIGRAM),
             mix=mixed,
-            history=[*manifest["history"], {"stage": "rows", "settings": {"seq_len": seq_len}}],
+            history=[*manifest["history"], {"stage": "rows", "settings": {"seq_len": seq_len}, "counts": dropped}],
             sources=manifest["sources"],
+            documents_in=sum(record["documents_in"] for record in records),
+            counts=dropped,
             splits=splits,
         )
     return True
@@ -214,21 +261,25 @@ def make(
 def _groups(entries: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield groups of neighbouring shards, of one source each, that share a file of rows."""
     group: list[dict[str, Any]] = []
+    tokens = 0
     for entry in entries:
-        if group and (entry.get("source") != group[0].get("source") or sum(e["tokens"] for e in group) >= FILE_TOKENS):
+        if group and (entry.get("source") != group[0].get("source") or tokens >= FILE_TOKENS):
             yield group
-            group = []
+            group, tokens = [], 0
         group.append(entry)
+        tokens += entry["tokens"]
     if group:
         yield group
 
 
 def _mix(corpus: Corpus, train: list[dict[str, Any]]) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Return the training tokens to take of each shard, by its name, and the manifest's entry of the mix by source."""
-    known = [source for source in corpus.sources if any(entry.get("source") == source.name for entry in train)]
-    if not known:  # adopted shards
+    of_source: dict[str, list[dict[str, Any]]] = {source.name: [] for source in corpus.sources}
+    for entry in train:
+        of_source.setdefault(entry.get("source") or "", []).append(entry)
+    of_source = {source.name: of_source[source.name] for source in corpus.sources}
+    if not any(of_source.values()):  # adopted shards
         return {}, []
-    of_source = {source.name: [e for e in train if e["source"] == source.name] for source in corpus.sources}
     available = {name: sum(entry["tokens"] for entry in entries) for name, entries in of_source.items()}
     wanted = mix.tokens_of_each(corpus, available)
     tokens: dict[str, int] = {}

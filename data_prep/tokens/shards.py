@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.formats import texts
-from data_prep.formats.token_shards import Shard, write_shard
-from data_prep.pipeline import folders
+from data_prep.formats.token_shards import NO_TOKENS, Shard, write_shard
+from data_prep.pipeline import accounts, folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.core.errors import ScalerError
 from scaler.core.files import check_file, read_manifest
@@ -72,14 +72,21 @@ def make(text: Path, tokenizer: Path, folder: Path, pool: WorkerPool) -> bool:
             for _, entry in files
         ]
         splits: dict[str, list[dict[str, Any]]] = {split: [] for split in content["splits"]}
+        empty = 0
         for (split, _), entry in zip(files, pool.run(tasks, partial, "tokenising"), strict=True):
             splits[split].append(entry)
+            empty += entry[NO_TOKENS]
+        account = {
+            "documents_in": sum(entry["documents"] for _, entry in files),
+            "counts": {accounts.DROPPED + NO_TOKENS: empty} if empty else {},
+        }
+        settings = {"vocab_size": vocab_size, "dtype": dtype_for(vocab_size).name}
         history = [
             *content["history"],
             *of_tokenizer.get("history", [])[-1:],
-            {"stage": "shards", "settings": {"vocab_size": vocab_size, "dtype": dtype_for(vocab_size).name}},
+            {"stage": "shards", "settings": settings, "counts": account["counts"]},
         ]
-        write_manifest(partial, splits, vocab_size, tokenizer_xxh3, content["sources"], made_from, history)
+        write_manifest(partial, splits, vocab_size, tokenizer_xxh3, content["sources"], made_from, history, **account)
     return True
 
 
@@ -103,8 +110,9 @@ def write_manifest(
     made_from: dict[str, Any],
     history: list[dict[str, Any]],
     strip_ids: Sequence[int] = (),
+    **account: Any,
 ) -> None:
-    """Write the manifest, which makes a folder of shards a dataset."""
+    """Write the manifest, which makes a folder of shards a dataset, with the account of what was left out."""
     folders.write_manifest(
         folder,
         "shards",
@@ -115,4 +123,5 @@ def write_manifest(
         sources=sources_entry,
         history=history,
         splits=splits,
+        **account,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,15 +34,17 @@ class Source:
     """A source of text, and its part of the mix. A string in place of the mapping is its `source`."""
 
     source: str
-    """"aws-docs", a file or folder, or a Hugging Face dataset id."""
+    """"aws-docs", a file, a folder, a pattern such as my/*.jsonl, or a Hugging Face dataset, OWNER/NAME."""
     name: Name = ""
     """Name in reports and file names; by default the last part of `source`."""
     text_field: str = "text"
-    """Field that holds the text of JSON lines, Parquet and hub datasets; "a.b" is the field b of a."""
+    """Field that holds the text of JSON, tables and hub datasets; where no field has the name "a.b", it is the field b
+    of a."""
     id_field: str | None = None
     """Field whose values name the documents, each at most once; null: documents are numbered."""
-    text_unit: Literal["paragraph", "line", "file"] = "paragraph"
-    """Unit of .txt files that is a document: a paragraph (blank lines between), a line, or the whole file."""
+    text_unit: Literal["paragraph", "line", "file"] | None = None
+    """Unit of .txt, .md and .rst files that is a document: a paragraph (blank lines between), a line, or the file;
+    null: the file where a folder has many small ones (300, with splits of 1 %), else a paragraph."""
     hub_config: str | None = None
     """Configuration of a hub dataset."""
     hub_split: str = "train"
@@ -66,8 +69,9 @@ class Source:
 
     def __post_init__(self) -> None:
         if not self.name:
-            stem = Path(self.source).name.partition(".")[0]
-            object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9_]+", "_", stem) or "source")
+            stems = (part.partition(".")[0] for part in reversed(Path(self.source).parts))
+            stem = next((stem for stem in stems if re.search("[A-Za-z0-9]", stem)), "source")  # of my/*.txt: my
+            object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9_]+", "_", stem))
         require(self.weight is None or self.epochs is None, "epochs", self.epochs, "a source has a weight or epochs")
 
 
@@ -87,11 +91,13 @@ class Corpus:
     """Text in MiB in one file of the corpus, and so in one shard."""
     max_document_mib: Count = 64
     """Length in MiB above which a document counts as a damaged file."""
+    unusable_percent: Annotated[float, Field(ge=0, le=100), READ_FLOAT] = 1.0
+    """Records in % of a source that may lack the field, hold another type than text, or bytes that are not UTF-8. They
+    are left out and counted; more of them are refused."""
 
     def __post_init__(self) -> None:
-        names = [source.name for source in self.sources]
-        for name in names:
-            require(names.count(name) == 1, "sources", name, "each has a name of its own; set `name`")
+        for name, count in Counter(source.name for source in self.sources).items():
+            require(count == 1, "sources", name, "each has a name of its own; set `name`")
         weighted = [source.name for source in self.sources if source.weight is not None]
         if weighted:
             without = [source.name for source in self.sources if source.weight is None]

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -215,7 +216,7 @@ def test_a_part_ends_once_it_is_full(make, tmp_path, name):
 def test_the_manifest_counts_what_is_there(make, tmp_path):
     documents = [*make_documents(500), "Größe"]
     make(["", "  ", "\n", *documents])
-    manifest = read_manifest(tmp_path / "corpus", "corpus")
+    manifest, path = read_manifest(tmp_path / "corpus", "corpus"), tmp_path / "source.jsonl"
     for split, entries in manifest["splits"].items():
         found = texts_of(tmp_path / "corpus", split)
         assert sum(entry["documents"] for entry in entries) == len(found)
@@ -227,11 +228,14 @@ def test_the_manifest_counts_what_is_there(make, tmp_path):
     assert manifest["sources"] == [
         {
             "name": "source",
-            "source": str(tmp_path / "source.jsonl"),
+            "source": str(path),
             "documents": len(documents),
             "characters": sum(map(len, documents)),
             "bytes": sum(len(text.encode()) for text in documents),
-            "blank": 3,
+            "documents_in": len(documents) + 3,
+            "left_out": {"blank": 3},
+            "first": {"blank": f"{path}, line 1"},
+            "files": {"read": {".jsonl": [1, path.stat().st_size]}, "left_out": {}},
         }
     ]
 
@@ -241,7 +245,7 @@ def test_of_a_source_no_more_is_read_than_its_cap(make, tmp_path, max_mib, name)
     documents = [f"{number} " + "x" * 1000 for number in range(4000)]
     make(documents, name, max_mib=max_mib, part_mib=1)
     manifest = read_manifest(tmp_path / "corpus", "corpus")
-    pieces = len(readers.pieces(Source(str(tmp_path / name)), MIB))
+    pieces = len(readers.plan(Source(str(tmp_path / name)), MIB).pieces)
     (source,) = manifest["sources"]
     # each piece ends with the document that reaches its share of the cap
     assert max_mib * MIB <= source["bytes"] < max_mib * MIB + pieces * 1010
@@ -327,7 +331,7 @@ def large(tmp_path_factory):
         long = (f"{chance.getrandbits(400)} " * chance.choice((1, 5, 20)) for _ in range(4500))
         (folder / "a" / name).write_bytes(json_lines(long))
     settings = corpus_of(folder / "a", part_mib=1)
-    assert len(readers.pieces(settings.sources[0], MIB)) >= 8
+    assert len(readers.plan(settings.sources[0], MIB).pieces) >= 8
     corpus.make(settings, folder / "whole", WorkerPool())
     return settings, content(folder / "whole")
 
@@ -379,7 +383,7 @@ def reader(monkeypatch):
 @pytest.mark.parametrize("there_before", [False, True])
 def test_after_an_error_the_next_run_goes_on_and_makes_the_same_bytes(large, reader, tmp_path, fails_at, there_before):
     settings, whole = large
-    pieces = readers.pieces(settings.sources[0], MIB)
+    pieces = readers.plan(settings.sources[0], MIB).pieces
     if there_before:
         corpus.make(dataclasses.replace(settings, heldout_percent=20), tmp_path / "corpus", WorkerPool())
     before = state(tmp_path / "corpus") if there_before else None
@@ -406,7 +410,7 @@ def test_after_an_error_a_run_of_other_settings_starts_anew(large, reader, tmp_p
         corpus.make(large[0], tmp_path / "corpus", WorkerPool())
     reader.began, reader.fails_at = [], None
     assert corpus.make(settings, tmp_path / "corpus", WorkerPool())
-    assert reader.began == readers.pieces(settings.sources[0], settings.part_mib * MIB)
+    assert reader.began == readers.plan(settings.sources[0], settings.part_mib * MIB).pieces
     corpus.make(settings, tmp_path / "whole", WorkerPool())
     assert content(tmp_path / "corpus") == content(tmp_path / "whole")
 
@@ -421,7 +425,7 @@ def test_a_source_that_is_repaired_is_read_anew(tmp_path, reader):
     path.write_bytes(json_lines(lines[5:]))
     reader.began = []
     assert corpus.make(corpus_of(path, part_mib=1), tmp_path / "corpus", WorkerPool())
-    assert len(reader.began) == len(readers.pieces(Source(str(path)), MIB))
+    assert len(reader.began) == len(readers.plan(Source(str(path)), MIB).pieces)
     assert sorted(split_of_each(tmp_path / "corpus")) == sorted(lines[5:])
 
 
@@ -604,7 +608,7 @@ def test_a_source_without_documents_is_named_with_a_remedy(tmp_path, name, write
     write(tmp_path / name)
     (tmp_path / "others.txt").write_text("\n\n".join(make_documents(100)))
     paths = [tmp_path / "others.txt", tmp_path / name] if others else [tmp_path / name]
-    with pytest.raises(ScalerError, match=rf"{name}: holds no text; take it out of corpus\.sources, or bring its"):
+    with pytest.raises(ScalerError, match=rf"{name}: holds no text.*; take it out of corpus\.sources, or bring its"):
         corpus.make(corpus_of(*paths), tmp_path / "corpus", WorkerPool())
     assert not (tmp_path / "corpus").exists()
 
@@ -630,11 +634,15 @@ def test_the_command_says_what_it_wrote_and_then_that_it_is_up_to_date(tmp_path,
     arguments += ("--test_percent", "5")
     first, second = (run_command(*arguments, cwd=tmp_path, PYTHONPATH=str(ROOT)) for _ in range(2))
     assert (first.returncode, second.returncode, first.stderr, second.stderr) == (0, 0, "", "")
-    *counts, last = first.stdout.splitlines()
+    *counts, source, last = first.stdout.splitlines()
+    assert re.fullmatch(
+        r"a: 200 documents of \d+ characters on average; a line is a document; 1 file of \d+,\d+ bytes \(1 .txt\)",
+        source,
+    )
     assert [line.split()[0] for line in counts] == ["train", "heldout", "test"]
     assert sum(int(line.split()[1]) for line in counts) == 200
     assert last == "mine/corpus written"
-    assert second.stdout.splitlines() == [*counts, "mine/corpus is up to date"]
+    assert second.stdout.splitlines() == [*counts, source, "mine/corpus is up to date"]
 
 
 def test_the_command_takes_several_sources(tmp_path, run_command):
@@ -650,7 +658,7 @@ def test_the_command_takes_several_sources(tmp_path, run_command):
     ("name", "content", "said"),
     [
         ("a.jsonl", b'{"text": "a"}\nno JSON\n', "a.jsonl, line 2: not JSON"),
-        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8"),
+        ("a.txt", b"\xff\xfe", "a.txt: text in UTF-16 or UTF-32; convert it"),
     ],
 )
 @pytest.mark.parametrize("processes", [1, 2])

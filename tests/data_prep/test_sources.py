@@ -18,6 +18,7 @@ from conftest import ROOT, make_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.formats.texts import Document
 from data_prep.sources import aws_docs, readers
 from scaler.config.data_sections import Source
 from scaler.core.errors import ScalerError
@@ -27,16 +28,35 @@ MARK = b"\xef\xbb\xbf"
 DOCUMENTS = ["one", "two\nlines", "Größe 大 🙂", " spaces  kept "]
 MARKUP = re.compile(r"</|<(p|a|ul|li|code|i|b|note)\b|&(lt|gt|amp|quot|nbsp|#\d+);")
 JSON_LINES = "".join(json.dumps({"text": text, "id": 1}) + "\n" for text in DOCUMENTS).encode()
+ZSTD = zstandard.compress(JSON_LINES)
+OF_A_DICTIONARY = zstandard.ZstdCompressor(
+    dict_data=zstandard.train_dictionary(1 << 10, [json.dumps({"text": "a", "n": n}).encode() for n in range(5000)])
+).compress(JSON_LINES)
+NOT_UTF8 = pyarrow.array([b"a\xff"]).view("string")
 LINES = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}
 
 
-def documents(path, piece_bytes=MIB, max_bytes=MIB, **settings):
-    cut = readers.pieces(Source(str(path), **settings), piece_bytes)
-    return [document for piece in cut for document in readers.read(piece, max_bytes)]
+def found(path, piece_bytes=MIB, max_bytes=MIB, **settings):
+    cut = pieces(Source(str(path), **settings), piece_bytes)
+    return [item for piece in cut for item in readers.read(piece, max_bytes)]
+
+
+def pieces(source, piece_bytes):
+    return readers.plan(source, piece_bytes).pieces
+
+
+def documents(path, *arguments, **settings):
+    return [item for item in found(path, *arguments, **settings) if isinstance(item, Document)]
 
 
 def read(path, *arguments, **settings):
     return [document.text for document in documents(path, *arguments, **settings)]
+
+
+def left_out(path, *arguments, **settings):
+    """The reasons, places and messages of what is no document."""
+    items = found(path, *arguments, **settings)
+    return [(item.reason, str(item.where), item.said) for item in items if not isinstance(item, Document)]
 
 
 def parquet(path, columns):
@@ -53,7 +73,7 @@ def written(path, content):
     ("unit", "expected"),
     [
         ("paragraph", ["first\nparagraph", "second"]),
-        ("line", ["", "first", "paragraph", "", "  ", "", "second"]),
+        ("line", ["first", "paragraph", "second"]),
         ("file", ["\nfirst\nparagraph\n\n  \n\nsecond\n"]),
     ],
 )
@@ -61,6 +81,9 @@ def written(path, content):
 def test_text_is_cut_into_the_unit_asked_for(tmp_path, mark, unit, expected):
     path = written(tmp_path / "a.txt", mark + b"\nfirst\nparagraph\n\n  \n\nsecond\n")
     assert read(path, text_unit=unit) == expected
+    assert left_out(path, text_unit=unit) == [
+        ("blank", f"{path}, line {n}", "") for n in (1, 4, 5, 6) if unit == "line"
+    ]
 
 
 @pytest.mark.parametrize("piece_bytes", [MIB, 3])
@@ -97,9 +120,11 @@ def test_parquet_columns_of_text_are_read(tmp_path, kind):
     assert read(path) == DOCUMENTS
 
 
-def test_rows_of_a_parquet_file_without_text_are_no_documents(tmp_path):
+def test_rows_of_a_parquet_file_without_text_are_no_documents_and_are_counted(tmp_path):
     texts = [None, *DOCUMENTS, None] * 1000  # several batches
-    assert read(parquet(tmp_path / "a.parquet", {"text": texts})) == DOCUMENTS * 1000
+    path = parquet(tmp_path / "a.parquet", {"text": texts})
+    assert read(path) == DOCUMENTS * 1000
+    assert [reason for reason, _, _ in left_out(path)] == ["null"] * 2000
 
 
 def test_another_field_can_hold_the_text(tmp_path):
@@ -135,9 +160,7 @@ def test_the_values_of_the_id_field_name_the_documents(tmp_path):
     [
         (b'{"text": "b"}', "line 2: no field 'id' .there: text.; set the id_field"),
         (b'{"text": "b", "id": null}', "line 2: no field 'id' .there: text, id.; set the id_field"),
-        (b"[1]", "line 2: no field 'id' .there: list"),
-        (b"1", "line 2: no field 'id' .there: int"),
-        (b'{"text": "b", "id": "\\udc00"}', "line 2: not Unicode text"),
+        (b'{"text": "b", "id": "\\udc00"}', "line 2: the id in 'id' is no Unicode text"),
     ],
 )
 def test_a_document_without_an_id_is_refused_where_there_is_an_id_field(tmp_path, line, said):
@@ -156,16 +179,16 @@ def test_a_parquet_file_without_an_id_is_refused_where_there_is_an_id_field(tmp_
 
 def test_a_folder_is_read_in_sorted_order_below_it_too_and_other_files_are_left_alone(tmp_path):
     (tmp_path / "c").mkdir()
-    for name in ("d.txt", "c/b.txt", "a.txt", "c/a.txt", "e.md", "f.json"):
+    for name in ("d.txt", "c/b.txt", "a.txt", "c/a.txt", "e.md", "f.pdf"):
         (tmp_path / name).write_text(name)
-    assert read(tmp_path) == ["a.txt", "c/a.txt", "c/b.txt", "d.txt"]
+    assert read(tmp_path) == ["a.txt", "c/a.txt", "c/b.txt", "d.txt", "e.md"]
 
 
 def test_a_change_of_a_file_changes_the_identity_of_the_source(tmp_path):
     source = Source(str(tmp_path))
 
     def identity(piece_bytes=MIB):
-        return readers.identity(source, readers.pieces(source, piece_bytes))
+        return readers.plan(source, piece_bytes).identity
 
     path = written(tmp_path / "a.txt", b"one")
     before = identity()
@@ -195,8 +218,10 @@ def test_however_a_file_of_lines_is_cut_each_line_comes_once_and_in_order(
         expected[0] = expected[0].removeprefix("\ufeff")
     if mark and not content:
         expected = [""]
-    assert read(path, piece_bytes, text_unit="line") == expected
-    cut = readers.pieces(Source(str(path), text_unit="line"), piece_bytes)
+    assert read(path, piece_bytes, text_unit="line") == [text for text in expected if text.strip()]
+    blank = [f"{path}, line {number}" for number, text in enumerate(expected, 1) if not text.strip()]
+    assert [where for _, where, _ in left_out(path, piece_bytes, text_unit="line")] == blank
+    cut = pieces(Source(str(path), text_unit="line"), piece_bytes)
     assert len(cut) == max(1, -(-path.stat().st_size // piece_bytes))
     assert sum(piece.size for piece in cut) == path.stat().st_size
 
@@ -219,12 +244,14 @@ def test_however_json_lines_are_cut_the_documents_are_the_same_and_errors_name_t
     if not ended:
         lines[-1] = lines[-1].strip()
     good = written(folder / "good.jsonl", "".join(lines).encode())
-    assert read(good, piece_bytes) == [text for (text, _), _ in records if text is not None]
+    assert read(good, piece_bytes) == [text for (text, _), _ in records if text and text.strip()]
+    blank = [text for (text, _), _ in records if text is not None and not text.strip()]
+    assert [reason for reason, _, _ in left_out(good, piece_bytes)] == ["blank"] * len(blank)
     bad %= len(lines)
     lines[bad] = '{"text": Größe}\n'
     path = written(folder / "bad.jsonl", "".join(lines).encode())
     said, found = [], []
-    for piece in readers.pieces(Source(str(path)), piece_bytes):
+    for piece in pieces(Source(str(path)), piece_bytes):
         try:
             found += [document.text for document in readers.read(piece, MIB)]
         except ScalerError as error:
@@ -235,7 +262,7 @@ def test_however_json_lines_are_cut_the_documents_are_the_same_and_errors_name_t
 
 def test_any_piece_can_be_read_alone_and_again(tmp_path):
     path = written(tmp_path / "a.jsonl", "".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(500)).encode())
-    cut = readers.pieces(Source(str(path)), 1000)
+    cut = pieces(Source(str(path)), 1000)
     assert len(cut) > 5
     backwards = [[document.text for document in readers.read(piece, MIB)] for piece in reversed(cut)]
     assert list(itertools.chain.from_iterable(reversed(backwards))) == [f"{n}" for n in range(500)]
@@ -244,7 +271,7 @@ def test_any_piece_can_be_read_alone_and_again(tmp_path):
 def test_small_files_share_a_piece(tmp_path):
     for number in range(10):
         written(tmp_path / f"{number}.txt", b"x" * 99 + b"%d" % number)
-    cut = readers.pieces(Source(str(tmp_path)), 350)
+    cut = pieces(Source(str(tmp_path)), 350)
     assert [[span.path.name for span in piece.spans] for piece in cut] == [
         ["0.txt", "1.txt", "2.txt", "3.txt"],
         ["4.txt", "5.txt", "6.txt", "7.txt"],
@@ -255,7 +282,7 @@ def test_small_files_share_a_piece(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "unit", "pieces"),
+    ("name", "unit", "number"),
     [
         ("a.jsonl", "paragraph", 10),
         ("a.txt", "line", 10),
@@ -265,10 +292,10 @@ def test_small_files_share_a_piece(tmp_path):
         ("a.parquet", "line", 1),
     ],
 )
-def test_only_files_whose_documents_are_lines_are_cut(tmp_path, name, unit, pieces):
+def test_only_files_whose_documents_are_lines_are_cut(tmp_path, name, unit, number):
     path = written(tmp_path / name, b"\n" * 1000)
-    cut = readers.pieces(Source(str(path), text_unit=unit), 100)
-    assert len(cut) == pieces
+    cut = pieces(Source(str(path), text_unit=unit), 100)
+    assert len(cut) == number
     assert sum(piece.size for piece in cut) == 1000
 
 
@@ -285,20 +312,30 @@ def test_large_and_small_files_share_pieces_without_loss(tmp_path):
 # What is said of input that cannot be read.
 
 BAD_FILES = {
-    "latin-1 text": ("a.txt", "Größe".encode("latin1"), ["not UTF-8", "0xf6", "iconv"]),
-    "bytes in JSON": ("a.jsonl", b'{"text": "\xff"}', ["not UTF-8", "0xff", "iconv"]),
-    "half a character": ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}', ["line 2", "surrogate", "leave it out"]),
+    "UTF-16": ("a.txt", "Größe".encode("utf-16"), ["UTF-16", "iconv -f utf-16"]),
+    "UTF-16 without a mark": ("a.txt", "Text of Latin letters".encode("utf-16-be"), ["UTF-16", "iconv -f utf-16"]),
+    "UTF-32 in lines": ("a.jsonl.gz", gzip.compress('{"text": "a"}'.encode("utf-32-le")), ["UTF-32", "iconv"]),
     "gzip cut short": ("a.jsonl.gz", gzip.compress(JSON_LINES)[:-9], ["cut short", "fetch it again"]),
     "gzip damaged": ("a.jsonl.gz", gzip.compress(JSON_LINES)[:20] + b"\0" * 40, ["damaged", "fetch it again"]),
-    "no gzip": ("a.jsonl.gz", JSON_LINES, ["damaged", "fetch it again"]),
+    "no gzip": ("a.jsonl.gz", JSON_LINES, ["no gzip", "fetch it again"]),
+    "gzip with more behind": ("a.jsonl.gz", gzip.compress(JSON_LINES) + b"x", ["other bytes", "fetch it again"]),
     "zstd cut short": ("a.jsonl.zst", zstandard.compress(JSON_LINES)[:-1], ["cut short", "fetch it again"]),
-    "no zstd": ("a.jsonl.zst", JSON_LINES, ["damaged", "fetch it again"]),
+    "no zstd": ("a.jsonl.zst", JSON_LINES, ["no zstd", "fetch it again"]),
+    "zstd damaged": ("a.jsonl.zst", ZSTD[:20] + bytes(8) + ZSTD[28:], ["damaged", "fetch it again"]),
+    "zstd of a dictionary": ("a.jsonl.zst", OF_A_DICTIONARY, ["dictionary", "decompress it"]),
     "no JSON": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', ["line 3", "not JSON", "remove that line"]),
     "endless JSON": ("a.jsonl", b"[" * 200_000, ["line 1", "not JSON", "remove that line"]),
-    "other field": ("a.jsonl", b'{"text": "a"}\n{"body": "b"}', ["line 2", "'text'", "there: body", "text_field"]),
-    "no text": ("a.jsonl", b'{"text": 7}', ["line 1", "'text'", "set the text_field"]),
-    "no texts": ("a.jsonl", b'{"text": ["a", 7]}', ["line 1", "'text'", "set the text_field"]),
-    "no object": ("a.jsonl", b"[1]", ["line 1", "there: list", "set the text_field"]),
+    "JSON cut short": ("a.json", b'[{"text": "a"}, {"text"', ["record 2", "not JSON", "fetch it again"]),
+    "JSON without its end": ("a.json", b'[{"text": "a"}', ["not JSON", "does not end", "fetch it again"]),
+    "JSON with more behind": (
+        "a.json",
+        b'[{"text": "a"}] {"text": "b"}',
+        ["not JSON", "more after", "repair the file"],
+    ),
+    "JSON without commas": ("a.json", b'[{"text": "a"} {"text": "b"}]', ["not JSON", "no comma", "repair the file"]),
+    "CSV of a quote that stays open": ("a.csv", b'text\n"a\nb\n', ["line 2", "not CSV", "quotes"]),
+    "CSV of more fields": ("a.csv", b"text,id\na,1\nb,c,2\n", ["line 3", "3 fields", "names 2"]),
+    "tabs of more fields": ("a.tsv", b"text\tid\na\t1\nb\tc\t2\n", ["line 3", "3 fields", "names 2"]),
     "no Parquet": ("a.parquet", b"PAR1 and no more", ["not a whole Parquet file", "fetch it again"]),
     "empty Parquet": ("a.parquet", b"", ["not a whole Parquet file", "fetch it again"]),
 }
@@ -313,6 +350,55 @@ def test_a_file_that_cannot_be_read_is_named_with_a_remedy(tmp_path, case):
     message = str(raised.value)
     assert all(part in message for part in [str(path), *said]), message
     assert "\n" not in message
+
+
+NONE = "set the text_field"
+WITHOUT_TEXT = {
+    "latin-1 text": ("a.txt", "Größe".encode("latin1"), "undecodable", "line 1", "byte 0xf6.*iconv"),
+    "latin-1 file": ("a.md", "Größe".encode("latin1"), "undecodable", "a.md", "byte 0xf6.*iconv"),
+    "bytes in JSON": ("a.jsonl", b'{"text": "\xff"}', "undecodable", "line 1", "byte 0xff.*iconv"),
+    "bytes in CSV": ("a.csv", b"text\n\xff\n", "undecodable", "line 2", "byte 0xff.*iconv"),
+    "half a character": ("a.jsonl", b'\n{"text": "\\ud800"}', "undecodable", "line 2", "surrogate .*leave it out"),
+    "half a character in an array": ("a.json", b'[{"text": "\\ud800"}]', "undecodable", "record 1", "surrogate"),
+    "another field": ("a.jsonl", b'{"body": "b"}', "no such field", "line 1", "field 'text' .there: body.; " + NONE),
+    "another column": ("a.csv", b"body;id\nb;1\n", "no such field", "line 2", "field 'text' .there: body;id.; " + NONE),
+    "a number": ("a.jsonl", b'{"text": 7}', "wrong type", "line 1", "'text' but int .there: text.; " + NONE),
+    "a number in a list": (
+        "a.jsonl",
+        b'{"text": [7]}',
+        "wrong type",
+        "line 1",
+        "'text' but int .there: text.; " + NONE,
+    ),
+    "an object": (
+        "a.json",
+        b'{"text": {"a": "b"}}',
+        "wrong type",
+        "record 1",
+        "'text' but dict .there: text.; " + NONE,
+    ),
+    "no object": ("a.jsonl", b"[1]", "no such field", "line 1", "field 'text' .there: list.; " + NONE),
+    "null": ("a.jsonl", b'{"text": null}', "null", "line 1", "$"),
+    "null in a list": ("a.jsonl", b'{"text": [null]}', "null", "line 1", "$"),
+    "NaN": ("a.jsonl", b'{"text": NaN}', "null", "line 1", "$"),
+    "NaN in an array": ("a.json", b'[{"text": NaN}]', "null", "record 1", "$"),
+    "no text": ("a.jsonl", b'{"text": ""}', "blank", "line 1", "$"),
+    "white space": ("a.json", b'[{"text": " \\n\\u3000"}]', "blank", "record 1", "$"),
+    "no text in a table": ("a.tsv", b"id\ttext\n1\t\n", "blank", "line 2", "$"),
+    "an empty list": ("a.jsonl", b'{"text": []}', "blank", "line 1", "$"),
+    "an empty file": ("a.rst", b"", "blank", "a.rst", "$"),
+    "a page without text": ("a.html", b"<html><body><nav>menu</nav></body></html>", "no main text", "a.html", "$"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_TEXT)
+def test_a_record_without_text_is_left_out_with_its_reason_and_place(tmp_path, case):
+    name, content, reason, place, said = WITHOUT_TEXT[case]
+    path = written(tmp_path / name, content)
+    ((found, where, message),) = left_out(path, text_unit="file" if place == name else None)
+    assert read(path, text_unit="file" if place == name else None) == []
+    assert (found, where) == (reason, str(path) if place == name else f"{path}, {place}")
+    assert re.search(said, message)
 
 
 @pytest.mark.parametrize("kept", [0.999, 0.5, 0.001])
@@ -333,11 +419,9 @@ def test_a_parquet_file_cut_short_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "field", "said"),
     [
-        ({"body": ["a"]}, "text", r"a\.parquet: no column 'text' .there: body.*set the text_field"),
         ({"text": [1]}, "text", r"a\.parquet: the column 'text' is int64.*set the text_field"),
+        ({"text": [b"1"]}, "text", r"a\.parquet: the column 'text' is binary.*set the text_field"),
         ({"text": [[1]]}, "text", r"a\.parquet: the column 'text' is int64.*set the text_field"),
-        ({"text": [{"a": "b"}]}, "text", r"a\.parquet, row 1: no text in the field 'text' .*set the text_field"),
-        ({"a": [{"c": "d"}]}, "a.b", r"a\.parquet, row 1: no text in the field 'a.b' .there: a.; set the text_field"),
     ],
 )
 def test_a_parquet_file_without_a_column_of_text_is_named(tmp_path, columns, field, said):
@@ -345,11 +429,34 @@ def test_a_parquet_file_without_a_column_of_text_is_named(tmp_path, columns, fie
         read(parquet(tmp_path / "a.parquet", columns), text_field=field)
 
 
-@pytest.mark.parametrize("field", ["a.c", "a.b.c", "a", "b"])
+@pytest.mark.parametrize(
+    ("columns", "field", "reason", "said"),
+    [
+        ({"body": ["a"]}, "text", "no such field", "no field 'text' .there: body."),
+        ({"text": [{"a": "b"}]}, "text", "wrong type", "no text in the field 'text' but dict .there: text."),
+        ({"a": [{"c": "d"}]}, "a.b", "no such field", "no field 'a.b' .there: a."),
+        ({"text": pyarrow.array([None], pyarrow.null())}, "text", "null", "$"),
+        ({"text": pyarrow.array([float("nan")])}, "text", "null", "$"),  # as pandas writes missing texts
+        ({"text": pyarrow.array([1.5])}, "text", "wrong type", "no text in the field 'text' but float"),
+        ({"text": [[None]]}, "text", "null", "$"),
+        ({"text": NOT_UTF8}, "text", "undecodable", "byte 0xff"),
+        ({"text": NOT_UTF8.dictionary_encode()}, "text", "undecodable", "byte 0xff"),
+        ({"a": pyarrow.StructArray.from_arrays([NOT_UTF8], ["b"])}, "a.b", "undecodable", "byte 0xff"),
+    ],
+)
+def test_a_row_of_parquet_without_text_is_left_out_with_its_reason(tmp_path, columns, field, reason, said):
+    path = parquet(tmp_path / "a.parquet", columns)
+    assert read(path, text_field=field) == []
+    ((found, where, message),) = left_out(path, text_field=field)
+    assert (found, where) == (reason, f"{path}, row 1")
+    assert re.search(said, message)
+
+
+@pytest.mark.parametrize("field", ["a.c", "a.b.c", "b"])
 def test_a_field_within_a_field_that_is_not_there_is_named(tmp_path, field):
     path = written(tmp_path / "a.jsonl", b'{"a": {"b": "c"}}')
-    with pytest.raises(ScalerError, match=rf"line 1: no text in the field '{field}' .there: a.; set the text_field"):
-        read(path, text_field=field)
+    said = f"no field '{field}' (there: a); set the text_field"
+    assert left_out(path, text_field=field) == [("no such field", f"{path}, line 1", said)]
 
 
 LONG = 32 * MIB
@@ -365,7 +472,7 @@ LONG = 32 * MIB
 )
 def test_a_long_line_is_refused_before_it_is_read_to_its_end(tmp_path, name, compress, unit):
     path = written(tmp_path / name, compress(b'\n{"text": "a"}\n\n' + b"x" * LONG))
-    (piece,) = readers.pieces(Source(str(path), text_unit=unit), 2 * LONG)
+    (piece,) = pieces(Source(str(path), text_unit=unit), 2 * LONG)
     list(islice(readers.read(piece, MIB), 1))  # what a first time imports
     tracemalloc.start()
     try:
@@ -382,7 +489,7 @@ def test_a_long_line_is_refused_before_it_is_read_to_its_end(tmp_path, name, com
 
 def test_every_piece_of_a_long_line_names_it(tmp_path):
     path = written(tmp_path / "a.jsonl", b'{"text": "a"}\n\n' + b"x" * 5000)
-    *cut, last = readers.pieces(Source(str(path)), 1000)
+    *cut, last = pieces(Source(str(path)), 1000)
     for piece in cut:
         with pytest.raises(ScalerError, match=r"a\.jsonl, line 3: a document of more than"):
             list(readers.read(piece, 500))
@@ -407,7 +514,7 @@ def file_of_text(request, tmp_path):
 
 
 def test_a_file_that_has_vanished_since_the_source_was_cut_is_named(file_of_text):
-    (piece,) = readers.pieces(Source(str(file_of_text)), MIB)
+    (piece,) = pieces(Source(str(file_of_text)), MIB)
     file_of_text.unlink()
     with pytest.raises(ScalerError) as raised:
         list(readers.read(piece, MIB))
@@ -428,7 +535,7 @@ def garbled(path):
 
 @pytest.mark.parametrize("change", [appended, touched, garbled])
 def test_a_file_that_has_changed_since_the_source_was_cut_is_named(file_of_text, change):
-    (piece,) = readers.pieces(Source(str(file_of_text)), MIB)
+    (piece,) = pieces(Source(str(file_of_text)), MIB)
     change(file_of_text)
     with pytest.raises(ScalerError) as raised:
         list(readers.read(piece, MIB))
@@ -437,7 +544,7 @@ def test_a_file_that_has_changed_since_the_source_was_cut_is_named(file_of_text,
 
 @pytest.mark.parametrize("change", [appended, touched])
 def test_a_file_that_changes_while_it_is_read_is_named(file_of_text, change):
-    (piece,) = readers.pieces(Source(str(file_of_text), text_unit="line"), MIB)
+    (piece,) = pieces(Source(str(file_of_text), text_unit="line"), MIB)
     reading = readers.read(piece, MIB)
     next(reading)
     change(file_of_text)
@@ -449,8 +556,10 @@ def test_a_folder_without_text_is_named_with_what_can_be_read(tmp_path):
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     with pytest.raises(ScalerError) as raised:
         read(tmp_path)
-    assert str(tmp_path) in str(raised.value)
-    assert ".jsonl.zst" in str(raised.value)
+    assert str(raised.value) == (
+        f"{tmp_path}: no text found (there: 1 .pdf); .txt, .md, .markdown, .rst, .jsonl, .ndjson, .json, .csv, .tsv, "
+        ".parquet, .html, .htm can be read, and all but Parquet with .gz or .zst behind"
+    )
 
 
 # The AWS documentation.
@@ -471,7 +580,7 @@ def test_the_pieces_of_aws_docs_hold_each_page_once(monkeypatch, services):
 
     some = Loader().list_available_services("service-2")[:services]
     monkeypatch.setattr(Loader, "list_available_services", lambda self, kind: some)
-    cut = readers.pieces(Source(readers.AWS_DOCS), MIB)
+    cut = pieces(Source(readers.AWS_DOCS), MIB)
     assert len(cut) == readers.AWS_PIECES
     assert sorted(d.text for piece in cut for d in readers.read(piece, MIB)) == sorted(aws_docs.documents())
 
@@ -507,6 +616,7 @@ def hub_dataset(tmp_path, monkeypatch):
     for file in range(3):
         lines = (json.dumps({"text": f"{file} {line}", "id": f"{file}-{line}"}) + "\n" for line in range(file + 2))
         written(tmp_path / f"d-{file}.jsonl", "".join(lines).encode())
+    monkeypatch.setattr(hub, "commit_of", lambda source: source.hub_revision or "newest")
     load = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, *a, **k: load({"me/data": str(tmp_path)}[name], *a, **k))
     return "me/data"
@@ -526,7 +636,7 @@ def test_a_hub_data_set_is_streamed_from_its_configuration_and_split(hub_dataset
 
 def test_a_hub_data_set_of_several_files_is_read_share_by_share(hub_dataset):
     source = Source(hub_dataset, hub_config="several", id_field="id")
-    cut = readers.pieces(source, MIB)
+    cut = pieces(source, MIB)
     shares = [list(readers.read(piece, MIB)) for piece in reversed(cut)][::-1]
     assert shares == [[(f"{file} {line}", f"{file}-{line}") for line in range(file + 2)] for file in range(3)]
 
@@ -534,7 +644,7 @@ def test_a_hub_data_set_of_several_files_is_read_share_by_share(hub_dataset):
 def test_the_revision_and_the_shares_are_a_hub_data_sets_identity(hub_dataset):
     def identity(**settings):
         source = Source(hub_dataset, hub_config="several", **settings)
-        return readers.identity(source, readers.pieces(source, MIB))
+        return readers.plan(source, MIB).identity
 
     assert identity() == {"hub": "me/data", "revision": None, "shares": 3}
     assert identity(hub_revision="v2") == {"hub": "me/data", "revision": "v2", "shares": 3}
@@ -543,7 +653,6 @@ def test_the_revision_and_the_shares_are_a_hub_data_sets_identity(hub_dataset):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"hub_config": "small", "text_field": "body"}, "row 0: no text in the field 'body' .there: text, id"),
         ({"hub_config": "other", "id_field": "id"}, "row 0: no field 'id' .there: text"),
         ({"hub_config": "none"}, "can be loaded .*none"),
         ({"hub_config": "small", "hub_split": "none"}, "can be loaded .*none"),
@@ -559,5 +668,6 @@ def test_an_unknown_data_set_is_one_line_on_the_command_line(tmp_path, run_comma
     result = run_command(sys.executable, "-m", "data_prep.corpus", "nobody/no-such-data-set", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith("error: 'nobody/no-such-data-set': no such file or folder, and no Hugging Face")
+    assert "offline mode is enabled" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists() or not any((tmp_path / "data").iterdir())

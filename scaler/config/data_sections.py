@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from pathlib import Path
@@ -69,9 +70,9 @@ class Source:
 
     def __post_init__(self) -> None:
         if not self.name:
-            stems = (part.partition(".")[0] for part in reversed(Path(self.source).parts))
-            stem = next((stem for stem in stems if re.search("[A-Za-z0-9]", stem)), "source")  # of my/*.txt: my
-            object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9_]+", "_", stem))
+            parts = [part for part in Path(self.source).parts if not glob.has_magic(part)]  # of my/*.txt: my
+            stem = parts[-1].partition(".")[0] if parts else ""
+            object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9_]+", "_", stem) or "source")
         require(self.weight is None or self.epochs is None, "epochs", self.epochs, "a source has a weight or epochs")
 
 

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[set[str], list[str]]] = {
     "prepare": ({"recipe", "processes"}, ["overrides"]),
     "corpus": (
         {"out", "processes", "text_field", "id_field", "text_unit", "hub_config", "hub_split", "hub_revision"}
-        | {"max_mib", "heldout_percent", "test_percent", "part_mib", "max_document_mib"},
+        | {"max_mib", "heldout_percent", "test_percent", "part_mib", "max_document_mib", "unusable_percent"},
         ["source"],
     ),
     "clean": ({"out", "processes"}, ["corpus", "settings"]),

@@ -172,6 +172,7 @@ def test_a_plain_string_is_a_source(written):
     [
         *(("aws-docs", "aws_docs"), ("allenai/c4", "c4"), ("/a/b/part-01.jsonl.gz", "part_01"), ("texts/", "texts")),
         *((".", "source"), ("..", "source"), ("/", "source"), ("my.d/.hidden", "source")),
+        *(("my/*.jsonl", "my"), ("*.txt", "source"), ("a/my.texts/[0-9]/?.txt", "my")),
     ],
 )
 def test_a_source_is_named_after_the_last_part_of_where_it_lies(source, name):

@@ -71,7 +71,7 @@ class Source:
     def __post_init__(self) -> None:
         if not self.name:
             parts = [part for part in Path(self.source).parts if not glob.has_magic(part)]  # of my/*.txt: my
-            stem = parts[-1].partition(".")[0] if parts else ""
+            stem = Path(*parts).name.partition(".")[0]
             object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9_]+", "_", stem) or "source")
         require(self.weight is None or self.epochs is None, "epochs", self.epochs, "a source has a weight or epochs")
 

@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= quickstart
 DS_CONFIG ?= ds_configs/zero2.json
-CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)))")
+CORES := $(shell $(PYTHON) -c "from scaler.core.limits import cores; print(cores())")
 # one rank a GPU, or else one a core
 RANKS ?= $(or $(shell nvidia-smi -L 2>/dev/null | wc -l | grep -v '^0$$'),$(CORES))
 # the versions that CI used; they need Python 3.11, with 3.10 the ranges of setup.py hold
 LOCK := $(shell $(PYTHON) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: help pretrain data test test-fast test-bare test-slow test-slurm chaos resume-matrix lint docs reference tensorboard bench bench-checkpoint clean
+.PHONY: help pretrain data test test-fast test-bare test-slow test-slurm chaos resume-matrix lint docs reference tensorboard bench bench-checkpoint clean clean-runs
 .DELETE_ON_ERROR:
 
 help:
@@ -30,7 +30,8 @@ help:
 	@echo "make bench        measure the data path"
 	@echo "make bench-checkpoint  measure what training waits for at a checkpoint"
 	@echo "make tensorboard  show runs/ at http://localhost:6006"
-	@echo "make clean        delete data/, runs/ and .venv"
+	@echo "make clean        delete what make has built: .venv, build/ and the package's metadata"
+	@echo "make clean-runs   ask, and then delete data/ and runs/"
 
 $(VENV)/bin/python:
 	@echo "== creating the virtual environment $(VENV)"
@@ -79,12 +80,12 @@ test-slurm: $(VENV)/dev.stamp
 		tests/end_to_end/test_slurm.py tests/end_to_end/test_launchers.py tests/cluster/test_preflight.py
 
 chaos: data
-	@rm -rf runs/chaos
-	@PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tests/workers/chaos.py --recipe $(RECIPE) --folder runs/chaos
+	@rm -rf build/chaos
+	@PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tests/workers/chaos.py --recipe $(RECIPE) --folder build/chaos
 
 resume-matrix: $(VENV)/run.stamp
-	@rm -rf runs/resume-matrix && mkdir -p runs/resume-matrix
-	@PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tests/workers/resume_worker.py quickstart all runs/resume-matrix
+	@rm -rf build/resume-matrix && mkdir -p build/resume-matrix
+	@PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tests/workers/resume_worker.py quickstart all build/resume-matrix
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
@@ -109,4 +110,9 @@ tensorboard: $(VENV)/run.stamp
 	@$(BIN)/tensorboard --logdir runs
 
 clean:
-	rm -rf data runs $(VENV) *.egg-info
+	rm -rf $(VENV) build *.egg-info
+
+clean-runs:
+	@echo "All prepared data and all runs would go: $(wildcard data runs)"
+	@printf 'Delete them? Type yes: ' && read -r answer && [ "$$answer" = yes ] || { echo "kept"; exit 1; }
+	rm -rf data runs

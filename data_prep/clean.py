@@ -35,7 +35,7 @@ def main() -> None:
         settings = section(Cleaning, "cleaning", arguments.settings)
         written = make(arguments.corpus, arguments.out, settings, pool)
     print(texts.describe(arguments.out))
-    print(summary(texts.manifest(arguments.out)["counts"]))
+    print(summary(texts.manifest(arguments.out).get("counts", {})))
     print(f"{arguments.out} {'written' if written else 'is up to date'}")
 
 

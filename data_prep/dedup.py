@@ -39,7 +39,7 @@ def main() -> None:
         settings = section(Dedup, "dedup", arguments.settings)
         written = make(arguments.text, arguments.out, settings, pool)
     print(texts.describe(arguments.out))
-    print(summary(texts.manifest(arguments.out)["counts"]))
+    print(summary(texts.manifest(arguments.out).get("counts", {})))
     print(f"{arguments.out} {'written' if written else 'is up to date'}")
 
 

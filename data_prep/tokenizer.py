@@ -10,7 +10,6 @@ from data_prep.pipeline.options import add_out, add_settings, add_text
 from scaler.config.data_sections import Tokenizer
 from scaler.config.recipe import section
 from scaler.core.cli import Parser, command
-from scaler.core.files import read_manifest
 
 
 def parser() -> Parser:
@@ -27,10 +26,11 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse()
     settings = section(Tokenizer, "tokenizer", arguments.settings)
+    from data_prep.formats import manifests
     from data_prep.vocabulary.tokenizer import make
 
     written = make(arguments.text, arguments.out, settings)
-    entries = read_manifest(arguments.out, "tokenizer")["vocab_size"]
+    entries = manifests.read(arguments.out, "tokenizer")["vocab_size"]
     print(f"{arguments.out} {'written' if written else 'is up to date'}: {entries:,} entries")
 
 

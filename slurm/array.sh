@@ -1,6 +1,7 @@
 #!/bin/bash
 # Many short runs, one a line of a file:  sbatch --array=1-8 slurm/array.sh runs.txt
-# A line holds what scaler/train.py takes, such as: --recipe quickstart optimizer.learning_rate=1e-3
+# A line holds what scaler/train.py takes, such as: --recipe quickstart 'corpus.sources=[my/texts]' training.steps=100
+# Quotes and backslashes mean what they mean to a shell; nothing is expanded.
 # Each run has a node of its own, and its folder is runs/array-JOB-LINE.
 #SBATCH --job-name=array
 #SBATCH --nodes=1
@@ -16,6 +17,6 @@
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || fail "no array; submit with --array=1-N for a file of N lines"
 [ -f "${1:-}" ] || fail "${1:-no file}: no such file; name one that has a run's arguments in each line"
 line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")
-[ -n "$line" ] || fail "$1 has no line ${SLURM_ARRAY_TASK_ID}; submit with --array=1-$(wc -l <"$1")"
-read -ra arguments <<<"$line"
-train "${arguments[@]}"
+words "$line" || fail "$1, line ${SLURM_ARRAY_TASK_ID}: a quote or backslash has no end"
+[ ${#found[@]} -gt 0 ] || fail "$1 has nothing in line ${SLURM_ARRAY_TASK_ID} of its $(grep -c '' "$1") lines"
+train "${found[@]}"

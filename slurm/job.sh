@@ -33,14 +33,16 @@ cores=$(tr ',' '\n' <<<"$SLURM_JOB_CPUS_PER_NODE" | sed 's/(.*//' | sort -n | se
 
 # fits RANKS: so many can be on a node
 fits() {
+    [[ $1 =~ ^[0-9]+$ ]] || fail "$1: a number of ranks is needed" # before it becomes part of a sum, which would run it
     [ "$1" -gt 0 ] || fail "this job has no GPUs; set SBATCH_GPUS_PER_NODE in slurm/env.sh, or RANKS_PER_NODE to train on CPUs"
     [ "$1" -le "$cores" ] || fail "$1 ranks on a node, and it has $cores cores; lower the ranks in slurm/env.sh"
 }
 
 # on_nodes RANKS_PER_NODE [srun's options] -- COMMAND: on the nodes of the job; this shell becomes srun
 on_nodes() {
-    local options=(--nodes="$nodes" --relative=0 --ntasks=$((nodes * $1)) --ntasks-per-node="$1")
+    local options
     fits "$1"
+    options=(--nodes="$nodes" --relative=0 --ntasks=$((nodes * $1)) --ntasks-per-node="$1")
     options+=(--distribution=block:block --cpus-per-task=$((cores / $1)))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / $1))}
     shift
@@ -70,6 +72,30 @@ option() {
     echo "$found"
 }
 
+# words LINE: put its words into `found`, read as a shell reads them, but nothing is expanded; status 1 for half a quote
+words() {
+    local rest=${1%$'\r'} word="" begun="" inner
+    rest=${rest#$'\xef\xbb\xbf'} # with which editors of Windows begin a file, as they end its lines with the \r above
+    found=()
+    while [ -n "$rest" ]; do
+        if [[ $rest =~ ^[[:space:]]+ ]]; then
+            [ -z "$begun" ] || found+=("$word")
+            word="" begun=""
+        elif [ -z "$begun" ] && [ "${rest:0:1}" = "#" ]; then
+            break
+        elif [[ $rest =~ ^\'([^\']*)\' || $rest =~ ^\\(.) || $rest =~ ^([^[:space:]\'\"\\]+) ]]; then
+            word+=${BASH_REMATCH[1]} begun=yes
+        elif [[ $rest =~ ^\"(([^\"\\]|\\.)*)\" ]]; then
+            inner=${BASH_REMATCH[1]}
+            word+=$(sed 's/\\\([$`"\\]\)/\1/g' <<<"$inner") begun=yes
+        else
+            return 1
+        fi
+        rest=${rest:${#BASH_REMATCH[0]}}
+    done
+    [ -z "$begun" ] || found+=("$word")
+}
+
 # requeue [NODES]: put this very job back into the queue, and leave out these nodes from now on
 requeue() {
     local excluded="" end=$((SECONDS + REQUEUE_SECONDS))
@@ -97,7 +123,8 @@ requeue() {
 again() {
     local tries=0 counted=$run_dir/logs/fruitless-$job
     if [ "$(newest)" = "$newest_before" ]; then
-        tries=$(($(cat "$counted" 2>/dev/null || echo 0) + 1))
+        tries=$(grep -xE '[0-9]{1,9}' "$counted" 2>/dev/null || echo 0)
+        tries=$((10#$tries + 1))
     fi
     echo "$tries" >"$counted"
     if [ "$tries" -ge $FRUITLESS ]; then

@@ -21,6 +21,7 @@ from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.config.data_sections import Dedup
 from scaler.core import words
 from scaler.core.files import write_json
+from scaler.data.arrays import write_array
 
 UNITS_AT_ONCE = 100_000
 SEED = 0
@@ -65,7 +66,7 @@ def sign_file(folder: Path, entry: dict[str, Any], settings: Dedup, out: Path) -
     keys = np.empty((width, entry["documents"]), dtype=np.uint64)
     for number, document in enumerate(texts.read(folder, entry)):
         keys[:, number] = keys_of(document.text, settings)
-    np.save(out, keys)
+    write_array(out, keys)
     return {"documents": keys.shape[1]}
 
 

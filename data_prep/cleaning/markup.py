@@ -13,12 +13,15 @@ CLOSING = {
 }
 BLOCK_END = re.compile(r"</(?:p|div|li|tr|h[1-6]|blockquote|pre|section|article)\s*>|<br\s*/?>", re.IGNORECASE)
 TAG = re.compile(r"</?[A-Za-z][^<>]*>|<![A-Za-z][^<>]*>")
+# of digits more than any character's number has, and more than Python reads
+LEADING_ZEROS, NO_CHARACTER = re.compile(r"(?<=&#)0+(?=[0-9])"), re.compile(r"&#[1-9][0-9]{7,};?")
 SPACES = re.compile(r"[^\S\n]+")
 
 
 def plain(text: str) -> str:
     """Return the text without tags, comments, scripts and style sheets, entities decoded; blocks end their line."""
     text = TAG.sub(" ", BLOCK_END.sub("\n", _seen(text)))
+    text = NO_CHARACTER.sub("\ufffd", LEADING_ZEROS.sub("", text))
     lines = (SPACES.sub(" ", line).strip() for line in html.unescape(text).split("\n"))
     return "\n".join(lines).strip()
 

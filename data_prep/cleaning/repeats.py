@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from scaler.data.arrays import write_array
+
 KEYS_AT_ONCE = 1 << 22  # of one part: about 200 MB
 
 
@@ -45,5 +47,5 @@ def find(key_files: Sequence[Path], row: int, part: int, parts: int, out: Path) 
     begins[1:] = key[1:] != key[:-1]
     first = number[np.maximum.accumulate(np.where(begins, np.arange(len(key)), 0))] if len(key) else number
     found = np.stack([number[~begins], first[~begins]])
-    np.save(out, found[:, np.argsort(found[0], kind="stable")])
+    write_array(out, found[:, np.argsort(found[0], kind="stable")])
     return {"repeats": found.shape[1]}

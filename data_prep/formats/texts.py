@@ -14,8 +14,9 @@ from typing import IO, Any, NamedTuple, cast
 
 import zstandard
 
-from scaler.core.errors import ScalerError
-from scaler.core.files import HashingWriter, check_file, read_manifest, whole_file
+from data_prep.formats import manifests
+from scaler.core.errors import ScalerError, naming
+from scaler.core.files import HashingWriter, check_file, whole_file
 
 SPLITS = ("train", "heldout", "test")  # a folder may have no test split
 KINDS = ("corpus", "clean", "dedup")  # in the order in which they are made
@@ -77,7 +78,7 @@ def read(folder: Path, entry: dict[str, Any]) -> Iterator[Document]:
     """Yield the documents of one file, after a check of its checksum. Raises ScalerError when it is damaged."""
     path = folder / (entry["name"] + EXTENSION)
     check_file(path, entry["xxh3"])
-    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as lines:
+    with path.open("rb") as file, naming(path), zstandard.ZstdDecompressor().stream_reader(file) as lines:
         for line in io.BufferedReader(lines):
             content = json.loads(line)
             yield Document(content["text"], content.get("id"))
@@ -85,12 +86,8 @@ def read(folder: Path, entry: dict[str, Any]) -> Iterator[Document]:
 
 def manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a folder of text, whichever stage made it. Raises ScalerError when there is none."""
-    for kind in KINDS:
-        try:
-            return read_manifest(folder, kind)
-        except ScalerError:
-            continue
-    return read_manifest(folder, KINDS[0])
+    kind = manifests.kind_of(folder)
+    return manifests.read(folder, kind if kind in KINDS else KINDS[0])
 
 
 def entries(content: dict[str, Any], split: str | None = None) -> list[dict[str, Any]]:

@@ -115,6 +115,8 @@ class Shard:
     """
 
     def __init__(self, prefix: Path) -> None:
+        if prefix.name in ("", ".."):
+            raise ScalerError(f"{prefix}: no file has this name; give the path of a shard without .bin and .idx")
         self.prefix = prefix
         idx_path, bin_path = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
         for path in (idx_path, bin_path):

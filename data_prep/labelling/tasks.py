@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import xxhash
 
 from data_prep.cleaning.dedup import keys_of
+from data_prep.formats import manifests
 from data_prep.labelling import aws_labels
 from data_prep.pipeline import folders
 from data_prep.sources import aws_docs
 from scaler.config.data_sections import Dedup
 from scaler.core.errors import ScalerError
-from scaler.core.files import FORMAT, MANIFEST, checksum, read_manifest, write_json
+from scaler.core.files import checksum
 
 KIND = "labels"
 SERVICES, TEXTS_A_SERVICE, SENTENCES_A_SERVICE = 20, 300, 30
@@ -162,8 +163,7 @@ def make(folder: Path, services: int, texts_a_service: int, sentences_a_service:
             "repeats_left_out": {"service": left_out, "names": sentences_left_out},
             "accuracy_of_rules": rules(models, texts),
         }
-        (partial / "README.md").write_text(_card(made_from, content), encoding="utf-8")
-        write_json(partial / MANIFEST, {"format": FORMAT, "kind": KIND, "made_from": made_from, **content})
+        folders.write_manifest(partial, KIND, made_from, _card(made_from, content), **content)
     return True
 
 
@@ -238,7 +238,7 @@ def _card(made_from: Mapping[str, Any], content: Mapping[str, Any]) -> str:
 
 def render(folder: Path) -> str:
     """Return the sizes of the tasks in a folder, and how often their rules are right, a line each."""
-    content = read_manifest(folder, KIND)
+    content = manifests.read(folder, KIND)
     lines = []
     for task, splits in content["tasks"].items():
         sizes = ", ".join(f"{split} {entry['examples']:,}" for split, entry in splits.items())

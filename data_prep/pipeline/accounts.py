@@ -90,10 +90,13 @@ def problems(kind: str, content: Mapping[str, Any]) -> list[str]:
     found = []
     sources = [source for source in content.get("sources", []) if "documents_in" in source]
     for source in sources:
-        left_out = sum(source["left_out"].values())
-        found += _unequal(f"the source {source['name']}", source["documents_in"], source["documents"], left_out)
+        left_out = sum(source.get("left_out", {}).values())
+        out = source.get("documents", 0)
+        found += _unequal(f"the source {source.get('name', '')}", source["documents_in"], out, left_out)
     if kind == "corpus" and sources:
-        found += _unequal("the folder", sum(source["documents"] for source in sources), documents_out(content), 0)
+        found += _unequal(
+            "the folder", sum(source.get("documents", 0) for source in sources), documents_out(content), 0
+        )
     if "documents_in" in content:
         found += _unequal("the folder", content["documents_in"], documents_out(content), dropped(content))
     return found

@@ -23,7 +23,8 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from data_prep.pipeline.folders import TASKS
-from scaler.core.errors import ScalerError
+from scaler.core import limits
+from scaler.core.errors import ScalerError, place_of
 from scaler.core.files import write_json
 from scaler.distributed import mpi
 from scaler.distributed.local_ranks import end_with_parent
@@ -104,6 +105,10 @@ def _do(task: Task, record: Path) -> None:
     os.environ[PARALLELISM] = "false"  # the tasks are the parallelism
     try:
         write_json(record, task.function(*task.arguments))
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = place_of(error)  # which another process cannot tell
+        raise
     finally:
         if before is None:
             del os.environ[PARALLELISM]
@@ -113,13 +118,13 @@ def _do(task: Task, record: Path) -> None:
 
 @contextmanager
 def worker_pool(processes: int | None = None) -> Iterator[WorkerPool]:
-    """Yield the workers of this run: MPI's ranks where MPI started it, else `processes` of this machine (one a core).
+    """Yield the workers of this run: MPI's ranks where it has several, else `processes` of this machine (one a core).
 
     Under MPI only rank 0 enters the block: it plans, and the others work until it is done.
 
     Raises: ScalerError for fewer than one process, or where MPI cannot be used.
     """
-    if any(name in os.environ for name in mpi.VARIABLES):
+    if mpi.ranks() > 1:
         with _mpi() as executor:
             yield WorkerPool(executor)
         return
@@ -128,14 +133,20 @@ def worker_pool(processes: int | None = None) -> Iterator[WorkerPool]:
             f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks that do not see each other; "
             "start them with `srun --mpi=pmi2`"
         )
-    processes = len(os.sched_getaffinity(0)) if processes is None else processes
+    processes = limits.cores() if processes is None else processes
     if processes < 1:
         raise ScalerError(f"processes={processes}, but at least 1 is needed")
     if processes == 1:
         yield WorkerPool()
         return
     others = set(multiprocessing.active_children())
-    workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    try:
+        workers = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    except (OSError, ImportError, NotImplementedError) as error:  # its locks need shared memory
+        raise ScalerError(
+            f"{processes} processes cannot share locks ({getattr(error, 'strerror', None) or error}); mount /dev/shm "
+            "writable and with some space, or say --processes 1"
+        ) from error
 
     def stop() -> None:
         thread = vars(workers)["_executor_manager_thread"]  # of the executor, which forgets it at shutdown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.cleaning.tally import EXAMPLES
-from data_prep.formats import texts
+from data_prep.formats import manifests, texts
 from data_prep.formats.token_shards import Shard, length_counts
 from data_prep.prepared.verify import stages
 from data_prep.vocabulary import word2vec
 from scaler.core.errors import ScalerError, explain_disk_errors
-from scaler.core.files import MANIFEST, read_manifest
+from scaler.core.files import MANIFEST
 from scaler.data import order, token_rows, word_vectors
 
 BARS = 40  # characters of the longest bar
@@ -34,11 +35,20 @@ def histogram(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def bars(counts: np.ndarray, least: np.ndarray) -> str:
     """Return the histogram as text, a line a bin."""
     width = len(f"{least[-1] * 2 - 1:,}")
-    longest = max(1, int(counts.max()))
+    longest, block = max(1, int(counts.max())), _block()
     return "\n".join(
-        f"  {low:>{width},} - {low * 2 - 1:>{width},} {'█' * round(BARS * count / longest):<{BARS}} {count:,}"
+        f"  {low:>{width},} - {low * 2 - 1:>{width},} {block * round(BARS * count / longest):<{BARS}} {count:,}"
         for count, low in zip(counts.tolist(), least.tolist(), strict=True)
     )
+
+
+def _block() -> str:
+    """Return what bars are made of, which the console's encoding may lack."""
+    try:
+        "█".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return "#"
+    return "█"
 
 
 def draw(lengths: dict[str, np.ndarray], path: Path) -> None:
@@ -86,7 +96,7 @@ def show_text(folder: Path) -> None:
 
 def show_shards(folder: Path, text: Path | None) -> None:
     """Print documents, tokens, lengths, and bytes a token of each source."""
-    content = read_manifest(folder, "shards")
+    content = manifests.read(folder, "shards")
     print(f"\n{folder}")
     sizes: Counter[str] = Counter()
     for entry in texts.entries(texts.manifest(text), "train") if text else []:
@@ -106,7 +116,7 @@ def show_shards(folder: Path, text: Path | None) -> None:
 
 def show_vectors(folder: Path, tokenizer: Tokenizer) -> None:
     """Print how many entries have a trained vector, and the nearest vectors, by cosine, of some frequent ones."""
-    content = read_manifest(folder, word_vectors.KIND)
+    content = manifests.read(folder, word_vectors.KIND)
     found = word_vectors.read(folder, content["tokenizer_xxh3"], content["vector_size"])
     print(f"\n{folder}")
     print(f"  {word2vec.describe(folder)}")
@@ -122,7 +132,7 @@ def show_vectors(folder: Path, tokenizer: Tokenizer) -> None:
 
 def show_rows(folder: Path, tokenizer: Tokenizer, unknown: int | None, samples: int) -> None:
     """Print the mix, how full the rows are, which tokens are frequent, and some rows."""
-    content = read_manifest(folder, "rows")
+    content = manifests.read(folder, "rows")
     manifest = token_rows.read(folder)
     print(f"\n{folder}")
     for source in content["mix"]:
@@ -162,7 +172,7 @@ def show(folder: Path, samples: int) -> None:
         raise ScalerError(f"{folder}: is one stage's folder; name the data folder above it")
     found: dict[str, list[Path]] = {}
     for path in stages(folder):
-        found.setdefault(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["kind"], []).append(path)
+        found.setdefault(manifests.kind_of(path), []).append(path)
     text = [path for kind in texts.KINDS for path in found.get(kind, [])]
     for path in text:
         show_text(path)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.cleaning import clean, dedup, tally
-from data_prep.formats import texts
+from data_prep.formats import manifests, texts
 from data_prep.pipeline import accounts, folders
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.sources import corpus
@@ -17,7 +17,6 @@ from data_prep.vocabulary import tokenizer, word2vec
 from scaler.config import recipe as masking
 from scaler.config.data_sections import Cleaning
 from scaler.config.recipe import Recipe
-from scaler.core.files import read_manifest
 from scaler.core.text import percent
 
 SHORT = 8  # documents of less than this part of a row are far shorter than it
@@ -75,7 +74,7 @@ def _stage(folder: Path, kind: str, make: Callable[[], bool]) -> None:
 def _counts(folder: Path, kind: str) -> str:
     if kind == "word2vec":
         return word2vec.describe(folder)
-    manifest = read_manifest(folder, kind)
+    manifest = manifests.read(folder, kind)
     if "splits" not in manifest:
         return f"{manifest['vocab_size']:,} entries"
     whats = {"shards": ("documents", "tokens"), "rows": ("rows", "tokens")}.get(kind, ("documents", "characters"))
@@ -89,7 +88,7 @@ def _counts(folder: Path, kind: str) -> str:
 
 def lengths_beside_rows(shards_folder: Path, seq_len: int) -> list[str]:
     """Return lines about the tokens of training documents beside the length of a row; none for shards of before."""
-    entries = read_manifest(shards_folder, "shards")["splits"]["train"]
+    entries = manifests.read(shards_folder, "shards")["splits"]["train"]
     if not all("lengths" in entry for entry in entries):
         return []
     counts: Counter[int] = Counter()  # by the power of two that a length reaches

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.formats import texts
+from data_prep.formats import manifests, texts
 from data_prep.formats.token_shards import Shard, count_tokens
 from data_prep.pipeline import accounts
 from data_prep.pipeline.folders import TASKS
 from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.core.errors import ScalerError
-from scaler.core.files import MANIFEST, PREPARE_AGAIN, check_file, checksum, read_manifest
+from scaler.core.files import MANIFEST, PREPARE_AGAIN, check_file, checksum
 from scaler.data import token_rows, word_vectors
+from scaler.data.arrays import write_array
 from scaler.data.tokenizer import Vocabulary, read_vocabulary
 
 KINDS = (*texts.KINDS, "tokenizer", "shards", word_vectors.KIND, "rows")
@@ -75,7 +76,7 @@ def check_rows(
         if ordinary < entry["least_maskable"]:
             raise ScalerError(f"{path}: a row has {ordinary} ordinary tokens, {entry['least_maskable']} is the least")
     counts[list(vocabulary.special_ids)] = 0
-    np.save(counts_file, counts)
+    write_array(counts_file, counts)
     return _compared(entry, {"rows": len(file), "tokens": tokens})
 
 
@@ -101,8 +102,12 @@ def _compared(entry: dict[str, Any], found: dict[str, int]) -> dict[str, Any]:
 
 def problems(folder: Path, pool: WorkerPool) -> Iterator[str]:
     """Yield every problem in the folder of one stage."""
-    kind = next(kind for kind in KINDS if _is(folder, kind))
-    content = read_manifest(folder, kind)
+    kind = manifests.kind_of(folder)
+    try:
+        content = manifests.read(folder, kind)
+    except ScalerError as error:
+        yield str(error)
+        return
     yield from (f"{folder}: {problem}" for problem in (*accounts.problems(kind, content), *_lost(folder, content)))
     tokenizer = folder.parent / "tokenizer"
     entries = [(split, entry) for split, found in content.get("splits", {}).items() for entry in found]
@@ -179,24 +184,16 @@ def _belongs(folder: Path, content: dict[str, Any], tokenizer: Path) -> None:
         raise ScalerError(f"{folder}: made with another tokenizer than {tokenizer}")
 
 
-def _is(folder: Path, kind: str) -> bool:
-    try:
-        read_manifest(folder, kind)
-    except ScalerError:
-        return False
-    return True
-
-
 def stages(folder: Path) -> list[Path]:
     """Return the prepared folders that `folder` is or holds, in the order in which they are made.
 
     Raises: ScalerError when there is none, or one whose manifest cannot be read.
     """
     candidates = [folder] if (folder / MANIFEST).exists() else sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
-    found = [(next((n for n, kind in enumerate(KINDS) if _is(path, kind)), None), path) for path in candidates]
-    for order, path in found:
-        if order is None:
+    found = [(manifests.kind_of(path), path) for path in candidates]
+    for kind, path in found:
+        if kind not in KINDS:
             raise ScalerError(f"{path}: its {MANIFEST} is damaged or of another format; prepare the data again")
     if not found:
         raise ScalerError(f"{folder}: no prepared data here; `scaler prepare` makes some")
-    return [path for _, path in sorted(found, key=lambda item: (item[0] or 0, item[1]))]
+    return [path for _, path in sorted(found, key=lambda item: (KINDS.index(item[0]), item[1]))]

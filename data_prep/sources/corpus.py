@@ -18,6 +18,7 @@ from data_prep.sources import cap, readers
 from data_prep.sources.records import Account, LeftOut
 from scaler.config.data_sections import Corpus, Source
 from scaler.core.errors import ScalerError
+from scaler.data.arrays import write_array
 
 MIB = 1 << 20
 BUCKETS = 1 << 32
@@ -65,7 +66,7 @@ def read_piece(piece: readers.Piece, name: str, settings: Corpus, most_bytes: fl
             break
     for writer in writers.values():
         writer.close()
-    np.save(folder / folders.TASKS / f"{name}.npy", np.asarray(ids, dtype=np.uint64))
+    write_array(folder / folders.TASKS / f"{name}.npy", np.asarray(ids, dtype=np.uint64))
     files = [(split, entry) for split in writers for entry in writers[split].entries]
     return {"files": files, "bytes": size, "to_its_end": to_its_end, **account.as_json()}
 

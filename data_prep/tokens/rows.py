@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.formats import texts
+from data_prep.formats import manifests, texts
 from data_prep.formats.token_shards import NO_TOKENS, Shard
 from data_prep.pipeline import accounts, folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from data_prep.tokens import mix, packing
 from scaler.config.data_sections import Corpus
 from scaler.core.errors import ScalerError
-from scaler.core.files import checksum, read_manifest
+from scaler.core.files import checksum
+from scaler.core.limits import allow_open_files
+from scaler.data.arrays import write_array
 from scaler.data.token_rows import EXTENSION, UNIGRAM, dtype_for, write_rows
 from scaler.data.tokenizer import Vocabulary, read_vocabulary
 
@@ -70,6 +72,7 @@ def pack_shards(
 
     Returns: the file's manifest entry.
     """
+    allow_open_files(len(prefixes), str(path.parent))
     shards = [Shard(prefix) for prefix in prefixes]
     ids = shards[0].ids if len(shards) == 1 else np.concatenate([shard.ids for shard in shards])
     spans, starts, base, text_tokens = [], [], 0, 0
@@ -107,7 +110,7 @@ def pack_shards(
                 yield rows
 
     xxh3 = write_rows(path, blocks(), dtype_for(vocab_size))
-    np.save(counts_file, counts)
+    write_array(counts_file, counts)
     return {**total, **account.entry(), "xxh3": xxh3}
 
 
@@ -179,7 +182,7 @@ def make(
 
     Raises: ScalerError when shards or tokenizer are absent or do not belong together, or no row comes out.
     """
-    manifest = read_manifest(shards, "shards")
+    manifest = manifests.read(shards, "shards")
     vocab_size = int(manifest["vocab_size"])
     if not (tokenizer / "tokenizer.json").is_file():
         raise ScalerError(f"{tokenizer}: no tokenizer here; name the one that the shards were made with")
@@ -235,7 +238,6 @@ def make(
                     f"{shards}: the {split} split gives {held:,} tokens, not enough for one row of "
                     f"data.seq_len={seq_len}; bring more text or shorter rows{texts.or_without(split)}"
                 )
-        np.save(partial / UNIGRAM, unigram)
         left_out: Counter[str] = Counter()
         for record in records:
             left_out.update({accounts.DROPPED + reason: count for reason, count in record["left_out"].items()})
@@ -247,7 +249,7 @@ def make(
             seq_len=seq_len,
             vocab_size=vocab_size,
             tokenizer_xxh3=manifest["tokenizer_xxh3"],
-            unigram_xxh3=checksum(partial / UNIGRAM),
+            unigram_xxh3=write_array(partial / UNIGRAM, unigram),
             mix=mixed,
             history=[*manifest["history"], {"stage": "rows", "settings": {"seq_len": seq_len}, "counts": dropped}],
             sources=manifest["sources"],

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.formats import texts
+from data_prep.formats import manifests, texts
 from data_prep.formats.token_shards import NO_TOKENS, Shard, write_shard
 from data_prep.pipeline import accounts, folders
 from data_prep.pipeline.workers import Task, WorkerPool
 from scaler.core.errors import ScalerError
-from scaler.core.files import check_file, read_manifest
+from scaler.core.files import check_file
 from scaler.data.token_rows import dtype_for
 
 DOCUMENTS_AT_ONCE = 1000
@@ -53,7 +53,7 @@ def make(text: Path, tokenizer: Path, folder: Path, pool: WorkerPool) -> bool:
     Raises: ScalerError when text or tokenizer are damaged or absent, or a process dies.
     """
     content = texts.manifest(text)
-    of_tokenizer = read_manifest(tokenizer, "tokenizer")
+    of_tokenizer = manifests.read(tokenizer, "tokenizer")
     tokenizer_file, tokenizer_xxh3 = tokenizer / "tokenizer.json", of_tokenizer["tokenizer_xxh3"]
     check_file(tokenizer_file, tokenizer_xxh3)
     made_from = {"text": folders.checksum_of_manifest(text, content["kind"]), "tokenizer": tokenizer_xxh3}
@@ -93,7 +93,7 @@ def make(text: Path, tokenizer: Path, folder: Path, pool: WorkerPool) -> bool:
 def _can_be_opened(folder: Path) -> bool:
     """Return True when every shard is there and of full length."""
     try:
-        for entries in read_manifest(folder, "shards")["splits"].values():
+        for entries in manifests.read(folder, "shards")["splits"].values():
             for entry in entries:
                 Shard(folder / entry["name"])
     except ScalerError:

@@ -237,7 +237,7 @@ def _keyed_vectors(path: Path, file: IO[bytes]) -> _File:
         beside = path.with_name(path.name + ".vectors.npy")
         try:
             vectors = np.load(beside, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ScalerError(f"{beside}: the vectors of {path.name}, not readable ({error}); copy both") from error
     whole = isinstance(words, list) and isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
     if not whole or vectors.ndim != 2 or len(vectors) != len(words):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.formats import manifests
 from data_prep.pipeline import folders
 from data_prep.vocabulary import ready_made, word2vec_training
 from data_prep.vocabulary.documents import Documents
 from scaler.config.data_sections import Word2Vec
+from scaler.core import limits
 from scaler.core.errors import ScalerError
-from scaler.core.files import checksum, read_manifest
-from scaler.data.word_vectors import COUNTS, KIND, VECTORS, write_array
+from scaler.core.files import checksum
+from scaler.data.arrays import write_array
+from scaler.data.word_vectors import COUNTS, KIND, VECTORS
 
 LEAST_RAREST = 100  # rows, if there are so many, whose moments the vectors of rare entries get
 
@@ -50,12 +52,12 @@ def make(
     Raises: ScalerError when shards, tokenizer or ready-made vectors are absent, damaged or do not belong together, no
         entry is frequent enough, or gensim is missing.
     """
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = limits.cores() if threads is None else threads
     if threads < 1:
         raise ScalerError(f"threads={threads}, but at least 1 is needed")
     if not 0 <= seed < 1 << 63:
         raise ScalerError(f"seed={seed}, but it is at least 0 and below 2**63")
-    manifest = read_manifest(shards, "shards")
+    manifest = manifests.read(shards, "shards")
     if not (tokenizer / "tokenizer.json").is_file():
         raise ScalerError(f"{tokenizer}: no tokenizer here; name the one that the shards were made with")
     if checksum(tokenizer / "tokenizer.json") != manifest["tokenizer_xxh3"]:
@@ -111,7 +113,7 @@ def make(
 
 def describe(folder: Path) -> str:
     """Return size and coverage of a folder of vectors as one line."""
-    content = read_manifest(folder, KIND)
+    content = manifests.read(folder, KIND)
     entries, tokens = content["coverage"]["entries"], content["coverage"]["tokens"]
     how = "taken over" if content["made_from"]["settings"]["ready_made"] else "trained"
     return (

@@ -17,7 +17,7 @@ from data_prep.vocabulary.documents import Documents
 from scaler.config.data_sections import Word2Vec
 from scaler.core.errors import EXIT_INTERRUPTED, ScalerError
 from scaler.core.files import check_file, read_json, write_json
-from scaler.data.word_vectors import write_array
+from scaler.data.arrays import write_array
 
 SEGMENT_TOKENS = 1 << 21  # a thread: 30 s of CBOW, 100 s of skip-gram at 768 dimensions; gensim's threads meet after it
 SAVE_SECONDS = 180  # at least, between two saves of the state; each writes both matrices

@@ -19,6 +19,7 @@ import xxhash
 from scaler.core import files
 from scaler.core.errors import ScalerError, one_line
 from scaler.core.files import MANIFEST, checksum, write_json
+from scaler.core.folders import remove
 
 logger = logging.getLogger(__name__)
 PARTIAL, DAMAGED = ".partial", ".damaged"
@@ -89,7 +90,8 @@ class CheckpointFolder:
     def clear_partial(self) -> None:
         """Remove the folders that a killed run was writing."""
         for path in self.root.glob(f"*{PARTIAL}"):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if re.fullmatch(r"(step_\d+(\.removed)?|latest|best)", path.name.removesuffix(PARTIAL)):
+                remove(path)
 
     def close(self) -> None:
         """Wait until all removals are done."""

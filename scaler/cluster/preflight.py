@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import threading
@@ -21,7 +22,7 @@ import torch
 from scaler.cluster import parity
 from scaler.cluster.verdict import PHASES, TOGETHER, Report, judge, render
 from scaler.config import deepspeed as ds_config
-from scaler.core import provenance, slurm
+from scaler.core import limits, provenance, slurm
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import write_json
 from scaler.core.text import quantity
@@ -103,7 +104,7 @@ class Rank:
         device = devices.device(self.world)
         wanted = self.arguments.gpu
         on_gpu = device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {len(os.sched_getaffinity(0))} cores"
+        name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {limits.cores()} cores"
         if wanted and wanted.lower() not in name.lower():
             raise ScalerError(f"the device is {name}, and not --gpu {wanted}")
         if on_gpu:
@@ -111,7 +112,7 @@ class Rank:
             if free < 0.9 * total:
                 raise ScalerError(f"{name}: only {free / 2**30:.0f} of {total / 2**30:.0f} GiB are free; who uses it?")
         else:
-            free = psutil.virtual_memory().available // self.world.local_size
+            free = limits.available_memory() // self.world.local_size
         need = self.report.facts["memory_needed"]
         if need > free:
             raise ScalerError(f"{free / 2**30:.1f} GiB of memory are free, and a rank needs {need / 2**30:.1f}")
@@ -184,6 +185,10 @@ def _is_of_others(error: Exception) -> bool:
     return any(word in text for word in words)
 
 
+def _is_own(path: Path) -> bool:
+    return path.name in ("go", "stop", RESULT, BAD_NODES) or re.fullmatch(r"rank_\d+\.json", path.name) is not None
+
+
 def read(folder: Path) -> list[Report]:
     """Read the reports that exist."""
     reports = []
@@ -242,7 +247,7 @@ def run(arguments: argparse.Namespace, world: World) -> int:
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if world.is_first and not slurm.job_facts():  # whose steps have folders of their own
-            for path in folder.iterdir():  # of a start by hand before
+            for path in filter(_is_own, folder.iterdir()):  # of a start by hand before
                 if time.time() - path.stat().st_mtime > GRACE_SECONDS:
                     path.unlink(missing_ok=True)
     rank = Rank(arguments, world, folder)

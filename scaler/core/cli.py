@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import logging
 import os
 import re
 import sys
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from scaler.core import commands, log
-from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, nearest, one_line, status_of
+from scaler.core.errors import EXIT_INTERRUPTED, ScalerError, nearest, one_line, remedy_of, status_of
+
+logger = logging.getLogger(__name__)
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
@@ -20,6 +23,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        log.write_what_can_be_encoded()
         try:
             main()
         except KeyboardInterrupt:
@@ -27,9 +31,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except (ScalerError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is None:  # no file of the user's
-                raise
+        except Exception as error:
+            if not isinstance(error, ScalerError | OSError) and remedy_of(error) is None:
+                raise  # a bug, whose traceback is wanted
+            if not isinstance(error, ScalerError):
+                logger.debug("the error came from here", exc_info=True)
             print("error:", one_line(error), file=sys.stderr, flush=True)
             sys.exit(status_of(error))
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import xxhash
 
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, naming
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of prepared folders; a stage makes a folder of another format anew
@@ -26,17 +26,19 @@ METRICS, FAULTS = "metrics.jsonl", "faults.jsonl"
 class HashingWriter:
     """A binary file that is open for writing, and the XXH3-128 of what has been written to it."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._state = file, xxhash.xxh3_128()
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path, self._state = file, path, xxhash.xxh3_128()
 
     def write(self, data: bytes | memoryview) -> int:
         """Write bytes; return their number."""
         self._state.update(data)
-        return self._file.write(data)
+        with naming(self._path):
+            return self._file.write(data)
 
     def flush(self) -> None:
         """Hand buffered bytes to the operating system, which may refuse them on a full disk."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
 
     def checksum(self) -> str:
         """Return the XXH3-128 so far as 32 hexadecimal digits, as `checksum` gives it of the file."""
@@ -50,11 +52,15 @@ def whole_file(path: Path) -> Iterator[HashingWriter]:
     Until the block ends it is NAME.partial beside `path`. A block that fails leaves neither.
     """
     beside = path.with_name(path.name + ".partial")
+    # a link of that name might have been planted, so that another file is written
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
     try:
-        with beside.open("wb") as file:
-            yield HashingWriter(file)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(descriptor, "wb") as file:
+            writer = HashingWriter(file, beside)
+            yield writer
+            writer.flush()
+            with naming(beside):
+                os.fsync(descriptor)
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -62,9 +68,12 @@ def whole_file(path: Path) -> Iterator[HashingWriter]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all, even through a power cut."""
+    """Write a text file that appears complete or not at all, even through a power cut.
+
+    What UTF-8 cannot encode, such as half a surrogate in a file's name, is written as an escape that JSON reads back.
+    """
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -109,7 +118,7 @@ def flush_folder(folder: Path) -> None:
 def checksum(path: Path) -> str:
     """Return the XXH3-128 of a file's bytes as 32 hexadecimal digits: it finds damage, and is no signature."""
     state = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file, naming(path):
         while block := file.read(1 << 22):
             state.update(block)
     return state.hexdigest()
@@ -124,10 +133,13 @@ def check_file(path: Path, xxh3: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises ScalerError when there is none."""
+    """Return the JSON object in a file. Raises ScalerError when there is none.
+
+    The operating system's errors stay what they are: a file that cannot be read is not damaged.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ScalerError(f"{path}: not readable as JSON ({error}); put it back, or delete it") from error
     if not isinstance(content, dict):
         raise ScalerError(f"{path}: a JSON object is needed; put it back, or delete it")
@@ -140,11 +152,11 @@ def read_manifest(folder: Path, kind: str, remedy: str = "prepare it first") -> 
     Raises: ScalerError, with the remedy, when there is none or it is of another kind or format.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(folder / MANIFEST)
+    except ScalerError as error:
         raise ScalerError(f"{folder}: no {kind} here (no readable {MANIFEST}); {remedy}") from error
-    if not isinstance(content, dict) or content.get("kind") != kind or content.get("format") != FORMAT:
-        found = f"{content.get('kind')}, format {content.get('format')}" if isinstance(content, dict) else "no mapping"
+    if content.get("kind") != kind or content.get("format") != FORMAT:
+        found = f"{content.get('kind')}, format {content.get('format')}"
         raise ScalerError(f"{folder}: its manifest is {found}; {kind}, format {FORMAT}, is needed; {remedy}")
     return content
 

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -42,10 +43,18 @@ def claim(
         raise ScalerError(f"{given}: is neither new nor {what} (no {' and '.join(markers)}); name another folder")
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, whose target stays; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Wait until no other process is in such a block on the same folder. A disk without locks lets all in at once."""
-    with (folder / LOCK).open("a") as file:
+    with _open_lock(folder) as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -66,6 +75,12 @@ def try_lock(file: IO[str] | int, folder: Path) -> bool:
     return True
 
 
+def _open_lock(folder: Path) -> IO[str]:
+    # a link of that name might have been planted, so that another file is written
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return os.fdopen(os.open(folder / LOCK, flags, 0o666), "a+", encoding="utf-8")
+
+
 def lock(folder: Path) -> IO[str]:
     """Make the folder and hold it for this process, until the returned file is closed.
 
@@ -74,7 +89,7 @@ def lock(folder: Path) -> IO[str]:
     for left in reversed(range(TRIES)):
         with explain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / LOCK).open("a+", encoding="utf-8")
+            file = _open_lock(folder)
         free = try_lock(file, folder)
         if not left or (free and _is_at(file, folder / LOCK)):
             break

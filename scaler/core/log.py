@@ -5,6 +5,7 @@ Modules log by `logging.getLogger(__name__)`. Parsing a command line calls `set_
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,13 @@ LEVELS = {-1: RESULT, 0: logging.INFO, 1: logging.DEBUG}
 PACKAGES = ("scaler", "data_prep")
 # how Transformers and the hub's client are asked to say less; read when they are imported
 QUIET_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def write_what_can_be_encoded() -> None:
+    """Have stdout and stderr write an escape such as \\u2588 for a character that their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Console(logging.Handler):
@@ -44,7 +52,7 @@ class Console(logging.Handler):
             stream.flush()
         except BrokenPipeError:  # its reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except (OSError, ValueError):  # a full disk; a closed stream, or one whose encoding lacks a character
+        except (OSError, ValueError):  # a full disk; a closed stream
             pass
 
 

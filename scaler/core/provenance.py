@@ -69,7 +69,7 @@ def explaining_versions(folder: Path) -> Iterator[None]:
         yield
     except ScalerError as error:
         last: dict[str, Any] = {}
-        with contextlib.suppress(ScalerError, IndexError):  # not readable, or no start: no reason to hide this error
+        with contextlib.suppress(ScalerError, OSError, IndexError):  # no reason to hide this error
             last = attempts(folder)[-1]
         ours = (versions()["scaler"], commit())
         theirs = (last.get("packages", {}).get("scaler"), last.get("commit"))

@@ -18,6 +18,7 @@ import xxhash
 
 from scaler.core.errors import ScalerError
 from scaler.core.files import PREPARE_AGAIN, check_file, read_manifest, whole_file
+from scaler.core.limits import allow_open_files
 
 EXTENSION = ".rows"
 UNIGRAM = "unigram.npy"
@@ -113,7 +114,7 @@ def read(folder: Path, remedy: str = PREPARE) -> Manifest:
             sources=list(content["sources"]),
             splits={split: [_entry(entry) for entry in entries] for split, entries in content["splits"].items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ScalerError(f"{folder}: not a manifest of rows ({error!r}); {PREPARE_AGAIN}") from error
 
 
@@ -156,6 +157,7 @@ class TokenRows:
         self.sources = list(dict.fromkeys(n for n, entry in zip(names, entries, strict=True) if entry["rows"]))
         self._source_of_file = np.array([self.sources.index(n) if n in self.sources else -1 for n in names], np.int64)
         self.files = []
+        allow_open_files(len(entries), str(manifest.folder))
         for entry in entries:
             path = manifest.folder / (entry["name"] + EXTENSION)
             self.files.append(open_file(path, entry["rows"], manifest.seq_len, manifest.vocab_size))

@@ -6,7 +6,6 @@ occurs in the training documents. Its `manifest.json` has the checksums of both 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,12 @@ from typing import Any
 import numpy as np
 
 from scaler.core.errors import ScalerError
-from scaler.core.files import PREPARE_AGAIN, check_file, read_manifest, whole_file
+from scaler.core.files import PREPARE_AGAIN, check_file, read_manifest
 
 KIND = "word2vec"
 VECTORS = "vectors.npy"
 COUNTS = "counts.npy"
 PREPARE = "run `scaler prepare` with a `word2vec` section in the recipe"
-
-
-def write_array(path: Path, array: np.ndarray) -> str:
-    """Write an array as an .npy file that appears complete or not at all; return its checksum."""
-    array = np.ascontiguousarray(array)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    with whole_file(path) as file:  # np.save says of a full disk only how many bytes it could not write
-        file.write(header.getbuffer())
-        file.write(array.data)
-    return file.checksum()
 
 
 @dataclass(frozen=True)

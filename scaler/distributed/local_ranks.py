@@ -135,7 +135,7 @@ def _send_result(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         pipe.send((function(world, *arguments), None))
-    except (ScalerError, RuntimeError) as error:
+    except (ScalerError, RuntimeError, OSError) as error:
         pipe.send((None, one_line(error)))
 
 

@@ -1,25 +1,54 @@
 """Load the MPI that started this process, and agree on a meeting point of its ranks.
 
-`python -m scaler.distributed.mpi RANKS`, run on each rank, prints the first host and a port that is free there. It is a
-process of its own, because an MPI that does not fit its launcher aborts the whole process.
+`python -m scaler.distributed.mpi RANKS`, run on each rank, prints the first host and a port that is free there; without
+RANKS, how many ranks there are. It is a process of its own, because an MPI that does not fit its launcher aborts the
+whole process.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from scaler.core.cli import command
 from scaler.core.errors import ScalerError, one_line
 
-# set by Open MPI's mpirun; by mpiexec of MPICH and Intel MPI, and srun --mpi=pmi2; by PMIx
-VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+logger = logging.getLogger(__name__)
+# set by Open MPI's mpirun; by mpiexec of MPICH and Intel MPI, and srun --mpi=pmi2
+SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+OF_PMIX = "PMIX_RANK"  # PMIx tells no size in the environment, and a shell that SLURM has started has it, too
+VARIABLES = (*SIZES, OF_PMIX)
+CHILD_SECONDS = 120
+
+
+def ranks(environ: Mapping[str, str] = os.environ) -> int:
+    """Return how many ranks the MPI has that started this process; 1 where none did, but its variables are inherited.
+
+    Raises: ScalerError for a size that is no number.
+    """
+    for name in (*SIZES, *(["SLURM_STEP_NUM_TASKS"] if OF_PMIX in environ else [])):
+        if value := environ.get(name):
+            if not value.isdigit():
+                raise ScalerError(f"{name}={value}: a number of ranks is needed; unset the variable")
+            return int(value)
+    return _size_in_a_child() if OF_PMIX in environ else 1
+
+
+def _size_in_a_child() -> int:
+    command = [sys.executable, "-m", __name__]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CHILD_SECONDS)
+        return int(done.stdout)
+    except (ValueError, subprocess.TimeoutExpired):
+        logger.warning(f"{OF_PMIX} is set, but no MPI starts; it is taken for a variable that was inherited")
+        return 1
 
 
 def use_launchers_library(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -77,11 +106,14 @@ def meeting_point(ranks: int) -> tuple[str, str]:
 
 @command
 def agree() -> None:
-    """Agree on the meeting point, and print it."""
-    everyone, ranks = load().COMM_WORLD, int(sys.argv[1])
-    if everyone.Get_size() != ranks:
+    """Agree on the meeting point, and print it, or print how many ranks there are."""
+    everyone = load().COMM_WORLD
+    if len(sys.argv) == 1:
+        print(everyone.Get_size())
+        return
+    if everyone.Get_size() != int(sys.argv[1]):
         raise ScalerError(
-            f"mpi4py sees {everyone.Get_size()} of {ranks} ranks: it uses another MPI than the launcher's"
+            f"mpi4py sees {everyone.Get_size()} of {sys.argv[1]} ranks: it uses another MPI than the launcher's"
         )
     # the name by which MPI reaches this host
     host = os.environ.get("PMI_HOSTNAME") or os.environ.get("PMIX_HOSTNAME") or socket.gethostname()

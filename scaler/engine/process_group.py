@@ -9,7 +9,7 @@ from functools import partial
 import deepspeed
 import torch
 
-from scaler.core import switches
+from scaler.core import limits, switches
 from scaler.core.errors import ScalerError
 from scaler.distributed import collectives
 from scaler.distributed.devices import device
@@ -32,7 +32,7 @@ def join(world: World, seconds: float | None = None) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     publish(world)
     if "OMP_NUM_THREADS" not in os.environ:  # with DeepSpeed's launcher every rank would use all cores
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+        torch.set_num_threads(max(1, limits.cores() // world.local_size))
     backend, place = "gloo", device(world)
     if place.type == "cuda":
         backend = "nccl"

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 import yaml
 
@@ -21,6 +20,7 @@ from scaler.config import deepspeed as ds_config
 from scaler.config import typed
 from scaler.config.batch import SolvedBatch
 from scaler.config.recipe import Recipe, load
+from scaler.core import limits
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_whole
 from scaler.data.batches import Batch
@@ -95,7 +95,7 @@ def alone(world: World, recipe: Recipe, resolved: dict[str, Any], sizes: Sequenc
     if device.type == "cuda":
         memory = float(torch.cuda.get_device_properties(device).total_memory)
     else:
-        memory = psutil.virtual_memory().total / world.local_size
+        memory = limits.total_memory() / world.local_size
     process_group.leave()
     return Alone(micro, updates, memory)
 

@@ -6,6 +6,7 @@ import argparse
 import base64
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,27 +208,37 @@ def write(study: Study, out: Path) -> None:
 
     Raises: ScalerError where the folder has something else in it.
     """
+    if out.is_symlink():
+        raise ScalerError(f"--out {out}: is a link, which is not replaced; remove the link, or choose another folder")
     out = out.resolve()  # because "." has no name
     if out.is_dir():
-        foreign = sorted({path.name for path in out.iterdir()} - OURS)
+        names = {path.name for path in out.iterdir()}
+        foreign = sorted(names - OURS if JSON in names else names)
         if foreign:
             raise ScalerError(f"--out {out}: has {foreign[0]} in it, which is not of a report; choose another folder")
-    beside = out.with_name(out.name + ".partial")
+    beside = out.with_name(f".{out.name}-{os.getpid()}.partial")  # a name that is nobody's
     with explain_disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        drawn = pictures.draw(study, beside)
-        ranks = sorted({row.point.ranks for row in study.rows})
-        span = f"{ranks[0]:,} to {ranks[-1]:,}" if len(ranks) > 1 else f"{ranks[0]:,}"
-        title = f"Scaling of {study.recipe.name} on {span} rank{'s' * (ranks[-1] > 1)}"
-        write_whole(beside / PAGE, page(study, title, drawn, beside))
-        write_whole(beside / MARKDOWN, table.markdown(study) + "\n")
-        write_json(beside / JSON, content_of(study))
-        write_scalars(study, beside / BOARD)
-        if out.is_dir():
-            shutil.rmtree(out)
-        beside.replace(out)
+        try:
+            _write_into(beside, study)
+            if out.is_dir():
+                shutil.rmtree(out)
+            beside.replace(out)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def _write_into(folder: Path, study: Study) -> None:
+    drawn = pictures.draw(study, folder)
+    ranks = sorted({row.point.ranks for row in study.rows})
+    span = f"{ranks[0]:,} to {ranks[-1]:,}" if len(ranks) > 1 else f"{ranks[0]:,}"
+    title = f"Scaling of {study.recipe.name} on {span} rank{'s' * (ranks[-1] > 1)}"
+    write_whole(folder / PAGE, page(study, title, drawn, folder))
+    write_whole(folder / MARKDOWN, table.markdown(study) + "\n")
+    write_json(folder / JSON, content_of(study))
+    write_scalars(study, folder / BOARD)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from scaler.core import limits
 from scaler.core.cli import progress_beside
 from scaler.core.errors import EXIT_TRY_AGAIN, ScalerError
 from scaler.core.text import duration, quantity
@@ -43,7 +44,7 @@ def threads(study: Path, entries: Sequence[Entry]) -> int:
 
     Raises: ScalerError where points were measured with another number.
     """
-    cores, most = len(os.sched_getaffinity(0)), max(entry.point.ranks for entry in entries)
+    cores, most = limits.cores(), max(entry.point.ranks for entry in entries)
     given = os.environ.get("OMP_NUM_THREADS", "")
     count = int(given) if given.isdigit() and int(given) else max(1, cores // most)
     for entry in entries:

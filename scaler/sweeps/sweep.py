@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from scaler.config import recipe, typed
-from scaler.core import folders
+from scaler.core import folders, limits
 from scaler.core.cli import progress_beside
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
@@ -125,7 +125,7 @@ def _command(arguments: argparse.Namespace, record: dict[str, Any]) -> list[str]
 
 def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
     """Return the environment of a trial in a slot of this process, with its part of the cores and GPUs."""
-    cores, given = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    cores, given = limits.cores(), os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores // (arguments.workers * arguments.ranks))
     environ = {**os.environ, "OMP_NUM_THREADS": str(min(threads, int(given)) if given.isdigit() else threads)}
     if count := torch.cuda.device_count():

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import torch
 
-from scaler.core import slurm, switches
+from scaler.core import limits, slurm, switches
 from scaler.core.provenance import commit, processor, versions
 from scaler.distributed.world import World
 
@@ -34,7 +32,7 @@ def facts(world: World, hosts: Sequence[str]) -> dict[str, Any]:
         "system": platform.platform(),
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "memory_bytes": psutil.virtual_memory().total,
-        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": limits.total_memory(),
+        "cores": limits.cores(),
         "threads_a_rank": torch.get_num_threads(),
     }

@@ -45,8 +45,8 @@ def status(folder: Path) -> dict[str, Any]:
     recipe_problem: str | None = None
     try:
         steps = load_run_recipe(folder).training.steps
-    except ScalerError as error:  # the rest is still known
-        recipe_problem = str(error)
+    except (ScalerError, OSError) as error:  # the rest is still known
+        recipe_problem = one_line(error)
     return {
         "run": str(folder),
         "state": state,
@@ -137,9 +137,9 @@ def status_or_problem(folder: Path) -> dict[str, Any]:
     """Read how a run stands; where its files cannot be read, the problem is its state, so that others are listed."""
     try:
         return status(folder)
-    except ScalerError as error:
+    except (ScalerError, OSError) as error:
         fields = ("step", "steps", "heldout_loss", "seconds_since_last_word")
-        return {"run": str(folder), "state": f"unreadable: {error}", **dict.fromkeys(fields)}
+        return {"run": str(folder), "state": f"unreadable: {one_line(error)}", **dict.fromkeys(fields)}
 
 
 def listing(found: Sequence[dict[str, Any]]) -> str:

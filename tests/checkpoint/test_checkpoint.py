@@ -193,8 +193,10 @@ def test_half_written_ones_are_no_checkpoints_and_go(tmp_path, kept):
     for name in ("step_00000002.partial", "step_00000003.removed.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rank_00000.safetensors").write_bytes(b"half")
+    (tmp_path / "notes.partial").mkdir()  # the user's
+    (tmp_path / "step_00000004.partial").symlink_to(tmp_path / "notes.partial")
     kept.on_first_rank(kept.folder.clear_partial)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "notes.partial", "step_00000001"]
     assert kept.newest() == tmp_path / "step_00000001"
 
 

@@ -1,6 +1,7 @@
 """What a preflight makes of the reports of its ranks; and one of two ranks, for real."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import torch
 from conftest import ROOT
 
 from scaler.cluster import parity
+from scaler.cluster import preflight as preflight_of_nodes
 from scaler.cluster.verdict import Report, judge, render
+from scaler.core.errors import ScalerError
 from scaler.data import prepared
 from scaler.distributed import links
-from scaler.distributed.world import free_port
+from scaler.distributed.world import World, free_port
 
 HOSTS = [f"node{number}" for number in range(4)]
 WELL = {
@@ -166,6 +169,15 @@ def test_the_model_of_the_parity_check_trains_the_token_embeddings_only_where_th
     assert network.model.get_input_embeddings().weight.requires_grad is not frozen
 
 
+def test_the_memory_of_a_rank_is_its_share_of_the_containers(monkeypatch, tmp_path):
+    rank = preflight_of_nodes.Rank(SimpleNamespace(gpu=None), World(size=2, local_size=2), tmp_path)
+    monkeypatch.setattr(preflight_of_nodes.limits, "available_memory", lambda: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rank.job, rank.report.facts["memory_needed"] = object(), 2 << 30
+    with pytest.raises(ScalerError, match=r"^1\.5 GiB of memory are free, and a rank needs 2\.0$"):
+        rank.machine()
+
+
 @pytest.fixture
 def preflight(run_command, tiny_recipe_file, tmp_path):
     def run(*arguments):
@@ -177,9 +189,15 @@ def preflight(run_command, tiny_recipe_file, tmp_path):
 
 
 def test_two_ranks_are_well(preflight, tmp_path):
+    before = tmp_path / "run" / "preflight" / "by-hand"
+    before.mkdir(parents=True)
+    for name in ("notes.txt", "rank_00007.json"):
+        (before / name).write_text("{}")
+        os.utime(before / name, (0, 0))
     done = preflight("--ranks", 2, "--slowest_share", 0.01)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "preflight: 2 ranks on 1 node: all is well" in done.stdout
+    assert (before / "notes.txt").exists() and not (before / "rank_00007.json").exists()
     result = json.loads((tmp_path / "run" / "preflight" / "by-hand" / "result.json").read_text())
     assert result["bad_nodes"] == {} and result["setting"] is None
     for rank in result["ranks"]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scaler.core.files import checksum, take_umask, whole_file, write_whole
+from scaler.core.files import checksum, read_json, take_umask, whole_file, write_json, write_whole
 
 
 def test_a_file_appears_once_it_is_complete_and_its_checksum_is_that_of_the_file(tmp_path):
@@ -19,6 +19,22 @@ def test_a_file_appears_once_it_is_complete_and_its_checksum_is_that_of_the_file
     assert path.read_bytes() == b"onetwo"
     assert file.checksum() == checksum(path)
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_link_in_place_of_what_is_written_is_not_followed(tmp_path):
+    (tmp_path / "keys").write_text("of somebody")
+    (tmp_path / "state.json.partial").symlink_to(tmp_path / "keys")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_whole(tmp_path / "state.json", "mine")
+    assert (tmp_path / "keys").read_text() == "of somebody"
+    assert (tmp_path / "state.json.partial").is_symlink() and not (tmp_path / "state.json").exists()
+
+
+def test_names_that_are_no_utf_8_are_written_and_read_back(tmp_path):
+    content = {"caf\udce9.txt": ["\\\ud83d", "caf\u00e9"]}
+    write_json(tmp_path / "manifest.json", content)
+    assert read_json(tmp_path / "manifest.json") == content
+    assert "caf\u00e9" in (tmp_path / "manifest.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt(), ValueError("bad")])

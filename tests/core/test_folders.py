@@ -35,6 +35,28 @@ def test_a_file_is_refused(tmp_path):
         folders.claim(tmp_path / "file", ("one",), "a thing")
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "keys").write_text("of somebody")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / folders.LOCK).symlink_to(tmp_path / "keys")
+    with pytest.raises(OSError, match="symbolic links"):
+        folders.lock(tmp_path / "run")
+    with pytest.raises(OSError, match="symbolic links"), folders.exclusive(tmp_path / "run"):
+        raise AssertionError
+    assert (tmp_path / "keys").read_text() == "of somebody"
+
+
+def test_what_is_removed_is_not_what_links_point_to(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "folder/link"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    for name in ("link", "folder", "absent"):
+        folders.remove(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and (tmp_path / "mine" / "file").exists()
+
+
 def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
     first, second = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2))
     assert folders.try_lock(first, tmp_path) and not folders.try_lock(second, tmp_path)

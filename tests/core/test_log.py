@@ -82,6 +82,29 @@ def test_a_reader_that_has_gone_ends_nothing():
     assert done.returncode == 0 and messages(done.stderr) == [("0", "still here")]
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_a_console_cannot_encode_is_written_as_an_escape(encoding):
+    program = (
+        "import logging; from scaler.core import log; from scaler.core.cli import command\n"
+        "@command\n"
+        "def main():\n"
+        "    log.set_up(0, 0, on_stdout=True)\n"
+        "    print('caf\u00e9 \\u2588 \\udce9')\n"
+        "    logging.getLogger('scaler.x').info('caf\u00e9 \\u2588 \\udce9')\n"
+        "main()"
+    )
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environ, check=False, timeout=60)
+    shown = {
+        "latin-1": b"caf\xe9 \\u2588 \\udce9",
+        "ascii": b"caf\\xe9 \\u2588 \\udce9",
+        "utf-8": "caf\u00e9 \u2588 \\udce9".encode(),
+    }[encoding]
+    printed, logged = done.stdout.splitlines()
+    assert (done.returncode, printed, done.stderr) == (0, shown, b"")
+    assert logged.endswith(b"| " + shown)
+
+
 @pytest.mark.parametrize("closing", [">&- 2>&-", ""])
 def test_a_console_that_was_never_there_or_is_closed_ends_nothing(closing, tmp_path):
     done = tmp_path / "done"

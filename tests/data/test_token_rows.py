@@ -14,6 +14,7 @@ from refusals import error_of
 
 from scaler.core.errors import ScalerError
 from scaler.core.files import FORMAT, checksum, read_manifest, write_json
+from scaler.data import token_rows
 from scaler.data.token_rows import TokenRows, dtype_for, read, verify, write_rows
 
 SEQ_LEN, VOCABULARY = 8, 100
@@ -189,7 +190,9 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
     assert said == f"{tmp_path}: no rows here (no readable manifest.json); run `make data` or `scaler prepare`"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"format": 2, "kind": "ro'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b'{"format": 2, "kind": "ro', b"[]", b"null", b"[" * 50_000]
+)
 def test_a_manifest_that_is_no_json_is_refused(folder, content):
     (folder / "manifest.json").write_bytes(content)
     assert re.match(rf"{folder}: no rows here \(no readable manifest\.json\); run `make data`", error_of(read, folder))
@@ -198,8 +201,6 @@ def test_a_manifest_that_is_no_json_is_refused(folder, content):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([], "no mapping"),
-        (None, "no mapping"),
         ({}, "None, format None"),
         ({"kind": "shards", "format": FORMAT}, f"shards, format {FORMAT}"),
         ({"kind": "rows", "format": 1}, "rows, format 1"),
@@ -210,6 +211,14 @@ def test_a_manifest_of_another_kind_or_format_is_refused(folder, content, said):
     write_json(folder / "manifest.json", content)
     expected = f"{folder}: its manifest is {said}; rows, format {FORMAT}, is needed; run `make data`"
     assert error_of(read, folder).startswith(expected)
+
+
+def test_a_file_is_open_for_each_file_of_rows(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(token_rows, "allow_open_files", lambda count, what: asked.append((count, what)))
+    manifest = read(folder)
+    TokenRows(manifest, "train")
+    assert asked == [(len(manifest.splits["train"]), str(folder))]
 
 
 @pytest.mark.parametrize("key", ["seq_len", "vocab_size", "tokenizer_xxh3", "unigram_xxh3", "sources", "splits"])

@@ -8,7 +8,8 @@ from refusals import refused
 
 from scaler.core.files import checksum, write_json
 from scaler.data import word_vectors
-from scaler.data.word_vectors import COUNTS, VECTORS, write_array
+from scaler.data.arrays import write_array
+from scaler.data.word_vectors import COUNTS, VECTORS
 
 VALUES = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,9 @@ def test_a_shard_that_is_missing_or_damaged_is_named_and_nothing_is_left(tmp_pat
         adopted([first, second], [third])
     with refused(r"nowhere\.idx: missing"):
         adopted([first, tmp_path / "nowhere"], [third])
+    for name in ("/", ".", "a/.."):
+        with refused(r": no file has this name; give the path of a shard"):
+            adopted([Path(name)], [third])
     assert names(tmp_path / "mine") == []
 
 

@@ -71,6 +71,8 @@ def cleaned(text, **settings):
         ({"markup": True}, "a<!-- <p>never\nseen</p> -->b<!-- nor this -->c", "a b c"),
         ({"markup": True}, "<script>x = '<!--'</script>seen<!-- <script> -->, and this", "seen , and this"),
         ({"markup": True}, "Tom &amp; Jerry&#39;s &lt;b&gt;&nbsp;caf&eacute;", "Tom & Jerry's <b> café"),
+        ({"markup": True}, f"a &#{'9' * 5000}; b&#{'0' * 5000}66;&#0; c&#00000010FFFF", "a \ufffd bB\ufffd c\nFFFF"),
+        ({"markup": True}, "&#12345678;&#99999999999 &#1114112;&#x0000041;", "\ufffd\ufffd \ufffdA"),
         ({"markup": True}, "<!DOCTYPE html><html><body>text</body></html>", "text"),
         ({"markup": True}, "never closed <!-- stays <script> too", "never closed <!-- stays too"),
         ({"normalise": "NFC"}, "cafe\u0301 ﬁne", "café ﬁne"),

@@ -206,6 +206,8 @@ def test_the_array_beside_a_pickle_is_needed_and_is_no_pickle(tmp_path):
     assert ready_made.files(path) == [path, beside]
     np.save(beside, np.array([Evil()], dtype=object), allow_pickle=True)
     refuses(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*Python objects")
+    beside.write_bytes(b"")
+    refuses(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*copy both")
     beside.unlink()
     refuses(path, "a.kv.vectors.npy: the vectors of a.kv, not readable .*copy both")
 

@@ -27,7 +27,7 @@ from scaler.config.data_sections import Word2Vec
 from scaler.config.recipe import load
 from scaler.core.errors import ScalerError
 from scaler.core.files import checksum, read_json, read_manifest, write_json
-from scaler.data import word_vectors
+from scaler.data import arrays, word_vectors
 
 pytest.importorskip("gensim")
 
@@ -505,7 +505,7 @@ def test_verification_names_damaged_vectors_and_those_of_another_tokenizer(topic
     values = np.load(folder / "vectors.npy")
     values[7, 3] = np.nan
     content = read_manifest(folder, "word2vec")
-    xxh3 = word_vectors.write_array(folder / "vectors.npy", values)
+    xxh3 = arrays.write_array(folder / "vectors.npy", values)
     assert "its checksum" in next(verify.problems(folder, WorkerPool()))
     write_json(folder / "manifest.json", {**content, "vectors_xxh3": xxh3})
     assert list(verify.problems(folder, WorkerPool())) == [

@@ -1,5 +1,6 @@
 """A pool does each task once, tells of errors in one line, and two runs never write one folder."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from limits import limit, wait_until
 from on_disk import names
 from refusals import refused
 
-from data_prep.pipeline import folders
+from data_prep.pipeline import folders, workers
 from data_prep.pipeline.workers import PARALLELISM, Task, WorkerPool, worker_pool
 from scaler.core.errors import ScalerError
 from scaler.distributed import mpi
@@ -55,6 +56,10 @@ def fail(kind: type, message: str) -> dict:
 def fail_after(paths: list[str], message: str) -> dict:
     wait_until(lambda: all(Path(path).exists() for path in paths), seconds=PATIENCE)
     raise ScalerError(message)
+
+
+def meet_an_error() -> dict:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def kill_itself() -> dict:
@@ -209,7 +214,81 @@ def test_one_task_of_srun_works_alone(monkeypatch):
         assert pool.executor is None
 
 
-@pytest.mark.parametrize("name", mpi.VARIABLES)
+@pytest.mark.parametrize(
+    ("environ", "ranks"),
+    [
+        ({}, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 4),
+        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, 1),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"}, 1),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ({"PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "1"}, 2),
+    ],
+)
+def test_mpi_has_started_as_many_ranks_as_its_variables_say(environ, ranks):
+    assert mpi.ranks(environ) == ranks
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_a_size_that_is_no_number_is_refused(name):
+    with pytest.raises(ScalerError, match=f"{name}=two: a number of ranks is needed"):
+        mpi.ranks({name: "two"})
+
+
+LEFT_BY_SRUN = {"PMIX_RANK": "0", "PMIX_NAMESPACE": "slurm.pmix.1.0"}
+
+
+@pytest.mark.parametrize("of_the_step", [{"SLURM_STEP_NUM_TASKS": "1"}, {}])
+def test_variables_that_a_shell_has_inherited_start_no_mpi(tmp_path, run_command, of_the_step):
+    """What `srun --pty bash` leaves where MpiDefault is pmix; mpich aborts a process that calls its MPI_Init."""
+    (tmp_path / "a.txt").write_text("\n\n".join(f"the document {number}" for number in range(300)))
+    command = ["-m", "data_prep.corpus", tmp_path / "a.txt", "--out", tmp_path / "corpus", "--processes", 2]
+    environ = {**LEFT_BY_SRUN, **of_the_step, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    options = ["--heldout_percent", 12, "--test_percent", 5]
+    done = run_command(sys.executable, *command, *options, cwd=tmp_path, **environ)
+    assert done.returncode == 0, done.stderr
+    splits = json.loads((tmp_path / "corpus" / "manifest.json").read_text())["splits"]
+    assert sum(entry["documents"] for entries in splits.values() for entry in entries) == 300
+    warned = ["PMIX_RANK is set, but no MPI starts; it is taken for a variable that was inherited"]
+    assert [line.partition(" | ")[2] for line in done.stderr.splitlines()] == ([] if of_the_step else warned)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EROFS, "Read-only file system"), ImportError("no sem_open"), NotImplementedError("too few")],
+)
+def test_processes_without_shared_memory_are_refused_in_one_line(monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", refuse)
+    with pytest.raises(ScalerError, match=r"^2 processes cannot share locks \(.*\); mount /dev/shm"), worker_pool(2):
+        raise AssertionError
+    with worker_pool(1) as pool:
+        assert pool.executor is None
+
+
+def test_a_machine_whose_shared_memory_is_read_only_is_told_of_in_one_line(tmp_path):
+    enter = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o ro,size=1k none /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    (tmp_path / "a.txt").write_text("a document")
+    command = [sys.executable, "-m", "data_prep.corpus", tmp_path / "a.txt", "--out", tmp_path / "corpus"]
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([*enter, *command, "--processes", "2"], capture_output=True, text=True, check=False, cwd=root)
+    said = "error: 2 processes cannot share locks (Read-only file system); mount /dev/shm writable and with some space"
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_error_of_the_system_in_a_task_is_named(partial, pool):
+    """Which line met it, because neither the system nor another process tells."""
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        pool.run([Task("bad", 1, meet_an_error, ())], partial, "reading")
+    assert raised.value.filename.startswith("data_prep/pipeline/workers.py, line ")
+
+
+@pytest.mark.parametrize("name", mpi.SIZES)
 def test_mpi_without_mpi4py_is_refused(monkeypatch, name):
     monkeypatch.setenv(name, "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)

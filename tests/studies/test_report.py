@@ -177,6 +177,28 @@ def test_the_command(study, call):
     assert json.loads((study / "report" / "report.json").read_text())["curves"][0]["judged_ranks"] == 2
 
 
+@pytest.mark.parametrize("out", ["index.html", "link"])
+def test_a_report_replaces_no_link_and_no_page_of_the_users(study, call, tmp_path, out):
+    measure(study, own=1.0)
+    assert call(report.main, study, "--out", tmp_path / "report")[0] == 0
+    if out == "link":
+        (tmp_path / "mine").symlink_to(tmp_path / "report")
+        said = "is a link, which is not replaced"
+    else:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "index.html").write_text("my page")
+        said = "has index.html in it"
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "report.partial").mkdir()
+    (tmp_path / "report.partial" / "notes.txt").touch()
+    status, _, told = call(report.main, study, "--out", tmp_path / "mine")
+    assert status == 2 and said in told
+    assert (tmp_path / "report" / "report.json").is_file() and (tmp_path / "mine" / "index.html").is_file()
+    assert call(report.main, study, "--out", tmp_path / "report")[0] == 0  # over its own
+    assert (tmp_path / "report.partial" / "notes.txt").is_file()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
 # ---- remarks and bad input
 
 

@@ -3,10 +3,12 @@
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from scaler.config.training_sections import Faults
+from scaler.distributed.world import World
 from scaler.training import stop, watchdog
 from scaler.training.faults import Judge, Verdict
 
@@ -102,3 +104,12 @@ def report(rank, beats):
 )
 def test_the_rank_that_hangs_is_the_one_that_is_silent_or_came_least_far(reports, said):
     assert watchdog.blame(reports, 3, 600).startswith(said)
+
+
+def test_a_disk_that_fails_when_all_is_done_does_not_fail_the_run(tmp_path, monkeypatch):
+    def refuse(path, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with watchdog.Watchdog(tmp_path, World(), 60.0):
+        assert (tmp_path / "hung" / "rank_00000.native.txt").exists()
+        monkeypatch.setattr(Path, "unlink", refuse)

@@ -64,9 +64,9 @@ def test_a_write_that_fails_ends_the_curve_with_one_warning_and_nothing_else(tmp
     for step in range(100):
         board.add_scalar("a/b", step, step)
     board.close()
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: TensorBoard's curves end here ([Errno 122] Disk quota exceeded); all else goes on"
-    ]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"{tmp_path}: TensorBoard's curves end here (") and said.endswith("; all else goes on")
+    assert "Disk quota exceeded" in said
     assert not capfd.readouterr().err  # of the thread that writes
     events = EventAccumulator(str(tmp_path))
     assert [event.step for event in events.Reload().Scalars("a/b")] == [0, 1, 2, 3]

@@ -62,6 +62,7 @@ class OfShard(TypedDict):
     documents: Count
     tokens: Count
     characters: NotRequired[Count | None]
+    lengths: NotRequired[list[Count]]
     bin_xxh3: Checksum
     idx_xxh3: Checksum
 

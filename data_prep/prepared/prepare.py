@@ -83,7 +83,7 @@ def _counts(folder: Path, kind: str) -> str:
         for split, entries in manifest["splits"].items()
     )
     drops = bool(manifest.get("counts")) or kind in ("clean", "dedup")
-    return f"{counts}; {tally.summary(manifest['counts'])}" if drops else counts
+    return f"{counts}; {tally.summary(manifest.get('counts', {}))}" if drops else counts
 
 
 def lengths_beside_rows(shards_folder: Path, seq_len: int) -> list[str]:

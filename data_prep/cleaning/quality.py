@@ -29,10 +29,11 @@ class Words(WordTokenizer):
     """A tokenizer of words, punctuation marks and sentences, ten times as fast as datatrove's own choice, spaCy.
 
     Gopher's rules count words and the letters in them, so they see what they see with spaCy but for contractions.
+    Characters that nobody sees, such as the spaces of no width between Khmer words, are no words.
     """
 
-    WORD = regex.compile(rf"(?V1){words.WORD}(?:[-'\u2019]{words.WORD})*|[^\w\p{{N}}\s]")
-    WORD_OF_COMMON = re.compile(r"\w+(?:[-'\u2019]\w+)*|[^\w\s]")
+    WORD = regex.compile(rf"(?V1){words.WORD}(?:[-'\u2019]{words.WORD})*|[^\w\p{{N}}\s\p{{Cf}}]")
+    WORD_OF_COMMON = re.compile(r"\w+(?:[-'\u2019]\w+)*|[^\w\s\u00ad]")
     SENTENCE = regex.compile(r"[^\p{Sentence_Terminal}\n]+\p{Sentence_Terminal}*")
 
     def word_tokenize(self, text: str) -> list[str]:

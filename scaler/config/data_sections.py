@@ -125,7 +125,7 @@ class Cleaning:
     gopher_quality: bool = False
     """Leave out documents that do not look like English prose, by stop words, too (Rae et al. 2021)."""
     c4: bool = False
-    """Apply C4's rules, which also drop single lines (Raffel et al. 2020)."""
+    """Apply C4's rules for English, which also drop lines that end without its punctuation (Raffel et al. 2020)."""
     fineweb: bool = False
     """Apply FineWeb's rules (Penedo et al. 2024)."""
     min_characters: Count = 1

@@ -20,7 +20,7 @@ _LETTER = rf"[[\p{{L}}\p{{N}}_]--{_UNSPACED}]"
 _MARK = r"[\p{M}\p{Join_Control}]"  # the joiners shape Persian and Indic letters
 WORD = rf"(?:{_LETTER}[{_LETTER}{_MARK}]*|{_UNSPACED}[{_UNSPACED}{_MARK}]*)"  # for `regex` with its flag V1
 PUNCTUATION = r"[\p{P}--_]"
-_SYMBOL = r"[\p{S}\p{Co}\p{Cn}]"
+_SYMBOL = r"[\p{S}\p{Co}\p{Cn}\U000e0020-\U000e007e]"  # the last are tags, which tell some flags apart
 _OPERATOR = rf"[[{_SYMBOL}[\p{{P}}&&\p{{ASCII}}]]--[\p{{Terminal_Punctuation}}\p{{Quotation_Mark}}_]]"  # + = / # ( ]
 SHORT = 20  # words; of fewer, so few runs of five can be told apart that a mark has to count
 PROSE = 5  # words for an operator; 99 % of prose has 5.5 or more, half of code 2.5 or fewer (docs/results/data.md)
@@ -57,6 +57,7 @@ _SYMBOLS = _Pattern(False, _SYMBOL)
 _OPERATORS = _Pattern(False, _OPERATOR)
 _WORD = regex.compile(f"(?V1){WORD}")
 _BEGINS_UNSPACED = regex.compile(f"(?V1){_UNSPACED}")
+_PUNCTUATION = regex.compile(f"(?V1){PUNCTUATION}")
 _OF_LETTERS = regex.compile(r"(?:\p{L}[\p{M}\p{Join_Control}]*)+")
 
 
@@ -100,11 +101,12 @@ def spans(text: str) -> Iterator[tuple[int, int]]:
 def units(text: str) -> list[str]:
     """Return what a text is compared by: words and symbols in lower case, in Unicode's composed form (NFC).
 
-    In a text of fewer than 20 words each punctuation mark is a unit, too. So it is where one operator or bracket or
-    more stands for five words, which is code or a formula. There case counts as well. A text that is both is one unit.
+    Punctuation counts in a text of fewer than 20 words: marks belong to the unit before them. Each mark is a unit of
+    its own where there is an operator or bracket for five words or fewer, which is code or a formula. There case counts
+    as well. A text that is both is one unit.
 
     >>> units("It costs, in all, 5 € or less."), units("x[0]  -= A")
-    (['it', 'costs', ',', 'in', 'all', ',', '5', '€', 'or', 'less', '.'], ['x[0] -= A'])
+    (['it', 'costs,', 'in', 'all,', '5', '€', 'or', 'less.'], ['x[0] -= A'])
     """
     text = unicodedata.normalize("NFC", text)
     lowered = text.lower()
@@ -116,9 +118,20 @@ def units(text: str) -> list[str]:
     is_code = bool(operators) and len(operators) * PROSE >= count
     if is_code and count < SHORT:
         return [" ".join(text.split())]
-    if is_code or count < SHORT:
-        return _WORDS_AND_MARKS.find(text if is_code else lowered, common)
-    return found
+    if is_code:
+        return _WORDS_AND_MARKS.find(text, common)
+    return _with_marks(_WORDS_AND_MARKS.find(lowered, common)) if count < SHORT else found
+
+
+def _with_marks(found: list[str]) -> list[str]:
+    """Join punctuation to the unit before it. Alone, it would make lists of like marks more alike than their words."""
+    joined: list[str] = []
+    for unit in found:
+        if joined and _PUNCTUATION.match(unit):
+            joined[-1] += unit
+        else:
+            joined.append(unit)
+    return joined
 
 
 def is_word(unit: str) -> bool:

@@ -82,6 +82,17 @@ def test_punctuation_counts_in_short_texts():
     assert words.units("F = m\n a") == ["F = m a"]  # code of so few words is one unit
 
 
+@pytest.mark.parametrize("mark", [", ", " — ", "་", "፡", "。"])
+def test_marks_of_short_texts_belong_to_the_unit_before_them(mark):
+    # as units of their own they would double the runs that two lists of like marks share
+    assert len(words.units(mark.join(["ab", "cd", "ef", "gh", "ij", "kl", "mn"]))) == 7
+
+
+def test_flags_that_differ_in_tags_alone_are_different_units():
+    england, scotland = ("\U0001f3f4" + "".join(chr(0xE0000 + ord(c)) for c in code) for code in ("gbeng", "gbsct"))
+    assert words.units(f"{PROSE} {england}") != words.units(f"{PROSE} {scotland}")
+
+
 def test_symbols_count_in_prose_too():
     assert words.units(f"{PROSE} Here 5 < 7 €")[-4:] == ["5", "<", "7", "€"]
 

@@ -424,6 +424,8 @@ def test_quality_rules_see_whole_words_and_sentences_of_each_script():
     assert words.sent_tokenize("वह घर जाती है। वह सोती है।") == ["वह घर जाती है।", "वह सोती है।"]
     assert words.sent_tokenize("今天天气很好。我们去公园。") == ["今天天气很好。", "我们去公园。"]
     assert words.word_tokenize("don't. It's") == ["don't", ".", "It's"]
+    assert words.word_tokenize("ទៅ\u200bសាលារៀន\ufeff") == ["ទៅ", "សាលារៀន"]
+    assert words.word_tokenize("hyphen\u00ad") == ["hyphen"]
 
 
 def test_a_stage_of_quality_rules_says_how_words_were_found_and_others_do_not(tmp_path, caplog):

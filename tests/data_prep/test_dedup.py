@@ -192,6 +192,13 @@ def test_documents_that_differ_in_case_and_punctuation_alone_are_near_repeats(dr
     assert manifest(tmp_path)["counts"] == {"dropped.near.within_split": 1}
 
 
+@pytest.mark.parametrize("mark", [", ", " — ", "་"])
+def test_short_lists_that_differ_in_one_word_are_no_repeats(drop, mark):
+    names = ["apple", "pear", "plum", "fig", "date", "lime"]
+    lists = [mark.join([first, *names[1:]]) for first in ("apple", "grape", "lemon", "orange", "melon")]
+    assert drop({"heldout-one": [F], "train-one": lists})["train-one"] == lists
+
+
 def test_short_texts_do_not_collapse_but_with_the_same_words(drop):
     short = [
         "yes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import re
@@ -138,3 +139,17 @@ def is_held(folder: Path) -> bool | None:
         return False
     job = re.match(r"job (\d+), ", holder)  # on another node, where locks may be the node's own
     return slurm.is_running(job[1]) if job else None
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield PATH, PATH-2, PATH-3 ..."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder that is damaged, so that nothing in it is lost; return its new path."""
+    aside = next(free for free in numbered(path.with_name(f"{path.name}.damaged")) if not os.path.lexists(free))
+    path.rename(aside)
+    return aside

@@ -19,7 +19,7 @@ import xxhash
 import zstandard
 from transformers import PreTrainedModel
 
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json
 from scaler.core.words import spans
 from scaler.data.batches import Batch
@@ -226,6 +226,8 @@ def run(arguments: argparse.Namespace, folders: Sequence[Path], scores: Mapping[
         score = measure(network.to(devices.device(world)), tokenizer, short)
         row = {"model": str(name), "parameters": parameters.count_parameters(network)[0], "entries": len(tokenizer)}
         content.append({**row, **asdict(score), "finetuned": scores[folder], "left_out": len(found) - len(short)})
+    # first, because the disk may refuse the file
+    print(json.dumps(content, indent=2) if arguments.json else render(content), flush=True)
     if arguments.out:
-        write_json(arguments.out, content)
-    print(json.dumps(content, indent=2) if arguments.json else render(content))
+        with explain_disk_errors(arguments.out):
+            write_json(arguments.out, content)

@@ -121,6 +121,9 @@ def run(arguments: argparse.Namespace) -> None:
     folder, place, recipe = find_with_recipe(arguments.model, arguments.recipe)
     content = measure(folder, load(recipe), arguments.split)
     path = place / f"evaluation_{arguments.split}.json"
+    # first, because the disk may refuse the file
+    print(json.dumps(content, indent=2) if arguments.json else render(content), flush=True)
     with explain_disk_errors(place):
         write_json(path, content)
-    print(json.dumps(content, indent=2) if arguments.json else f"{render(content)}\n  {path}")
+    if not arguments.json:
+        print(f"  {path}")

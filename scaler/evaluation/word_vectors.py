@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from scaler.config.recipe import Recipe, load
 from scaler.core import charts, files, words
-from scaler.core.errors import ScalerError
+from scaler.core.board import Board
+from scaler.core.errors import ScalerError, dispensable, explain_disk_errors
 from scaler.core.files import read_manifest, write_json
 from scaler.data import prepared, word_vectors
 from scaler.model import build, embeddings, initialisation
 
+PROJECTOR = "projector"
 PROJECTED = 10_000  # entries in the projector; all 256,000 of 768 numbers would be 4 GB of text
 NEIGHBOURS = 5
 KNOWN_WORDS = 12  # whose neighbours are shown where none are named
@@ -78,10 +79,11 @@ def describe_vectors(recipe: Recipe, named: list[str], out: Path) -> dict[str, A
     spelled = [data.tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
     shown = [numbers[word] for word in named] or known_words(spelled, found.counts)
     frequent = np.argsort(-found.counts, kind="stable")[: min(PROJECTED, int((found.counts > 0).sum()))]
-    with SummaryWriter(str(out / "projector")) as board:
-        board.add_embedding(
-            torch.from_numpy(found.vectors[frequent]), [tokens[entry] for entry in frequent], tag="word2vec"
-        )
+    board = Board(out / PROJECTOR)
+    board.add_embedding(
+        torch.from_numpy(found.vectors[frequent]), [tokens[entry] for entry in frequent], tag="word2vec"
+    )
+    board.close()
     used = np.flatnonzero(found.counts)
     return {
         "entries": len(found.vectors),
@@ -99,27 +101,31 @@ def describe_vectors(recipe: Recipe, named: list[str], out: Path) -> dict[str, A
     }
 
 
-def compare_runs(runs: list[Path], until: int, out: Path) -> dict[str, Any]:
-    """Return held-out losses of runs at their evaluations up to a step, and draw them to `out`/runs.png.
+def compare_runs(runs: list[Path], until: int) -> dict[str, dict[int, float]]:
+    """Return held-out losses of runs at their evaluations up to a step.
 
     Raises: ScalerError for a folder without such losses.
     """
     curves: dict[str, dict[int, float]] = {}
-    figure, axes = charts.one_panel(layout="tight")
     for run in runs:
         logged = [record for record in files.records(run / files.METRICS) if "heldout_loss" in record]
         if not logged:
             raise ScalerError(f"{run}: no held-out losses in its {files.METRICS}; name the folder of a run")
         if run.name in curves:
             raise ScalerError(f"{run}: another run is called {run.name}, too; rename one")
-        curve = {record["step"]: record["heldout_loss"] for record in logged if record["step"] <= until}
-        axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=run.name)
-        curves[run.name] = curve
+        curves[run.name] = {record["step"]: record["heldout_loss"] for record in logged if record["step"] <= until}
+    return curves
+
+
+def draw(curves: dict[str, dict[int, float]], path: Path) -> None:
+    """Draw the held-out losses of runs."""
+    figure, axes = charts.one_panel(layout="tight")
+    for name, curve in curves.items():
+        axes.plot([*curve], [*curve.values()], marker="o", markersize=3, label=name)
     axes.set(xlabel="optimizer step", ylabel="held-out masked-LM loss (nats)")
     axes.legend()
     axes.grid(alpha=0.3)
-    charts.save(figure, out / "runs.png")
-    return curves
+    charts.save(figure, path)
 
 
 def render(content: dict[str, Any]) -> str:
@@ -148,10 +154,15 @@ def render(content: dict[str, Any]) -> str:
 def run(arguments: argparse.Namespace) -> None:
     """Write the report of a command line, and print it."""
     content = describe_vectors(load(arguments.recipe), arguments.words, arguments.out)
-    content["runs"] = compare_runs(arguments.runs, arguments.until, arguments.out) if arguments.runs else {}
+    content["runs"] = compare_runs(arguments.runs, arguments.until)
+    # first, because the disk may refuse the files
+    print(json.dumps(content, indent=2) if arguments.json else render(content), flush=True)
     path = arguments.out / "report.json"
-    write_json(path, content)
-    if arguments.json:
-        print(json.dumps(content, indent=2))
-    else:
-        print(f"{render(content)}\n  {path}\n  tensorboard --logdir {arguments.out / 'projector'}")
+    with explain_disk_errors(arguments.out):
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+    if arguments.runs:
+        with dispensable(f"{arguments.out}: no picture"):
+            draw(content["runs"], arguments.out / "runs.png")
+    if not arguments.json:
+        print(f"  {path}\n  tensorboard --logdir {arguments.out / PROJECTOR}")

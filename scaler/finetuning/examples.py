@@ -86,8 +86,9 @@ def without_empty(examples: Iterator[Example], how: Reading, source: str) -> tup
     """
     kept, skipped = [], 0
     for example in examples:
-        if SURROGATE.search(example.text):
-            raise ScalerError(f"{example.where}: half of a character (\\ud800 to \\udfff) in the text; take it out")
+        for what, words in (("the text", example.text), *(("a label", label) for label in example.labels)):
+            if SURROGATE.search(words):
+                raise ScalerError(f"{example.where}: half of a character (\\ud800 to \\udfff) in {what}; take it out")
         if example.text.strip() and all(map(str.strip, example.words)):
             kept.append(example)
         elif how.skip_empty:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from scaler.core import charts
+from scaler.core.board import Board
 from scaler.core.charts import Figure, MaxNLocator
+from scaler.core.errors import dispensable
 from scaler.core.text import quantity
 from scaler.finetuning import scores
 from scaler.finetuning.examples import TOKENS
 
 CURVES, CONFUSION = "curves.png", "confusion.png"
 MOST_NUMBERS = 20  # classes up to which the confusion matrix shows its counts
+MOST_INCHES = 30.0  # of the confusion matrix; a picture of 1,000 classes would take gigabytes
+MOST_CHARACTERS = 40  # of a class in it
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -77,12 +81,13 @@ def render(content: Mapping[str, Any]) -> str:
 
 def draw(content: Mapping[str, Any], counts: Sequence[Sequence[int]], columns: Sequence[str], folder: Path) -> None:
     """Draw curves and confusion matrix, as PNG files and for TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter  # seconds for torch
-
-    board = SummaryWriter(str(folder / "tensorboard"))
-    for name, figure in ((CURVES, _curves(content)), (CONFUSION, _confusion(content["labels"], columns, counts))):
-        charts.save(figure, folder / name)
-        board.add_figure(name.partition(".")[0], figure)
+    board = Board(folder / "tensorboard")
+    figures = {CURVES: lambda: _curves(content), CONFUSION: lambda: _confusion(content["labels"], columns, counts)}
+    for name, make in figures.items():
+        with dispensable(f"{folder / name}: no picture"):
+            figure = make()
+            charts.save(figure, folder / name)
+            board.add_figure(name.partition(".")[0], figure)
     board.close()
 
 
@@ -107,18 +112,23 @@ def _curves(content: Mapping[str, Any]) -> Figure:
 
 def _confusion(labels: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
     """Draw the counts, each row coloured by its fractions, because classes differ in size."""
-    side = max(5.0, 0.3 * len(labels))
-    figure, axes = charts.one_panel(max(5.0, 0.3 * len(columns)) + 1, side, layout="tight")
+    high, wide = (min(MOST_INCHES, max(5.0, 0.3 * len(names))) for names in (labels, columns))
+    figure, axes = charts.one_panel(wide + 1, high, layout="tight")
     fractions = [[value / (sum(row) or 1) for value in row] for row in counts]
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=90)
-    axes.set_yticks(range(len(labels)), labels)
+    if max(high, wide) < MOST_INCHES:  # otherwise names would overlap
+        axes.set_xticks(range(len(columns)), map(_short, columns), rotation=90)
+        axes.set_yticks(range(len(labels)), map(_short, labels))
     axes.set(xlabel="predicted", ylabel="label", title="test examples")
     if len(labels) <= MOST_NUMBERS:
         for y, row in enumerate(counts):
             for x, value in enumerate(row):
                 axes.text(x, y, f"{value}", ha="center", va="center", color=("black", "white")[fractions[y][x] > 0.5])
     return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_CHARACTERS else f"{name[:MOST_CHARACTERS]}..."
 
 
 def model_card(content: Mapping[str, Any], name: str, base: str, command: str) -> str:

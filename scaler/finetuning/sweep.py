@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import metadata
@@ -20,8 +21,9 @@ from transformers import PreTrainedModel
 
 from scaler.core import provenance
 from scaler.core.cli import progress_beside
-from scaler.core.errors import ScalerError, explain_disk_errors
-from scaler.core.files import read_json, write_json, write_whole
+from scaler.core.errors import ScalerError, TryAgain, dispensable, explain_disk_errors
+from scaler.core.files import checksum, flush, flush_folder, read_json, write_json, write_whole
+from scaler.core.folders import set_aside
 from scaler.distributed.collectives import all_gather, all_or_none, explaining_errors
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, features, scores
@@ -33,7 +35,9 @@ from scaler.finetuning.features import Encoded
 from scaler.finetuning.splits import TEST, TRAIN, VALIDATION, Sources, Splits, load
 from scaler.finetuning.trial import Settings
 from scaler.model import exported, saving
+from scaler.model import folder as model_folder
 
+logger = logging.getLogger(__name__)
 PACKAGES = ("accelerate", "datasets", "scikit-learn", "seqeval")  # beside those of every run
 NO_SETTINGS = ("out", "local_rank", "json", "verbosity", "data", VALIDATION, TEST)  # for files, their checksums stand
 
@@ -91,7 +95,7 @@ def run(arguments: argparse.Namespace, settings: Settings, splits: Splits, world
     )
     with held:
         wanted = [(rate, seed) for rate in arguments.learning_rates for seed in arguments.seeds]
-        missing = all_or_none(lambda: [one for one in wanted if finetune_folder.record(out, *one) is None], world)
+        missing = all_or_none(lambda: _missing(out, wanted, settings.task) if world.is_first else [], world)
         missing = all_gather(missing, world)[0]
         with progress_beside(arguments.json):
             if world.is_first:
@@ -104,10 +108,38 @@ def run(arguments: argparse.Namespace, settings: Settings, splits: Splits, world
                 keep = partial(_keep, out, *result, arguments, splits, tokenizer, max_length)
                 all_or_none(keep if world.is_first else lambda: None, world)
         if world.is_first:
-            _finish(out, identity, splits, settings.task, notes)
+            if missing or not (out / finetune_folder.RESULTS).is_file():
+                _finish(out, identity, splits, settings.task, notes)
             content = read_json(out / finetune_folder.RESULTS)
             paths = f"{out / finetune_folder.MODEL}, {out / finetune_folder.RESULTS}"
             print(json.dumps(content, indent=2) if arguments.json else f"{finetune_report.render(content)}\n  {paths}")
+
+
+def _missing(out: Path, wanted: list[tuple[float, int]], task: str) -> list[tuple[float, int]]:
+    """Return the runs that are not done. Those of the chosen rate count as not done where its model is lost."""
+    records = [record for one in wanted if (record := finetune_folder.record(out, *one))]
+    if len(records) < len(wanted):
+        return [one for one in wanted if not finetune_folder.record_file(out, *one).is_file()]
+    chosen, place = finetune_report.summary(records, task)["chosen"], out / finetune_folder.MODEL
+    rate, problem = chosen["learning_rate"], _problem(place, records, chosen)
+    if not problem or not _problem(finetune_folder.candidate(out, rate), records, chosen):
+        return []
+    logger.warning(f"{problem}; the runs of learning rate {rate:g} are done again, because the best of them is lost")
+    with explain_disk_errors(out):
+        # in this order, so that a call that is interrupted leaves neither results without a model nor half a choice
+        (out / finetune_folder.RESULTS).unlink(missing_ok=True)
+        if place.exists():
+            logger.warning(f"what is left of the model is now {set_aside(place)}")
+        again = [one for one in wanted if one[0] == rate]
+        for one in again:
+            finetune_folder.record_file(out, *one).unlink()
+    return again
+
+
+def _problem(place: Path, records: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> str | None:
+    """Return what is missing or damaged of the chosen run's model in a folder; None where it is whole."""
+    (record,) = (record for record in records if all(record[key] == chosen[key] for key in chosen))
+    return model_folder.problem(place, record.get("files", {}))
 
 
 def _encoded(arguments: argparse.Namespace, settings: Settings, splits: Splits) -> tuple[Any, int, dict[str, Encoded]]:
@@ -155,13 +187,16 @@ def _keep(
             beside, place = out / finetune_folder.CANDIDATES / "partial", finetune_folder.candidate(out, rate)
             shutil.rmtree(beside, ignore_errors=True)
             save(model, tokenizer, max_length, beside)
+            record = {**record, "files": {path.name: checksum(path) for path in beside.iterdir()}}
             lines = (
                 json.dumps({"example": example.where, "labels": example.labels, "predicted": of_it}, ensure_ascii=False)
                 for example, of_it in zip(splits.examples[TEST], predicted, strict=True)
             )
             write_whole(beside / finetune_folder.PREDICTIONS, "".join(line + "\n" for line in lines))
+            flush_folder(beside)
             shutil.rmtree(place, ignore_errors=True)
             beside.rename(place)
+            flush(place.parent)
         write_json(finetune_folder.record_file(out, rate, record["seed"]), record)
 
 
@@ -180,10 +215,8 @@ def save(model: PreTrainedModel, tokenizer: Any, max_length: int, folder: Path) 
 
 
 def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, notes: list[str]) -> None:
-    """Choose, draw, and write the model and the results; what an interrupted call has written stays."""
-    path, place = out / finetune_folder.RESULTS, out / finetune_folder.MODEL
-    if path.is_file():
-        return
+    """Choose, write the model and the results, and draw; what an interrupted call has written stays."""
+    place = out / finetune_folder.MODEL
     records = [
         finetune_folder.record(out, rate, seed) for rate in identity["learning_rates"] for seed in identity["seeds"]
     ]
@@ -208,8 +241,12 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
             )
             shutil.rmtree(place, ignore_errors=True)
             chosen.rename(place)
+        flush(out)
+        if problem := _problem(place, content["runs"], content["chosen"]):
+            raise TryAgain(f"{problem}; the same command trains that model again")
+        write_json(out / finetune_folder.RESULTS, content)
+    shutil.rmtree(out / finetune_folder.CANDIDATES, ignore_errors=True)
+    with dispensable(f"{out}: no pictures"):
         lines = (out / finetune_folder.PREDICTIONS).read_text(encoding="utf-8").splitlines()
         predicted = [tuple(json.loads(line)["predicted"]) for line in lines]
         finetune_report.draw(content, *scores.confusion(splits.examples[TEST], predicted, splits.labels, task), out)
-        shutil.rmtree(out / finetune_folder.CANDIDATES, ignore_errors=True)
-        write_json(path, content)

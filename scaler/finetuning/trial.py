@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -28,6 +27,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from scaler.config import deepspeed as ds_config
+from scaler.core.board import Board
 from scaler.core.errors import ScalerError
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, scores
@@ -128,7 +128,7 @@ def run(
     name = f"learning rate {learning_rate:g}, seed {seed}"
     callbacks = [_Progress(name, chosen_by, settings.epochs), EarlyStoppingCallback(settings.patience)]
     if arguments.process_index == 0:
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(board))))
+        callbacks.append(TensorBoardCallback(Board(board)))
     trainer = Trainer(
         model=model,
         args=arguments,

@@ -225,9 +225,9 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         f"# measured by scaler calibrate --recipe {arguments.recipe}\n{yaml.safe_dump(measured)}"
         f"# not measured: set what you know\n{yaml.safe_dump(others)}"
     )
+    # first, because the disk may refuse the file
+    print(json.dumps(plain, indent=2) if arguments.json else text.rstrip(), flush=True)
     with explain_disk_errors(arguments.out.parent):
         write_whole(arguments.out, text)
-    if arguments.json:
-        print(json.dumps(plain, indent=2))
-    else:
-        print(f"{text}{arguments.out}: for scaler plan --hardware {arguments.out}")
+    if not arguments.json:
+        print(f"{arguments.out}: for scaler plan --hardware {arguments.out}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scaler.core.errors import ScalerError, explain_disk_errors
+from scaler.core.errors import ScalerError, dispensable, explain_disk_errors
 from scaler.core.files import write_json
 from scaler.core.text import table
 from scaler.planning import failures
@@ -130,4 +130,5 @@ def run(arguments: argparse.Namespace) -> None:
         with explain_disk_errors(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
             write_json(arguments.out / "goodput.json", found)
+        with dispensable(f"{arguments.out}: no picture"):
             draw(found, arguments.out / "goodput.png")

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from scaler.checkpoint import folder as checkpoint_folder
 from scaler.checkpoint import format as checkpoint_format
 from scaler.checkpoint.format import FROZEN, WEIGHT, ParameterShard
 from scaler.config import command_line, recipe
+from scaler.core.board import Board
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.data import order, prepared
 from scaler.data.batches import Batch, RowReader
@@ -175,7 +175,7 @@ def keep(run_dir: Path, record: Record) -> None:
     with explain_disk_errors(run_dir):
         critical_batch.write(run_dir, records)
         shutil.rmtree(run_dir / BOARD, ignore_errors=True)
-        board = SummaryWriter(str(run_dir / BOARD))
+        board = Board(run_dir / BOARD)
         for one in records:
             board.add_scalar("noise_scale/gradient_square", one.gradient, one.step)
             board.add_scalar("noise_scale/noise", one.noise, one.step)

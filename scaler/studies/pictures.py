@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from scaler.core import charts
 from scaler.core.charts import COLOURS, MARKERS, Axes, Figure, FuncFormatter, Line2D, LogLocator, MaxNLocator, Patch
+from scaler.core.errors import dispensable
 from scaler.core.text import percent, quantity, three_digits
 from scaler.planning.step_time import MIN_EFFICIENCY
 from scaler.studies import text
@@ -40,18 +42,19 @@ class Picture:
 
 
 def draw(study: Study, folder: Path) -> list[Picture]:
-    """Draw all charts of a study as PNG files."""
+    """Draw all charts of a study as PNG files; one that fails costs a warning, and is left out."""
     leading = [curve for curve in map(study.leading, text.SERIES) if curve is not None]
     predicted = " The dashed line is the prediction." if study.prediction else ""
     pictures = []
 
-    def keep(figure: Figure, name: str, title: str, caption: str) -> None:
-        charts.save(figure, folder / name, dpi=144)
-        pictures.append(Picture(name, title, caption))
+    def keep(make: Callable[[], Figure], name: str, title: str, caption: str) -> None:
+        with dispensable(f"no picture {name}"):
+            charts.save(make(), folder / name, dpi=144)
+            pictures.append(Picture(name, title, caption))
 
     for curve in leading:
         keep(
-            _scaling(study, curve.series),
+            partial(_scaling, study, curve.series),
             SCALING[curve.series],
             f"{curve.series.capitalize()} scaling: speed and efficiency",
             "Throughput and efficiency over ranks, at the fastest micro-batch of each. Points: medians, with the "
@@ -60,7 +63,7 @@ def draw(study: Study, folder: Path) -> list[Picture]:
             "run.",
         )
     keep(
-        _step(leading, study.prediction is not None),
+        lambda: _step(leading, study.prediction is not None),
         STEP,
         "Where a step's time goes",
         "The median step by part, of the fastest curve of each series, multiplied by ranks / rows. At equal heights "
@@ -68,7 +71,7 @@ def draw(study: Study, folder: Path) -> list[Picture]:
         + (" Hatched: the predicted step." if study.prediction else ""),
     )
     keep(
-        _beside(leading, lambda axes, curve: _memory(axes, study, curve.series)),
+        lambda: _beside(leading, lambda axes, curve: _memory(axes, study, curve.series)),
         MEMORY,
         "Memory of a rank",
         "The rank with the most, at the fastest micro-batch. On CPUs it is what training adds to the process."
@@ -77,7 +80,7 @@ def draw(study: Study, folder: Path) -> list[Picture]:
     several = [curve for curve in leading if curve.judged.point.ranks > 1]
     if several:
         keep(
-            _beside(several, _ranks),
+            lambda: _beside(several, _ranks),
             RANKS,
             "Own work of each rank",
             "Own work without waiting for others: medians and quartiles of the steps. In every step all ranks wait for "

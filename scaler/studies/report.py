@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from scaler.core.board import Board
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import write_json, write_whole
 from scaler.core.text import quantity
@@ -98,11 +100,9 @@ def content_of(study: Study) -> dict[str, Any]:
 
 def write_scalars(study: Study, folder: Path) -> None:
     """Write TensorBoard's scalars: a run for each curve, with ranks in place of steps."""
-    from torch.utils.tensorboard import SummaryWriter  # seconds for torch; only the end of a report needs it
-
     for curve in study.curves:
         series, stage, offload, bucket = curve.setting
-        with SummaryWriter(str(folder / f"{series}-zero{stage}{'-offload' * offload}-bucket{bucket}")) as board:
+        with closing(Board(folder / f"{series}-zero{stage}{'-offload' * offload}-bucket{bucket}")) as board:
             for row in curve.best:
                 figures = row.known
                 values = {

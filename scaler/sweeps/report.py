@@ -13,6 +13,8 @@ from typing import Any
 
 from scaler.config import recipe
 from scaler.core import charts, provenance
+from scaler.core.board import Board
+from scaler.core.errors import dispensable
 from scaler.core.files import read_json, write_json, write_whole
 from scaler.core.text import duration, percent, table
 from scaler.sweeps import trial as sweep_trial
@@ -56,7 +58,8 @@ def write(folder: Path) -> dict[str, Any]:
         head = f"# trial {trials[0]['trial']} of {folder.name}: {overrides}\n"
         write_whole(folder / BEST, head + replace(best, name=f"{best.name}-best").to_yaml())
     write_json(folder / RESULTS, content)
-    _draw(space, trials, folder / PICTURE)
+    with dispensable(f"{folder / PICTURE}: no picture"):
+        _draw(space, trials, folder / PICTURE)
     _write_scalars(trials, folder / BOARD)
     return content
 
@@ -101,10 +104,8 @@ def render(content: dict[str, Any], folder: Path) -> str:
 
 def _write_scalars(trials: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write TensorBoard's HParams: parameters, state, and the last held-out loss of each trial."""
-    from torch.utils.tensorboard import SummaryWriter  # seconds for torch
-
     shutil.rmtree(folder, ignore_errors=True)
-    board = SummaryWriter(str(folder))
+    board = Board(folder)
     for trial in trials:
         values = {
             key: value if isinstance(value, bool | int | float | str) else format_value(value)

@@ -6,6 +6,7 @@ lock.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import subprocess
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from scaler.core import files, folders
-from scaler.core.errors import ScalerError, explain_disk_errors
+from scaler.core.errors import explain_disk_errors
 from scaler.core.files import read_json, write_json
 from scaler.distributed import local_ranks
+from scaler.model import folder as model_folder
 from scaler.training import run_folder
 from scaler.training.stop import STOP_FILE
 
@@ -90,7 +92,7 @@ class Trial:
     def follow(self, asked_to_stop: bool) -> bool:
         """Check the trial. Return True once this process is done with it: it is over, or has stopped as requested."""
         # after its sweep was killed alone, its training runs on without being a child of this process
-        ended = self._process.poll() is not None if self._process else not self._at_work()
+        ended = self._process.poll() is not None if self._process else not folders.is_held(self.run)
         self._judge(files.records(self.run / files.METRICS))  # after the check above, so that nothing is missed
         stopping = asked_to_stop or self._poor or self._problem
         if stopping and not self._asked_to_end and run_folder.is_run(self.run):  # before that, a start ignores the file
@@ -100,13 +102,6 @@ class Trial:
         if not ended or self._process or stopping or finished:
             return ended and self._end(asked_to_stop, finished)
         self._start()
-        return False
-
-    def _at_work(self) -> bool:
-        try:
-            folders.lock(self.run).close()
-        except ScalerError:
-            return True
         return False
 
     def _start(self) -> None:
@@ -146,14 +141,15 @@ class Trial:
     def _end(self, asked_to_stop: bool, finished: bool) -> bool:
         """Record how the trial ended; return False where it still runs and only another start of it was refused."""
         status = self._process.returncode if self._process else 0
-        (self.run / STOP_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next start removes it, if it can
+            (self.run / STOP_FILE).unlink(missing_ok=True)
         whole = str(self.record["of_steps"] // self.record["evaluate_every"]) in self.record["losses"]
         if self._poor:
             self.record["state"] = "pruned"
         elif status == 0 and whole and finished:
             self.record["state"] = "finished"
         elif self._problem or not asked_to_stop:
-            if not self._problem and status and self._at_work():  # another start was quicker
+            if not self._problem and status and folders.is_held(self.run):  # another start was quicker
                 self._process = None
                 return False
             how = f"killed by signal {-status}" if status < 0 else f"status {status}"
@@ -171,9 +167,14 @@ class Trial:
         """Delete the exports of all trials that are over, except that of the best finished one."""
         over = [record for record in records(self.folder) if record["state"] != "running"]
         best = min((record for record in over if record["state"] == "finished"), key=last_loss, default=None)
+        if best and model_folder.problem(self._export(best), {}):
+            return  # which leaves the next best
         for record in over:
             if record is not best:
-                shutil.rmtree(run_dir(self.folder, record["trial"]) / "export", ignore_errors=True)
+                shutil.rmtree(self._export(record), ignore_errors=True)
+
+    def _export(self, record: Mapping[str, Any]) -> Path:
+        return run_dir(self.folder, record["trial"]) / model_folder.EXPORT
 
     def write(self) -> None:
         """Write the record."""

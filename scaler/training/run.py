@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from scaler.checkpoint.store import Checkpoints
 from scaler.config.deepspeed import precision_of, untested_keys
-from scaler.core import slurm
+from scaler.core import folders, slurm
 from scaler.core.errors import explain_disk_errors
 from scaler.core.files import write_json, write_whole
 from scaler.core.log import RESULT, Heartbeat
@@ -210,7 +210,7 @@ def write_settings(job: Job, world: World, hosts: list[str], step: int) -> None:
     export_folder = job.run_dir / model_folder.EXPORT
     with explain_disk_errors(job.run_dir):
         if not job.changes and run_folder.state(job.run_dir).get("state") == "finished" and export_folder.exists():
-            logger.info(f"the damaged export is now {run_folder.set_aside(export_folder)}")
+            logger.info(f"the damaged export is now {folders.set_aside(export_folder)}")
         run_folder.set_state(job.run_dir, "running", step=step, steps=job.recipe.training.steps)
         run_folder.add_attempt(job.run_dir, environment.facts(world, hosts) | settings | {"changes": job.changes})
         write_json(job.run_dir / run_folder.DS_CONFIG, job.ds_config_given)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 from scaler.config import command_line
 from scaler.core.errors import ScalerError, explain_disk_errors, one_line
 from scaler.core.files import read_json, write_json
-from scaler.core.folders import LOCK, claim, lock
+from scaler.core.folders import LOCK, claim, lock, numbered
 from scaler.core.provenance import ENVIRONMENT, attempts
 
 RECIPE = command_line.RECIPE_FILE
@@ -34,14 +32,7 @@ def choose(asked: Path | None, name: str) -> Path:
             raise ScalerError(f"--run_dir {asked}: {in_the_way} is a file; name another folder")
         claim(asked, (RECIPE,), "a run", (LOGS, PREFLIGHT, *FIRST_WRITTEN), "--run_dir")
         return asked
-    return next(path for path in _numbered(Path("runs") / name) if not path.exists())
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    """Yield PATH, PATH-2, PATH-3 ..."""
-    yield path
-    for number in itertools.count(2):
-        yield path.with_name(f"{path.name}-{number}")
+    return next(path for path in numbered(Path("runs") / name) if not path.exists())
 
 
 @contextlib.contextmanager
@@ -69,18 +60,11 @@ def hold(asked: Path | None, name: str) -> Iterator[Path]:
 
 def _make_new(path: Path) -> Path:
     with explain_disk_errors(path):
-        for free in _numbered(path):
+        for free in numbered(path):
             with contextlib.suppress(FileExistsError):
                 free.mkdir(parents=True)
                 return free
     raise AssertionError("numbers do not end")
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a file or folder that is damaged, so that nothing in it is lost; return its new path."""
-    aside = next(free for free in _numbered(path.with_name(f"{path.name}.damaged")) if not os.path.lexists(free))
-    path.rename(aside)
-    return aside
 
 
 def is_run(folder: Path | None) -> bool:

@@ -4,11 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from failures import failing
 from matplotlib import pyplot
 from refusals import refusal
 
 from data_prep import inspect
 from data_prep.prepared import inspect as prepared_inspect
+from scaler.core import charts
 from scaler.core.files import read_manifest
 
 
@@ -42,6 +44,13 @@ def test_the_lengths_are_a_picture_too(shown, tiny_recipe):
     picture = pyplot.imread(path)
     assert picture.shape[:2] == (675, 1200)
     assert len(np.unique(picture)) > 10
+
+
+def test_where_they_cannot_be_drawn_all_else_is_shown(tiny_recipe, monkeypatch, call):
+    monkeypatch.setattr(charts, "save", failing)
+    ended, said, error = call(inspect.main, tiny_recipe.rows_folder.parent)
+    assert ended == 0 and "lengths.png: no picture: no such colour" in error
+    assert "lengths.png" not in said and "  row " in said
 
 
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 2, 3, 4, 7, 8], [0, 5]])

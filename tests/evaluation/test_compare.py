@@ -146,6 +146,8 @@ def test_the_command_prints_a_table_and_adds_runs_and_finetunings(model_folder, 
     assert status == 0, error
     assert "81.25% ± 1.10%" in said and "x/TREC.train.all, accuracy" in said
     (row,) = json.loads(out.read_text())
+    ended, said, error = call(compare.main, *options[:-1], tmp_path / "nowhere" / "compared.json")
+    assert ended == 2 and "hidden words right" in said and error.count("\n") == 1  # the figures are not lost
     assert call(compare.main, tmp_path, *options[1:])[0] == 0  # the newest run of a folder
     assert json.loads(out.read_text()) == [{**row, "model": str(tmp_path)}]
     assert row["words"] > 100 and row["entries"] == 600 and 0 <= row["right"] < 0.2

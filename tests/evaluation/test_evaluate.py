@@ -221,7 +221,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, command, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("scaler.evaluation.evaluate.write_json", full)
-    assert "the disk is full" in refusal(command(run))
+    ended, said, error = command(run)
+    assert "the disk is full" in refusal((ended, said, error), begun=True)
+    assert "  perplexity " in said  # hours of work are not lost with the file
 
 
 # ---- nothing else opens the test split

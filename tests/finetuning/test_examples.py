@@ -47,6 +47,21 @@ def test_texts_with_a_class(tmp_path, name, content):
     assert found(file(tmp_path, name, content), **how) == [("one, two", ("x",)), ("Ö\u2028z", ("3",))]
 
 
+@pytest.mark.parametrize(
+    ("task", "record", "said"),
+    [
+        ("classification", {"text": "a\ud800", "label": "b"}, "in the text; take it out"),
+        ("classification", {"text": "a", "label": "b\ud800"}, "in a label; take it out"),
+        ("multilabel", {"text": "a", "labels": ["b", "c\udfff"]}, "in a label; take it out"),
+        ("tokens", {"tokens": ["a"], "tags": ["B-\ud800"]}, "in a label; take it out"),
+    ],
+)
+def test_half_a_character_is_refused_where_it_is_read(tmp_path, task, record, said):
+    """It could not be written into the results, after all the training."""
+    path = file(tmp_path, "a.jsonl", json.dumps(record) + "\n")
+    assert refusal(path, task) == f"{path}:1: half of a character (\\ud800 to \\udfff) {said}"
+
+
 def test_fields_go_by_the_names_that_are_given(tmp_path):
     path = file(tmp_path, "a.csv", "q,class\nwhy,x\n")
     assert found(path, text_field="q", label_field="class") == [("why", ("x",))]

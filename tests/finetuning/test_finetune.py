@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import shutil
 import sys
@@ -9,6 +10,9 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, network_of
+from failures import failing
+from on_disk import flip
+from tensorboard.summary.writer.record_writer import RecordWriter
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,10 +23,12 @@ from transformers import (
 )
 
 from scaler import finetune
+from scaler.core import charts
 from scaler.data import tokenizer
 from scaler.distributed.world import World
 from scaler.finetuning import encoder, scores
 from scaler.finetuning import folder as finetune_folder
+from scaler.finetuning import report as finetune_report
 from scaler.finetuning import sweep as finetune_sweep
 from scaler.finetuning import trial as finetune_trial
 
@@ -279,6 +285,79 @@ def test_from_scratch_is_the_same_architecture_with_other_weights(pretrained):
     }
 
 
+# ---- what is no part of the result, and a result that is lost
+
+
+@pytest.fixture
+def quick(pretrained, tmp_path, command, few):
+    """Fine-tune for an epoch with two seeds."""
+    options = ("--data", few, "--epochs", 1, "--seeds", 1, 2, "--out", tmp_path / "out")
+    return functools.partial(command, pretrained, *options)
+
+
+def test_pictures_and_curves_that_fail_cost_a_warning(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "save", failing)
+    monkeypatch.setattr(RecordWriter, "write", failing)
+    ended, said, errors = quick()
+    assert ended == 0 and "Traceback" not in errors and "validation accuracy" in said
+    assert "curves.png: no picture: no such colour" in errors and "confusion.png: no picture" in errors
+    assert "TensorBoard's curves end here" in errors
+    assert results(tmp_path / "out")["chosen"] and (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def test_labels_with_two_dollars_are_drawn(quick, tmp_path):
+    labels = (r"US$_x$", "EUR$^$", "long" * 50_000)
+    chance = random.Random(0)
+    lines = [json.dumps({"text": f"{text(chance)} {n}", "label": labels[n % 3]}) for n in range(120)]
+    assert quick("--data", write(tmp_path / "dollars.jsonl", lines))[0] == 0
+    assert (tmp_path / "out" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert results(tmp_path / "out")["labels"] == sorted(labels)
+
+
+def test_a_thousand_classes_are_drawn_in_a_picture_of_a_page(tmp_path):
+    names = [f"class {number}" for number in range(1000)]
+    figure = finetune_report._confusion(names, names, [[int(x == y) for x in range(1000)] for y in range(1000)])
+    assert max(figure.get_size_inches()) <= finetune_report.MOST_INCHES + 1
+
+
+def test_the_model_is_on_the_disk_before_its_record_says_that_it_is_done(quick, tmp_path, monkeypatch):
+    out, order, fsync, write = tmp_path / "out", [], os.fsync, finetune_sweep.write_json
+
+    def noted(descriptor):
+        order.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), out))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(
+        finetune_sweep, "write_json", lambda path, content: order.append(path.name) or write(path, content)
+    )
+    assert quick()[0] == 0
+    before = order[: next(place for place, name in enumerate(order) if name.startswith("lr-"))]
+    files = [path.name for path in (out / "model").iterdir() if path.name != "README.md"]
+    assert {f"candidates/partial/{name}" for name in [*files, "predictions.jsonl"]} <= set(before)
+    assert before.index("candidates/partial") < before.index("candidates")
+    assert "." in order[: order.index("results.json")]
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied", "flipped"])
+def test_a_model_that_is_lost_is_trained_again(quick, tmp_path, how):
+    quick()
+    out, weights = tmp_path / "out", tmp_path / "out" / "model" / "model.safetensors"
+    before, written = results(out), weights.read_bytes()
+    if how == "removed":
+        shutil.rmtree(out / "model")
+    elif how == "emptied":
+        weights.write_bytes(b"")
+    else:
+        flip(weights)
+    ended, said, errors = quick()
+    assert ended == 0 and "2 of 2 runs to do" in said and "are done again, because the best of them is lost" in errors
+    assert weights.read_bytes() == written
+    assert results(out)["chosen"] == before["chosen"] and results(out)["test"] == before["test"]
+    assert (out / "model.damaged").exists() == (how != "removed")
+    assert "0 of 2 runs to do" in quick()[1]
+
+
 # ---- what is refused
 
 
@@ -325,7 +404,7 @@ def unfinished(model):
         (bin_weights, "no encoder that Transformers loads from safetensors"),
         (another_encoder, "its weights lack roberta."),
         (lambda model: (model / "config.json").write_text("{"), "no configuration that Transformers can load"),
-        (unfinished, "this run has no export yet"),
+        (unfinished, "this run has no export"),
     ],
 )
 def test_a_model_that_cannot_be_fine_tuned_is_refused(model, tmp_path, command, change, said, few):

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from failures import failing
 from refusals import refusal
 
 from scaler import goodput
+from scaler.core import charts
 from scaler.planning import failures
 
 OPTIONS = {
@@ -81,6 +83,12 @@ def test_elastic_runs_wait_less(call):
     waits = figures(call, nodes=512, replacement_seconds=7200)[0]["best"]["shares"]
     goes_on = figures(call, nodes=512, replacement_seconds=7200, elastic=15)[0]["best"]["shares"]
     assert goes_on["idle"] < waits["idle"] / 2 and goes_on["useful"] > waits["useful"]
+
+
+def test_a_picture_that_fails_is_a_warning(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "save", failing)
+    ended, said, error = call(goodput.main, *words(), "--out", tmp_path)
+    assert ended == 0 and (tmp_path / "goodput.json").is_file() and "no picture: no such colour" in error and said
 
 
 def test_the_picture_and_the_figures_in_a_folder(call, tmp_path):

@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 import pytest
 import study_points
 import yaml
+from failures import failing
 from matplotlib import image
 from refusals import refusal
 from study_points import BUCKET, ON, ask, fail, measure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaler import report
 from scaler.studies import folder as study_folder
@@ -121,6 +123,19 @@ def test_all_lines_of_a_table_are_as_wide_as_its_head(written):
         for line in lines:
             spans = re.findall(r'<td[^>]*?(?:colspan="(\d+)")?>', line)
             assert sum(int(span or 1) for span in spans) == head.count("<th>")
+
+
+def test_a_picture_and_a_curve_that_fail_are_left_out_with_a_warning(study, tmp_path, monkeypatch, caplog):
+    measure(study, own=0.8)
+    measure(study, own=0.4, ranks=2)
+    monkeypatch.setattr(pictures, "_step", failing)
+    monkeypatch.setattr(RecordWriter, "write", failing)
+    study_report.write(analyse(study), tmp_path / "out")
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    shown = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert shown == ["Strong scaling: speed and efficiency", "Memory of a rank", "Own work of each rank"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["curves"]
+    assert "no picture step.png: no such colour" in caplog.text and "TensorBoard's curves end here" in caplog.text
 
 
 def test_pictures_are_images(written):

@@ -14,13 +14,15 @@ from functools import partial
 import optuna
 import pytest
 from conftest import ROOT
+from failures import failing
 from limits import limit, wait_until
 from refusals import refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaler import status, sweep
 from scaler.config import recipe
-from scaler.core import files
+from scaler.core import charts, files
 from scaler.sweeps import sweep as sweeps_sweep
 from scaler.sweeps import trial as sweep_trial
 
@@ -126,6 +128,26 @@ def test_the_same_sweep_has_the_same_trials_and_a_second_look_changes_nothing(se
     search(RATE, *SHORT, "--trials", 4)  # more of them
     assert without_time(tmp_path) == first
     assert {record["state"] for record in first} == {"finished", "pruned"}
+
+
+def test_a_picture_and_a_curve_that_fail_cost_a_warning(search, tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "save", failing)
+    monkeypatch.setattr(RecordWriter, "write", failing)
+    ended, said, errors = search(RATE, *SHORT, "--trials", 2)
+    assert ended == 0 and "best: trial " in said and "Traceback" not in errors
+    assert "sweep.png: no picture: no such colour" in errors and "TensorBoard's curves end here" in errors
+    assert json.loads((tmp_path / "sweep" / "results.json").read_text())["best"] is not None
+    assert (tmp_path / "sweep" / "best.yaml").is_file()
+
+
+def test_where_the_best_export_is_damaged_the_others_stay(search, tmp_path):
+    search(RATE, *SHORT, "--trials", 1)
+    (tmp_path / "sweep" / "trial-0000" / "export" / "model.safetensors").write_bytes(b"")
+    record = tmp_path / "sweep" / "trial-0000.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "losses": {"6": 0.0}}))
+    search(RATE, *SHORT, "--trials", 4)
+    finished = {f"trial-{one['trial']:04d}" for one in records(tmp_path) if one["state"] == "finished"}
+    assert {path.parent.name for path in (tmp_path / "sweep").glob("*/export")} >= finished > {"trial-0000"}
 
 
 def test_a_poor_trial_is_stopped_by_the_file_and_left_alone(search, tmp_path, monkeypatch):

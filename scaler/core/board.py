@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scaler.core.errors import one_line
+from scaler.core.errors import words_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Board:
             act()
         except Exception as error:  # of any kind, because no result is lost by it
             self._works = False
-            logger.warning(f"{self._folder}: TensorBoard's curves end here ({one_line(error)}); all else goes on")
+            logger.warning(f"{self._folder}: TensorBoard's curves end here ({words_of(error)}); all else goes on")
 
 
 def _told(thread_ended: Callable[[threading.ExceptHookArgs], Any]) -> Callable[[threading.ExceptHookArgs], Any]:

@@ -95,7 +95,12 @@ def dispensable(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any kind, because no result is lost by it
-        logger.warning(f"{what}: {one_line(error)}; no result depends on it")
+        logger.warning(f"{what}: {words_of(error)}; no result depends on it")
+
+
+def words_of(error: BaseException) -> str:
+    """Return the message of an error in one line, without a remedy."""
+    return " ".join(str(error).split())[:400] or type(error).__name__  # messages of libraries often have several lines
 
 
 def system_code(error: BaseException) -> int | None:

@@ -42,7 +42,10 @@ def test_ticks_of_logarithmic_axes_are_no_formulae_either(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(ValueError("no\nsuch colour"), "no such colour"), (OSError(errno.EIO, "lost", "a.png"), "a.png: lost (on")],
+    [
+        (ValueError("no\nsuch colour"), "no such colour"),
+        (OSError(errno.EIO, "lost", "a.png"), "[Errno 5] lost: 'a.png'"),
+    ],
 )
 def test_what_no_result_depends_on_is_a_warning_of_one_line(error, said, caplog):
     with dispensable("no picture"):

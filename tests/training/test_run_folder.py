@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import threading
-from pathlib import Path
 
 import pytest
 from on_disk import names
@@ -65,17 +64,17 @@ def test_a_name_is_taken_at_once_and_given_back_where_nothing_comes_of_it(tmp_pa
 
 def test_a_lock_that_was_removed_with_its_folder_is_none(tmp_path, monkeypatch):
     """Whoever has opened it before, and locks it after, would be alone with it."""
-    folder, opened, open_file = tmp_path / "run", [], Path.open
+    folder, opened, open_lock = tmp_path / "run", [], folders._open_lock
 
-    def open_and_lose_once(path, *arguments, **options):
-        file = open_file(path, *arguments, **options)
-        if path.name == folders.LOCK and not opened:
+    def open_and_lose_once(path):
+        file = open_lock(path)
+        if not opened:
             opened.append(path)
-            path.unlink()
-            folder.rmdir()
+            (path / folders.LOCK).unlink()
+            path.rmdir()
         return file
 
-    monkeypatch.setattr(Path, "open", open_and_lose_once)
+    monkeypatch.setattr(folders, "_open_lock", open_and_lose_once)
     with folders.lock(folder), pytest.raises(ScalerError, match="another run is at work"):
         folders.lock(folder)
 

@@ -16,6 +16,7 @@ from data_prep.sources import aws_docs, files, hub, listing, pages
 from data_prep.sources.lines import Span
 from data_prep.sources.records import LeftOut, document
 from scaler.config.data_sections import Source
+from scaler.core.hub import commit_of
 
 AWS_DOCS = "aws-docs"
 AWS_PIECES = 16
@@ -64,8 +65,7 @@ def plan(source: Source, piece_bytes: int, many: int = MANY) -> Plan:
         return Plan(source, _shares(source, AWS_PIECES), {"botocore": aws_docs.version()})
     if listing.is_there(source.source):
         return _of_files(source, piece_bytes, many)
-    hub.refuse_path(source)
-    commit = hub.commit_of(source)
+    commit = commit_of(source.source, source.hub_revision)
     shares = hub.rows(source, commit).num_shards
     identity = {"hub": source.source, "revision": source.hub_revision, "shares": shares}
     return Plan(source, _shares(source, shares, commit), identity, {"commit": commit})

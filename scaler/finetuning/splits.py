@@ -12,14 +12,14 @@ from typing import Any
 
 import xxhash
 
-from scaler.core.errors import ScalerError, one_line
+from scaler.core import hub
+from scaler.core.errors import ScalerError
 from scaler.core.files import checksum
 from scaler.finetuning import examples as labelled
 from scaler.finetuning.examples import MULTILABEL, SENTIMENT, TOKENS, Example, Reading
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLIT_SEED = 7  # of the hash that assigns a text to a split
-SHOWN = 200  # characters of another library's error
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,11 @@ def _hub(sources: Sources, how: Reading, notes: list[str]) -> dict[str, list[Exa
     import datasets
 
     name = sources.train[0]
+    commit = hub.commit_of(name, sources.hub_revision)
     try:
-        data_set = datasets.load_dataset(name, sources.hub_config, revision=sources.hub_revision)
+        data_set = datasets.load_dataset(name, sources.hub_config, revision=commit)
     except Exception as error:  # the hub client's errors have no common base
-        reason = one_line(error)[:SHOWN]
-        raise ScalerError(
-            f"{name!r}: no such file, and no Hugging Face data set that can be loaded ({reason})"
-        ) from error
+        raise hub.unloadable(name, error) from error
     if TRAIN not in data_set:
         only = ", ".join(map(str, data_set))
         raise ScalerError(f"{name}: has no split {TRAIN!r}, only {only}; name another data set")

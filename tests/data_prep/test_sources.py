@@ -1,6 +1,8 @@
 """Where documents come from, how a source is cut, and what is said of input that cannot be read."""
 
+import errno
 import gzip
+import io
 import itertools
 import json
 import os
@@ -19,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.formats.texts import Document
-from data_prep.sources import aws_docs, hub, readers
+from data_prep.sources import aws_docs, readers
 from scaler.config.data_sections import Source
-from scaler.core.errors import ScalerError
+from scaler.core.errors import ScalerError, TryAgain
 
 MIB = 1 << 20
 MARK = b"\xef\xbb\xbf"
@@ -603,7 +605,7 @@ def hub_dataset(tmp_path, monkeypatch):
     for file in range(3):
         lines = (json.dumps({"text": f"{file} {line}", "id": f"{file}-{line}"}) + "\n" for line in range(file + 2))
         written(tmp_path / f"d-{file}.jsonl", "".join(lines).encode())
-    monkeypatch.setattr(hub, "commit_of", lambda source: source.hub_revision or "newest")
+    monkeypatch.setattr(readers, "commit_of", lambda name, revision: revision or "newest")
     load = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, *a, **k: load({"me/data": str(tmp_path)}[name], *a, **k))
     return "me/data"
@@ -658,3 +660,158 @@ def test_an_unknown_data_set_is_one_line_on_the_command_line(tmp_path, run_comma
     assert "offline mode is enabled" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists() or not any((tmp_path / "data").iterdir())
+
+
+# Formats: where a field is, long windows, large rows.
+
+
+def test_the_field_of_that_very_name_comes_before_a_path_of_fields(tmp_path):
+    record = {"meta.text": "its name", "meta": {"text": "path"}, "a": {"b.c": "name below", "b": {"c": "path"}}}
+    written(tmp_path / "a.jsonl", json.dumps(record).encode())
+    written(tmp_path / "b.json", json.dumps([record, {"meta": {"text": "only path"}}]).encode())
+    parquet(tmp_path / "c.parquet", {key: [value] for key, value in record.items()})
+    parquet(tmp_path / "d.parquet", {"meta": [{"text": "only path"}]})
+    written(tmp_path / "e.csv", b"x,meta.text\n1,its name\n")
+    assert read(tmp_path, text_field="meta.text") == [
+        *["its name"] * 2,
+        "only path",
+        "its name",
+        "only path",
+        "its name",
+    ]
+    assert read(tmp_path / "a.jsonl", text_field="a.b.c") == ["name below"]
+    assert read(tmp_path / "c.parquet", text_field="a.b.c") == ["name below"]
+
+
+def test_an_id_may_be_in_a_field_within_a_field_too(tmp_path):
+    written(tmp_path / "a.jsonl", b'{"text": "a", "m": {"id": 7}}\n{"text": "b", "m.id": 8}\n')
+    parquet(tmp_path / "b.parquet", {"text": ["c"], "m": [{"id": 9}]})
+    assert documents(tmp_path, id_field="m.id") == [("a", "7"), ("b", "8"), ("c", "9")]
+
+
+@pytest.mark.parametrize("window", [28, 31])
+def test_zstd_of_a_long_window_is_read(tmp_path, window):
+    long = zstandard.ZstdCompressionParameters(window_log=window, enable_ldm=False)
+    compressor = zstandard.ZstdCompressor(compression_params=long)
+    frame = compressor.compressobj(size=-1)  # a frame of unknown length keeps its window
+    path = written(tmp_path / "a.jsonl.zst", frame.compress(JSON_LINES) + frame.flush())
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << window
+    assert read(path) == DOCUMENTS
+
+
+def test_zstd_frames_of_every_kind_are_read(tmp_path):
+    skippable = (0x184D2A50).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"xyz"
+    half = len(JSON_LINES) // 2
+    frames = [zstandard.compress(part) for part in (JSON_LINES[:half], b"", JSON_LINES[half:])]
+    path = written(tmp_path / "a.jsonl.zst", skippable + skippable.join(frames) + skippable)
+    assert read(path) == DOCUMENTS
+    assert read(written(tmp_path / "b.txt.zst", b"")) == []
+
+
+@pytest.mark.parametrize(
+    "data", [lambda text: text, lambda text: [text], lambda text: {"b": text}, lambda text: {"b": [text]}]
+)
+def test_rows_of_parquet_that_name_one_long_text_are_read_in_batches_that_fit(tmp_path, data):
+    """Of 4 kB on disk: 400 rows, each the same text of 4 MiB, 1.6 GB in all."""
+    long = "x" * (4 * MIB)
+    path = parquet(tmp_path / "a.parquet", {"text": [data(long)] * 400})
+    assert path.stat().st_size < MIB
+    field = "text.b" if isinstance(data(""), dict) else "text"
+    (piece,) = pieces(Source(str(path), text_field=field), MIB)
+    pool = pyarrow.default_memory_pool()
+    before = pool.bytes_allocated()
+    reading = readers.read(piece, 5 * MIB)
+    most, count = 0, 0
+    tracemalloc.start()
+    for document in islice(reading, 40):
+        count += len(document.text) == len(long)
+        most = max(most, pool.bytes_allocated() - before + tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert count == 40
+    assert most < 300 * MIB
+
+
+def test_long_rows_of_parquet_are_read_a_few_at_once(tmp_path):
+    texts = [f"{number}" + "x" * (3 * MIB) for number in range(100)]
+    path = tmp_path / "a.parquet"
+    # pages of one row: a page is decoded whole, however many of its rows are asked for
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, write_batch_size=1)
+    (piece,) = pieces(Source(str(path)), MIB)
+    pool = pyarrow.default_memory_pool()
+    before, most, count = pool.bytes_allocated(), 0, 0
+    for document, text in zip(readers.read(piece, 5 * MIB), texts, strict=True):
+        assert document.text == text
+        most = max(most, pool.bytes_allocated() - before)
+        count += 1
+    assert (count, most < 200 * MIB) == (100, True)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1 << 16])
+def test_however_a_file_of_json_is_cut_into_blocks_its_values_are_the_same(tmp_path, monkeypatch, size):
+    from data_prep.sources import json_values
+
+    monkeypatch.setattr(json_values, "BLOCK", size)
+    records = [{"text": text, "n": [12345, 1.5e-7, True, None, {"a": '\\"}]'}]} for text in [*DOCUMENTS, "é\ud83d"] * 3]
+    for content in (json.dumps(records), json.dumps(records, indent=1), "\n".join(map(json.dumps, records))):
+        assert read(written(tmp_path / "a.json", content.encode())) == DOCUMENTS * 3
+        assert len(left_out(tmp_path / "a.json")) == 3
+
+
+def test_a_value_of_json_that_is_too_long_is_refused_before_it_is_read_to_its_end(tmp_path):
+    for content in (b'[{"text": "', b'{"text": "a"} {"text": "'):
+        path = written(tmp_path / "a.json", content + b"x" * LONG + b'"}')
+        (piece,) = pieces(Source(str(path)), MIB)
+        tracemalloc.start()
+        try:
+            with pytest.raises(
+                ScalerError, match=r"a\.json, record \d: a document of more than 1 MiB; cut it, or raise"
+            ):
+                list(readers.read(piece, MIB))
+            assert tracemalloc.get_traced_memory()[1] < LONG / 2
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_page_gives_its_main_text(tmp_path):
+    sentence = "Forests hold most of the water that falls on the hills. " * 5
+    page = (
+        f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Water</h1><p>{sentence}</p></article></body></html>"
+    )
+    written(tmp_path / "a.html", page.encode())
+    written(tmp_path / "b.HTM.gz", gzip.compress(page.encode()))
+    assert read(tmp_path) == [f"Water\n{sentence.strip()}"] * 2
+
+
+def test_pages_without_trafilatura_say_what_to_install(tmp_path, monkeypatch):
+    from importlib import metadata
+
+    def version(package):
+        raise metadata.PackageNotFoundError(package)
+
+    written(tmp_path / "a.html", b"<p>text</p>")
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(ScalerError, match=r"need the package trafilatura; install it with `pip install '.\[html\]'`"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_an_error_of_the_disk_names_its_file_and_is_never_called_damage(tmp_path, monkeypatch, number, name):
+    path = written(tmp_path / name, LINES.get(name.removeprefix("a"), bytes)(JSON_LINES))
+    (piece,) = pieces(Source(str(path)), MIB)
+
+    class Failing(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            raise OSError(number, os.strerror(number))  # without a file name, as read(2) gives it
+
+    real = io.open
+    failing = lambda file, *a, **k: io.BufferedReader(Failing()) if str(file) == str(path) else real(file, *a, **k)  # noqa: E731
+    monkeypatch.setattr("io.open", failing)
+    monkeypatch.setattr("builtins.open", failing)
+    with pytest.raises(ScalerError) as raised:
+        list(readers.read(piece, MIB))
+    assert str(raised.value).startswith(f"{path}: cannot be read ({os.strerror(number)}); ")
+    assert isinstance(raised.value, TryAgain) == (number == errno.ESTALE)

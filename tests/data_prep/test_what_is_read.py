@@ -278,7 +278,7 @@ def test_a_data_set_that_moves_on_is_read_at_one_commit_and_not_mixed(tmp_path, 
             read_at.append((index, state["commit"]))
             return [{"text": f"{state['commit']} {index} {number}"} for number in range(50)]
 
-    monkeypatch.setattr(hub, "commit_of", lambda source: state["commit"])
+    monkeypatch.setattr(readers, "commit_of", lambda name, revision: state["commit"])
     monkeypatch.setattr(hub, "rows", lambda source, commit: Rows())
     settings = corpus_of("me/data")
     with pytest.raises(ScalerError, match="the network is down"):

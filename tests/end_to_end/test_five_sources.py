@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.pipeline.workers import WorkerPool
 from data_prep.prepared.prepare import prepare
-from data_prep.sources import aws_docs
+from data_prep.sources import aws_docs, readers
 from scaler.config.recipe import load
 from scaler.core.files import read_manifest
 
@@ -34,10 +34,11 @@ def hub(tmp_path, monkeypatch):
     real = datasets.load_dataset
 
     def load_dataset(path, *arguments, **options):
-        assert options.pop("revision") is None
+        assert options.pop("revision") == "newest"
         return real(str(tmp_path / "hub" / path), *arguments, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(readers, "commit_of", lambda name, revision: revision or "newest")
     return pages
 
 

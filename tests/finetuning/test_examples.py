@@ -257,7 +257,15 @@ def test_a_share_that_leaves_nothing_is_refused(tmp_path, percent):
 
 def test_what_is_no_file_and_no_data_set_is_one_line():
     assert error_of(load, train=["nobody/nothing"]).startswith(
-        "'nobody/nothing': no such file, and no Hugging Face data set that can be"
+        "'nobody/nothing': no such file or folder, and no Hugging Face data set that can be"
+    )
+
+
+@pytest.mark.parametrize("name", ["text", "csv", "json", "parquet", "labels.jsonl", "~/labels", "../labels", "a/b/c"])
+def test_a_reader_of_local_files_and_a_path_that_is_not_there_are_no_data_sets(name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", None)  # would fail
+    assert error_of(load, train=[name]) == (
+        f"{name!r}: no such file or folder, and no Hugging Face data set, whose names are OWNER/NAME; correct the path"
     )
 
 
@@ -277,6 +285,7 @@ def test_a_data_set_gives_its_splits_and_the_names_of_its_classes(monkeypatch):
         return datasets.DatasetDict({TRAIN: whole, TEST: whole.select(range(5))})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(label_splits.hub, "commit_of", lambda name, revision: revision)
     sources = Sources(("a/b",), hub_config="c", hub_revision="d")
     splits = label_splits.load(sources, Reading("tokens"))
     assert asked == {"name": "a/b", "config": "c", "revision": "d"}
@@ -290,5 +299,6 @@ def test_a_class_that_a_data_set_does_not_know_is_refused(monkeypatch):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])})
     whole = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict({TRAIN: whole}))
+    monkeypatch.setattr(label_splits.hub, "commit_of", lambda name, revision: "newest")
     with pytest.raises(ScalerError, match="a/b/train:1: a label is empty"):
         label_splits.load(Sources(("a/b",)), Reading("classification"))

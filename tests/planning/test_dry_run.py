@@ -163,7 +163,7 @@ def replace(path: str, content: str) -> Callable[[Path], None]:
     [
         (cut("rows-32/manifest.json"), "rows-32: no rows here (no readable manifest.json)"),
         (remove("rows-32/manifest.json"), "rows-32: no rows here (no readable manifest.json)"),
-        (replace("rows-32/manifest.json", "[]"), "rows-32: its manifest is no mapping"),
+        (replace("rows-32/manifest.json", "[]"), "rows-32: no rows here (no readable manifest.json)"),
         (replace("rows-32/manifest.json", "{}"), "rows-32: its manifest is None, format None"),
         (rewrite("rows-32/manifest.json", b'"kind": "rows"', b'"kind": "shards"'), "shards, format 2; rows, format 2,"),
         (rewrite("rows-32/manifest.json", b'"format": 2', b'"format": 9'), "rows, format 9; rows, format 2, is needed"),

@@ -85,6 +85,25 @@ class Heartbeat:
                 logger.info(f"{doing}, for {time.monotonic() - since:.0f} s")
 
 
+class Reminder:
+    """A clock that tells when a wait is worth a line: after ten seconds, and each time that it has doubled."""
+
+    def __init__(self) -> None:
+        self._since, self._next = time.monotonic(), SILENT_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """Return for how long the wait has lasted."""
+        return time.monotonic() - self._since
+
+    def is_due(self) -> bool:
+        """Return True once for each line that is due."""
+        due = self.seconds >= self._next
+        while self.seconds >= self._next:
+            self._next *= 2
+        return due
+
+
 def set_up(verbosity: int, rank: int = 0, on_stdout: bool = False) -> None:
     """Send what this project's modules log to the console.
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from scaler.core.errors import EXIT_BAD_INPUT, EXIT_TRY_AGAIN, ScalerError, TryAgain, one_line, status_of
+from scaler.distributed import meeting
 from scaler.distributed.world import World
 
 Result = TypeVar("Result")
@@ -28,7 +29,8 @@ def all_gather(value: Any, world: World) -> list[Any]:
     values = [value]
     if dist.is_initialized() and world.size > 1:
         values = [None] * world.size
-        dist.all_gather_object(values, value)
+        with meeting.waiting():
+            dist.all_gather_object(values, value)
     return values
 
 
@@ -61,14 +63,14 @@ def all_or_none(work: Callable[[], Result], world: World) -> Result:
 
 @contextlib.contextmanager
 def explaining_errors(world: World, full_memory: str, lost_rank: str = "") -> Iterator[None]:
-    """Turn a GPU's full memory and the loss of another rank into errors of one line.
+    """Turn a GPU's full memory and the loss of another rank, or its delay, into errors of one line.
 
     Args:
         world: this process among the ranks.
         full_memory: what the user can do about full memory.
         lost_rank: what the user can do after a rank was lost.
 
-    Raises: ScalerError for full memory, TryAgain for a lost rank.
+    Raises: ScalerError for full memory, TryAgain for a rank that was lost or is late.
     """
     try:
         yield
@@ -78,12 +80,19 @@ def explaining_errors(world: World, full_memory: str, lost_rank: str = "") -> It
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        found = f"rank {world.rank}: another rank has gone ({str(error).splitlines()[0][:200]})"
+        other = "nothing came from another rank in time" if is_late(error) else "another rank has gone"
+        found = f"rank {world.rank}: {other} ({str(error).splitlines()[0][:200]})"
         raise TryAgain("; ".join(filter(None, (found, lost_rank)))) from error
 
 
+def is_late(error: RuntimeError) -> bool:
+    """Return True where a collective failed because its time was over: the other rank may live, and be slow."""
+    text = str(error).lower()
+    return "timed out" in text or "timeout" in text or "timing out" in text
+
+
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Return True where a collective failed because another rank has gone."""
+    """Return True where a collective failed because another rank has gone, or is late."""
     text = str(error).lower()
     if "invalid usage" in text or "invalid argument" in text:  # NCCL's words for what no other start mends
         return False

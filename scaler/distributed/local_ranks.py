@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scaler.core.errors import ScalerError, one_line
-from scaler.distributed.world import World, free_port
+from scaler.distributed.world import World, forget_launch, free_port
 
 GRACE_SECONDS = 10.0  # the time in which the other ranks may end by themselves after one has failed
-# variables of a rank; the last one makes torchrun's ranks wait for a store that torchrun keeps
-OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE")
 Result = TypeVar("Result")
 
 
@@ -27,6 +25,7 @@ def _as_rank(facts: dict[str, object], main: Callable[[], None], arguments: list
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    forget_launch()
     os.environ |= {name: str(value) for name, value in facts.items()}
     sys.argv = [main.__module__, *arguments]
     main()
@@ -130,8 +129,7 @@ def _send_result(
     pipe: Connection, world: World, port: int, function: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
     end_with_parent()
-    for name in OF_A_LAUNCHER:
-        os.environ.pop(name, None)
+    forget_launch()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         pipe.send((function(world, *arguments), None))

@@ -7,6 +7,7 @@ whole process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 
 from scaler.core.cli import command
 from scaler.core.errors import ScalerError, one_line
+from scaler.core.log import Reminder
 
 logger = logging.getLogger(__name__)
 # set by Open MPI's mpirun; by mpiexec of MPICH and Intel MPI, and srun --mpi=pmi2
@@ -84,21 +86,34 @@ def load() -> Any:
     return MPI
 
 
-def meeting_point(ranks: int) -> tuple[str, str]:
-    """Return the host of the first rank and a port that is free there; every rank must call it.
+def meeting_point(ranks: int, seconds: float) -> tuple[str, str]:
+    """Return the host of the first rank and a port that is free there; every rank must call it within so many seconds.
 
-    Raises: ScalerError when MPI does not know so many ranks, or cannot be used.
+    Raises: ScalerError when MPI does not know so many ranks, cannot be used, or does not answer.
     """
-    done = subprocess.run(
+    asking = subprocess.Popen(
         [sys.executable, "-m", "scaler.distributed.mpi", str(ranks)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
         close_fds=False,  # MPICH's ranks reach mpiexec through one of them
     )
-    found = done.stdout.split()
-    if done.returncode or len(found) != 2:
-        lines = done.stderr.splitlines()
+    wait = Reminder()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            said, problem = asking.communicate(timeout=1.0)
+            break
+        if wait.seconds > seconds:
+            asking.kill()
+            raise ScalerError(
+                f"MPI does not know all {ranks} ranks after {seconds:g} s: some have not come; set MASTER_ADDR and "
+                "MASTER_PORT"
+            )
+        if wait.is_due():
+            logger.warning(f"waiting for {wait.seconds:.0f} s until MPI knows all {ranks} ranks")
+    found = said.split()
+    if asking.returncode or len(found) != 2:
+        lines = problem.splitlines()
         reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), " ".join(lines))
         raise ScalerError(f"MPI cannot tell where the first rank is ({reason[-400:]}); set MASTER_ADDR and MASTER_PORT")
     return found[0], found[1]

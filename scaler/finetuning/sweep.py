@@ -25,7 +25,7 @@ from scaler.core.errors import ScalerError, TryAgain, dispensable, explain_disk_
 from scaler.core.files import checksum, flush, flush_folder, read_json, write_json, write_whole
 from scaler.core.folders import set_aside
 from scaler.distributed.collectives import all_gather, all_or_none, explaining_errors
-from scaler.distributed.world import World
+from scaler.distributed.world import World, forget_launch
 from scaler.finetuning import encoder, features, scores
 from scaler.finetuning import folder as finetune_folder
 from scaler.finetuning import report as finetune_report
@@ -51,6 +51,8 @@ def start(arguments: argparse.Namespace, world: World) -> None:
         process_group.join(world)
     elif torch.cuda.device_count() > 1:
         raise ScalerError("this machine has several GPUs: start a rank for each, or set CUDA_VISIBLE_DEVICES to one")
+    else:
+        forget_launch()  # Accelerate takes a variable that is left over, LOCAL_RANK=0 perhaps, for ranks that can meet
     try:
         with explaining_errors(world, f"lower --batch_size {arguments.batch_size}", "the same command goes on"):
             settings = all_or_none(lambda: settings_of(arguments, world), world)

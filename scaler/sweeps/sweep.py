@@ -18,7 +18,7 @@ from scaler.core import folders, limits
 from scaler.core.cli import progress_beside
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_json, write_whole
-from scaler.distributed.world import World
+from scaler.distributed.world import World, forget_launch
 from scaler.sweeps import report as sweep_report
 from scaler.sweeps import space as sweep_space
 from scaler.sweeps import trial as sweep_trial
@@ -128,6 +128,7 @@ def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
     cores, given = limits.cores(), os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores // (arguments.workers * arguments.ranks))
     environ = {**os.environ, "OMP_NUM_THREADS": str(min(threads, int(given)) if given.isdigit() else threads)}
+    forget_launch(environ)
     if count := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         devices = [visible.split(",")[(slot * arguments.ranks + rank) % count] for rank in range(arguments.ranks)]

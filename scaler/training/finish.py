@@ -76,12 +76,21 @@ def evaluate_and_export(
     shown = [str(folder), f"tensorboard --logdir {run_dir.parent}", f"scaler fill-mask {run_dir}"]
     with dispensable(f"{run_dir}: no picture of the loss"):
         shown.insert(0, str(log.draw(monitor.unigram_entropy)))
-    below = monitor.unigram_entropy - measured.loss
-    logger.log(
-        RESULT,
-        f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, {abs(below):.2f} nats "
-        + "\n  ".join([f"{'under' if below >= 0 else 'above'} the unigram entropy", *shown]),
-    )
+    where = compared(measured.loss, monitor.unigram_entropy)
+    said = f"done in {duration(seconds)}: held-out loss {measured.loss:.3f}, {where}"
+    logger.log(RESULT, "\n  ".join([said, *shown]))
+
+
+def compared(loss: float, unigram_entropy: float) -> str:
+    """Say how far a loss is from what a model without context would have.
+
+    >>> compared(3.2, 3.66), compared(3.67, 3.66), compared(3.661, 3.66)
+    ('0.46 nats below the unigram entropy', '0.01 nats above the unigram entropy', 'as much as the unigram entropy')
+    """
+    apart = f"{abs(loss - unigram_entropy):.2f}"
+    if not float(apart):
+        return "as much as the unigram entropy"
+    return f"{apart} nats {'below' if loss < unigram_entropy else 'above'} the unigram entropy"
 
 
 def model_card(

@@ -22,7 +22,7 @@ from scaler.core.text import duration, quantity
 from scaler.data import token_rows
 from scaler.distributed import devices
 from scaler.distributed.collectives import agree_or_raise, all_gather, all_or_none, total
-from scaler.distributed.world import World
+from scaler.distributed.world import LIMIT_SECONDS, World
 from scaler.engine import process_group
 from scaler.engine.engine import Engine
 from scaler.engine.engine import check as check_ds_config
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, world: World) -> None:
     Nothing but the lock is written before inputs, engine and checkpoint have shown that the run can start.
     """
     started = time.perf_counter()
-    with Heartbeat("waiting for the other ranks") as heartbeat, contextlib.ExitStack() as holding:
+    with Heartbeat("starting the process group") as heartbeat, contextlib.ExitStack() as holding:
         process_group.join(world)
         heartbeat.doing = "opening the data"
         job = open_inputs(arguments, world)
@@ -64,6 +64,9 @@ def run(arguments: argparse.Namespace, world: World) -> None:
         # before ZeRO-3 takes the model apart
         flops_per_row = parameters.flops_per_row(network, job.recipe.data.seq_len, job.recipe.masked_per_row(0.5))
         engine = build_engine(job, network, world)
+        # The watchdog says more than an error of a collective, so it comes first: it waits for this time, and as long
+        # again for the reports of others.
+        process_group.set_limit(max(LIMIT_SECONDS, 3 * job.recipe.faults.hang_seconds))
 
         heartbeat.doing = "restoring the run"
         checkpoints = open_checkpoints(job, world)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import ROOT
 from limits import limit
+from refusals import refused
 
 from scaler.core import slurm
 from scaler.core.errors import ScalerError
 from scaler.distributed import collectives, devices
-from scaler.distributed.world import World, detect_world, publish
+from scaler.distributed.world import World, detect_world, forget_launch, publish
 from scaler.engine import process_group
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"}
@@ -46,9 +47,86 @@ def test_every_launcher_is_understood(environ, launcher):
     assert detect_world(environ) == World(rank=5, size=8, local_rank=1, local_size=4, launcher=launcher)
 
 
-@pytest.mark.parametrize("environ", [{}, {"RANK": "0"}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}])
-def test_without_a_launcher_there_is_one_rank(environ):
-    assert detect_world(environ) == World(0, 1, 0, 1, "none")
+INTERACTIVE = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "PMIX_RANK": "0"}
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"}
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        *({}, {"RANK": "0"}, {"LOCAL_RANK": "0"}, {"PMIX_RANK": "0", "PMI_SIZE": "1"}, ACCELERATE),
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
+        {"MASTER_ADDR": "node7", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+    ],
+)
+def test_without_a_launcher_there_is_one_rank_that_waits_for_nobody(environ):
+    world = detect_world(environ)
+    assert world == World(0, 1, 0, 1, "none")
+    now = dict(environ)
+    publish(world, now)
+    assert now["MASTER_ADDR"] == "127.0.0.1" and now["MASTER_PORT"] != "29500"
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in now
+    assert {now[name] for name in ("RANK", "LOCAL_RANK")} == {"0"}
+    assert {now[name] for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")} == {"1"}
+
+
+def test_a_shell_of_an_interactive_step_is_one_rank():
+    assert detect_world(INTERACTIVE) == World(0, 1, 0, 1, "srun")
+
+
+BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NNODES": "2"}  # of `sbatch --nodes=2`
+
+
+@pytest.mark.parametrize(
+    "environ, said",
+    [
+        # left over of another launch, or of one that is unknown
+        (
+            {"WORLD_SIZE": "8"},
+            r"WORLD_SIZE=8 contradicts the launcher \(none\), by which this process is the only rank",
+        ),
+        ({"RANK": "3"}, "RANK=3 contradicts"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3 contradicts"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "PMI_SIZE": "2"}, r"PMI_SIZE=2 contradicts the launcher \(the environment\)"),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "PMI_SIZE=2 contradicts"),
+        ({"MV2_COMM_WORLD_SIZE": "4"}, "MV2_COMM_WORLD_SIZE=4 contradicts"),
+        ({**OPEN_MPI, "RANK": "0", "WORLD_SIZE": "2"}, r"RANK=0, WORLD_SIZE=2 .*\(Open MPI\).* rank 5 of 8, 1 of 4 on"),
+        ({**OPEN_MPI, "LOCAL_RANK": "7"}, "LOCAL_RANK=7 contradicts"),
+        ({**DEEPSPEED, "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK=1 of LOCAL_WORLD_SIZE=1 makes no sense"),
+        # each process would be the only rank of its world
+        (
+            {**SRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+            "SLURM_STEP_NUM_TASKS=8",
+        ),
+        ({**OPEN_MPI, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, "OMPI_COMM_WORLD_SIZE=8 contradicts"),
+        # a job of several tasks, but none of its steps
+        (
+            BATCH,
+            "SLURM_NNODES=2, SLURM_PROCID=0: the job is for several tasks, .* start it by srun, or .*`srun --ntasks=1`",
+        ),
+        ({**BATCH, "SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, SLURM_PROCID=0: the job is for"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, "SLURM_NTASKS=4: the job is for"),  # a shell of salloc
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, "SLURM_PROCID=1: the job is for"),
+        ({**INTERACTIVE, "SLURM_NTASKS": "4"}, "SLURM_NTASKS=4, SLURM_PROCID=0: the job is for"),
+        # what accelerate sets for two processes on CPUs, of which it starts one
+        ({**ACCELERATE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, "accelerate launch` .* take torchrun"),
+    ],
+)
+def test_an_environment_that_tells_of_another_world_is_refused_by_name(environ, said):
+    with refused(said):
+        detect_world(environ)
+
+
+@pytest.mark.parametrize("outer", [SRUN, OPEN_MPI, {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_PROCID": "0"}])
+def test_a_launcher_that_was_started_on_each_node_by_another_decides(outer):
+    environ = {**outer, **TORCHRUN}
+    assert detect_world(environ).launcher == "torchrun"
+
+
+def test_processes_of_another_world_begin_without_what_tells_of_this_one():
+    environ = {**SRUN, **OPEN_MPI, **MPICH, **TORCHRUN, **BATCH, "WORLD_SIZE": "8", "HOME": "/home/me"}
+    forget_launch(environ)
+    assert detect_world(environ) == World() and environ["HOME"] == "/home/me" and environ["SLURM_JOB_ID"] == "7"
 
 
 @pytest.mark.parametrize(
@@ -63,11 +141,24 @@ def test_only_the_first_rank_writes():
     assert [World(rank=rank, size=3).is_first for rank in range(3)] == [True, False, False]
 
 
-def test_facts_are_published_for_torch_unless_the_launcher_did():
-    environ = {**OPEN_MPI, "MASTER_ADDR": "node0", "MASTER_PORT": "29500", "LOCAL_RANK": "7"}
-    publish(detect_world(environ), environ)
-    published = [environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    assert published == ["5", "8", "7", "4"]
+def test_the_facts_that_were_decided_are_published_and_an_address_that_was_set_stays():
+    environ = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500", "WORLD_SIZE": "3", "LOCAL_RANK": "7"}
+    publish(detect_world(OPEN_MPI), environ)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [environ[name] for name in names] == ["5", "8", "1", "4", "node0", "29500"]
+
+
+def test_only_torchrun_keeps_a_store_of_its_own():
+    for environ, kept in ((TORCHRUN, True), (SRUN, False)):
+        now = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        publish(detect_world(environ), now)
+        assert ("TORCHELASTIC_USE_AGENT_STORE" in now) is kept
+
+
+@pytest.mark.parametrize("port", ["", "0", "70000", "http"])
+def test_a_port_that_is_none_is_refused(port):
+    with refused(f"MASTER_PORT={port}: a port from 1 to 65535 is needed"):
+        publish(detect_world(SRUN), {"MASTER_ADDR": "node0", "MASTER_PORT": port})
 
 
 def test_one_rank_finds_a_free_port_by_itself():
@@ -115,7 +206,7 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(monkeypatch):
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(ScalerError, match=f"could not meet at 127.0.0.1:{port} .* set MASTER_ADDR and MASTER_PORT"):
-            process_group.join(World())
+            process_group.join(World(launcher="torchrun"))
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,26 @@ def test_losses_are_the_same_under_every_launcher(losses, name):
     assert losses(name) == pytest.approx(losses("srun"), rel=1e-6)
 
 
-def test_ranks_that_do_not_know_of_each_other_are_refused(cluster, folder, tiny_recipe_file):
-    words = ["srun", "-N2", "--ntasks-per-node=1", "env", "-u", "SLURM_PROCID", sys.executable, *TRAIN]
-    done = cluster.inside("node1", *map(str, words), "--recipe", str(tiny_recipe_file), "--ranks", "2", cwd=folder)
+def test_tasks_that_do_not_know_of_each_other_are_refused(cluster, folder, tiny_recipe_file):
+    train = [*map(str, (sys.executable, *TRAIN)), "--recipe", str(tiny_recipe_file), "--run_dir", "runs/alone"]
+    forgetful = ["srun", "-N2", "--ntasks-per-node=1", "env", "-u", "SLURM_STEP_NUM_TASKS", *train]
+    done = cluster.inside("node1", *forgetful, cwd=folder)
     assert done.returncode == 2
-    assert "error: --ranks 2, but this is the only rank, started by none" in done.stderr
-    assert not (folder / "runs" / "tiny").exists()
+    for task in (0, 1):
+        assert f"error: SLURM_NTASKS=2, SLURM_PROCID={task}: the job is for several tasks, but srun has" in done.stderr
+    assert not (folder / "runs" / "alone").exists()
+
+
+def test_a_batch_script_that_forgets_srun_is_refused_and_one_rank_can_be_asked_for(cluster, folder, tiny_recipe_file):
+    train = [*map(str, (sys.executable, *TRAIN)), "--recipe", str(tiny_recipe_file), "--run_dir", "runs/batch"]
+    words = " ".join([*train, "training.steps=3", "training.evaluate_every=3"])
+    log, environ = folder / "batch.txt", {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for prefix, state in (("", "FAILED"), ("srun --ntasks=1 --nodes=1 ", "COMPLETED")):
+        options = ("--parsable", "--nodes=2", f"--output={log}", "--wrap", prefix + words)
+        job = cluster.submit(*options, cwd=folder, **environ).stdout.strip()
+        found = cluster.wait(job, "COMPLETED", "FAILED")
+        assert found["JobState"] == state, log.read_text()
+        if not prefix:
+            assert found["ExitCode"] == "2:0" and not (folder / "runs" / "batch").exists()
+            assert "error: SLURM_NNODES=2, SLURM_PROCID=0: the job is for several tasks" in log.read_text()
+    assert "1 rank, ZeRO-2" in log.read_text()

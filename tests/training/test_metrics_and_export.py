@@ -11,6 +11,7 @@ from scaler.core.errors import ScalerError
 from scaler.data import prepared
 from scaler.distributed import devices
 from scaler.model import build
+from scaler.training import finish
 from scaler.training.export import export
 
 
@@ -19,6 +20,17 @@ from scaler.training.export import export
 )
 def test_durations_read_as_people_say_them(seconds, said):
     assert text.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    "loss, said",
+    [
+        *((3.2, "0.46 nats below the unigram entropy"), (3.78, "0.12 nats above the unigram entropy")),
+        *((3.6603, "as much as the unigram entropy"), (3.6551, "as much as the unigram entropy")),
+    ],
+)
+def test_a_loss_above_that_without_context_is_said_to_be_above(loss, said):
+    assert finish.compared(loss, 3.66) == said
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])

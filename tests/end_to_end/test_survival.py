@@ -343,7 +343,7 @@ def test_log_on_a_full_disk(outcome):
 
 def test_curves_fail(outcome):
     went_on(outcome, 12)
-    assert outcome["said"].count("TensorBoard's curves end here ([Errno 5] Input/output error)") == 1
+    assert outcome["said"].count("TensorBoard's curves end here (") == 1 and "Input/output error" in outcome["said"]
 
 
 def test_tracker_fails(outcome):

@@ -138,16 +138,16 @@ class _Walk:
     def __init__(self, found: Listing) -> None:
         self.found = found
         self.links: list[str] = []
-        self.seen: set[tuple[int, int]] = set()  # device and inode of files and folders
+        self.seen: set[tuple[int, int]] = set()  # device and inode of folders, and of files that are read
 
-    def add(self, path: str, status: os.stat_result) -> None:
-        """Add a file, or a folder with all below it."""
+    def add(self, path: str, status: os.stat_result, behind_link: bool = False) -> None:
+        """Add a file, or a folder with all below it; behind a link, only files that are not read already."""
         if stat.S_ISDIR(status.st_mode):
-            self.add_folders(path, status)
+            self.add_folders(path, status, behind_link)
         else:
-            self.add_file(path, status)
+            self.add_file(path, status, behind_link)
 
-    def add_folders(self, path: str, status: os.stat_result) -> None:
+    def add_folders(self, path: str, status: os.stat_result, behind_link: bool) -> None:
         """Add the files of a folder and of those below, and note the links."""
         waiting = [(path, (status.st_dev, status.st_ino))]
         while waiting:
@@ -166,19 +166,22 @@ class _Walk:
                     if stat.S_ISDIR(status.st_mode):
                         waiting.append((entry.path, (status.st_dev, status.st_ino)))
                     else:
-                        self.add_file(entry.path, status)
+                        self.add_file(entry.path, status, behind_link)
 
-    def add_file(self, path: str, status: os.stat_result) -> None:
+    def add_file(self, path: str, status: os.stat_result, behind_link: bool = False) -> None:
         """Add a file, or count it as left out."""
         name = os.path.basename(path)
-        self.seen.add((status.st_dev, status.st_ino))
+        key = (status.st_dev, status.st_ino)
         if not stat.S_ISREG(status.st_mode):
             self.found.leave_out(SPECIAL, ending_of(name), 0)
         elif _of_editor(name):
             self.found.leave_out(EDITOR, ending_of(name.strip("~#")), status.st_size)
         elif kind_of(name) is None:
             self.found.leave_out(UNREAD, ending_of(name), status.st_size)
+        elif behind_link and key in self.seen:
+            self.found.leave_out(AGAIN, ending_of(name), status.st_size)
         else:
+            self.seen.add(key)
             self.found.files.append(File(Path(path), status.st_size, status.st_mtime_ns))
 
     def leave_out_hidden(self, entry: os.DirEntry[str]) -> None:
@@ -203,7 +206,7 @@ class _Walk:
                     name = os.path.basename(path) + "/" if is_folder else ending_of(path)
                     self.found.leave_out(AGAIN, name, 0 if is_folder else status.st_size)
                 else:
-                    self.add(path, status)
+                    self.add(path, status, behind_link=True)
 
 
 def _holds(link: str, target: os.stat_result) -> bool:

@@ -20,8 +20,7 @@ else:
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # byte order marks of UTF-16 and UTF-32
-# which bytes of four are zero in Latin text without a mark: UTF-16 in its two orders, UTF-32 in its two
-WIDE_LATIN = {(False, True) * 2, (True, False) * 2, (False, True, True, True), (True, True, True, False)}
+LEAST_WIDE = 16  # bytes from which on zeros tell
 ZSTD_WINDOW: dict[int, int] = {
     zstd.DecompressionParameter.window_log_max: 31
 }  # the largest of the format, as of `zstd --long=31`
@@ -50,9 +49,10 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def _refuse_wide(head: bytes, path: Path) -> None:
-    zeros = [byte == 0 for byte in head[: len(head) // 4 * 4]]
-    patterns = set(zip(*[iter(zeros)] * 4, strict=True))
-    if head.startswith(WIDE_MARKS) or (len(patterns) == 1 and patterns <= WIDE_LATIN):
+    zeros = [head[place::4].count(0) for place in range(4)]
+    # of Latin text without a mark every second byte is zero, or three of four, and in one place of four none
+    unmarked = len(head) >= LEAST_WIDE and sum(zeros) * 3 >= len(head) and min(zeros) == 0
+    if head.startswith(WIDE_MARKS) or unmarked:
         raise ScalerError(f"{path}: text in UTF-16 or UTF-32; convert it, for example with `iconv -f utf-16 -t utf-8`")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.sources.lines import BAD_BYTES, MIB, Span, raw_lines, refuse_length
+from data_prep.sources.listing import ending_of
 from scaler.config.data_sections import Source
 from scaler.core.errors import ScalerError
 
@@ -21,10 +23,10 @@ def rows(span: Span, max_bytes: int) -> Iterator[tuple[str, dict[str, str]]]:
 
     Quotes have a meaning in CSV alone. Between tabs they are ordinary characters, as in GLUE's files.
 
-    Raises: ScalerError for a row that has not as many fields as the first line.
+    Raises: ScalerError for a row that has not as many fields as the first line, and for two columns of one name.
     """
     csv.field_size_limit(max_bytes)
-    tabs: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if ".tsv" in span.path.name.lower() else {}
+    tabs: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if ending_of(span.path.name).startswith(".tsv") else {}
     text = (line.decode(errors=BAD_BYTES) for _, line in raw_lines(span, max_bytes))
     reader: Any = csv.reader(text, strict=True, **tabs)
     header: list[str] = []
@@ -40,6 +42,8 @@ def rows(span: Span, max_bytes: int) -> Iterator[tuple[str, dict[str, str]]]:
             raise ScalerError(f"{where}: not CSV ({error}); write quotes within a text twice") from error
         if row and not header:
             header = row
+            if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+                raise ScalerError(f"{where}: {twice[0]!r} names two columns; rename or remove one")
         elif row and len(row) != len(header):
             raise ScalerError(
                 f"{where}: {len(row)} fields, but the first line names {len(header)}; quote a text that has more"

@@ -289,3 +289,19 @@ def test_listing_takes_time_in_proportion_to_the_files(tmp_path, files_there):
     took = time.process_time() - start
     assert sum(len(piece.spans) for piece in plan.pieces) == files_there
     assert took < files_there * 1e-4 + 0.2  # ten seconds for 100,000; it was 37 s for 20,000
+
+
+def test_a_file_that_is_not_read_by_its_own_name_is_read_by_a_link(source):
+    put(source, "blobs/1234", "real.txt")  # as in the cache of the hub
+    (source / "snapshot").mkdir()
+    (source / "snapshot" / "a.txt").symlink_to("../blobs/1234")
+    assert files(source) == ["real.txt", "snapshot/a.txt"]
+    assert left_out(source) == {listing.UNREAD: {"without ending": [1, 5]}}
+
+
+def test_links_to_a_file_and_to_its_folder_read_it_once(source, tmp_path):
+    put(tmp_path / "other", "f.txt", "g.txt")
+    (source / "a.txt").symlink_to(tmp_path / "other" / "f.txt")
+    (source / "b").symlink_to(tmp_path / "other")
+    assert files(source) == ["a.txt", "b/g.txt"]
+    assert left_out(source) == {listing.AGAIN: {".txt": [1, 5]}}

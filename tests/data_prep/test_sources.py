@@ -316,6 +316,8 @@ def test_large_and_small_files_share_pieces_without_loss(tmp_path):
 BAD_FILES = {
     "UTF-16": ("a.txt", "Größe".encode("utf-16"), ["UTF-16", "iconv -f utf-16"]),
     "UTF-16 without a mark": ("a.txt", "Text of Latin letters".encode("utf-16-be"), ["UTF-16", "iconv -f utf-16"]),
+    "UTF-16 of quotes": ("a.txt", "\u201cText\u201d of Latin".encode("utf-16-le"), ["UTF-16", "iconv -f utf-16"]),
+    "UTF-32 without a mark": ("a.txt", "Text of Latin letters".encode("utf-32-le"), ["UTF-32"]),
     "UTF-32 in lines": ("a.jsonl.gz", gzip.compress('{"text": "a"}'.encode("utf-32-le")), ["UTF-32", "iconv"]),
     "gzip cut short": ("a.jsonl.gz", gzip.compress(JSON_LINES)[:-9], ["cut short", "fetch it again"]),
     "gzip damaged": ("a.jsonl.gz", gzip.compress(JSON_LINES)[:20] + b"\0" * 40, ["damaged", "fetch it again"]),
@@ -337,6 +339,7 @@ BAD_FILES = {
     "JSON without commas": ("a.json", b'[{"text": "a"} {"text": "b"}]', ["not JSON", "no comma", "repair the file"]),
     "CSV of a quote that stays open": ("a.csv", b'text\n"a\nb\n', ["line 2", "not CSV", "quotes"]),
     "CSV of more fields": ("a.csv", b"text,id\na,1\nb,c,2\n", ["line 3", "3 fields", "names 2"]),
+    "CSV of two columns of a name": ("a.csv", b"text,id,text\na,1,b\n", ["line 1", "'text' names two columns"]),
     "tabs of more fields": ("a.tsv", b"text\tid\na\t1\nb\tc\t2\n", ["line 3", "3 fields", "names 2"]),
     "no Parquet": ("a.parquet", b"PAR1 and no more", ["not a whole Parquet file", "fetch it again"]),
     "empty Parquet": ("a.parquet", b"", ["not a whole Parquet file", "fetch it again"]),
@@ -815,3 +818,7 @@ def test_an_error_of_the_disk_names_its_file_and_is_never_called_damage(tmp_path
         list(readers.read(piece, MIB))
     assert str(raised.value).startswith(f"{path}: cannot be read ({os.strerror(number)}); ")
     assert isinstance(raised.value, TryAgain) == (number == errno.ESTALE)
+
+
+def test_a_table_is_read_by_its_last_ending(tmp_path):
+    assert read(written(tmp_path / "old.tsv.csv", b'text,id\n"a,b",1\n')) == ["a,b"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import NotRequired, TypedDict
@@ -20,7 +20,15 @@ File = TypeVar("File")
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a file in the folder, and no path to elsewhere
+FilesAndBytes = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class OfFiles(TypedDict):
+    """The files and bytes of a source by ending: those that were read, and those that were not, by reason."""
+
+    read: dict[str, FilesAndBytes]
+    left_out: dict[str, dict[str, FilesAndBytes]]
 
 
 class OfSource(TypedDict):
@@ -33,6 +41,8 @@ class OfSource(TypedDict):
     documents_in: NotRequired[Count]
     left_out: NotRequired[dict[str, Count]]
     first: NotRequired[dict[str, str]]
+    files: NotRequired[OfFiles]
+    text_unit: NotRequired[Literal["paragraph", "line", "file"]]
 
 
 class Step(TypedDict):

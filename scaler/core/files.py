@@ -78,9 +78,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that appears complete or not at all, even through a power cut."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    with whole_file(path) as file:  # half surrogates, of names of files that are not UTF-8, as JSON escapes them
-        file.write(text.encode(errors="backslashreplace"))
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def flush(path: Path) -> None:

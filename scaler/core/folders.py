@@ -106,12 +106,30 @@ def lock(folder: Path) -> IO[str]:
     elif other and not (job and other[1] == job["id"]) and slurm.is_running(other[1]):
         free = False  # on disks where each node has locks of its own
     if not free:
+        who = _holder(file, holder)
         file.close()
-        raise ScalerError(f"{folder}: another run is at work in it ({holder}); stop it, or name another folder")
+        raise ScalerError(f"{folder}: another run is at work in it ({who}); stop it, or name another folder")
     file.truncate(0)
     file.write(f"{mine}process {os.getpid()} on {slurm.node_name()}\n")
     file.flush()
     return file
+
+
+def _holder(file: IO[str], written: str) -> str:
+    """Return who holds a lock: what is written in its file, unless the system sees it held by others here.
+
+    The file has the pid of an earlier start until the new one has written its own; and a process that was started by
+    the one that is written may have outlived it.
+    """
+    here, pids = os.fstat(file.fileno()), []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # a process of another user, or one that has ended
+            info = link.parent.parent / "fdinfo" / link.name
+            if os.path.samestat(here, link.stat()) and "\nlock:" in info.read_text(encoding="utf-8"):
+                pids.append(int(link.parent.parent.name))
+    if not pids or any(re.search(rf"\bprocess {pid} on ", written) for pid in pids):
+        return written
+    return f"process {', '.join(map(str, sorted(set(pids))))} on {slurm.node_name()}"
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

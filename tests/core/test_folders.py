@@ -1,11 +1,13 @@
 """Output folders: new ones and those of the same kind are taken, others are refused; a lock has one holder."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from refusals import error_of
 
-from scaler.core import folders
+from scaler.core import folders, slurm
 from scaler.core.errors import ScalerError
 
 
@@ -63,3 +65,24 @@ def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
     os.close(first)
     assert folders.try_lock(second, tmp_path)
     os.close(second)
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("written", ["", "process 1 on {node}", "job 7, start 0, process {pid} on {node}"])
+def test_a_refusal_names_the_process_that_holds_the_lock_and_not_an_earlier_one(tmp_path, written):
+    path, pipe = tmp_path / folders.LOCK, subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        path.write_text(written := written.format(pid=other.pid, node=slurm.node_name()))
+        line = error_of(folders.lock, tmp_path)
+        other.communicate("")
+    shown = written if "job" in written else f"process {other.pid} on {slurm.node_name()}"
+    assert line == f"{tmp_path}: another run is at work in it ({shown}); stop it, or name another folder"

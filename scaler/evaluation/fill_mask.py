@@ -7,12 +7,13 @@ import json
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from scaler.core.errors import ScalerError
 from scaler.data.tokenizer import load_tokenizer
-from scaler.model.exported import find_newest
+from scaler.model import build
+from scaler.model.exported import find_newest, load_whole
 
 disable_progress_bar()
 EXAMPLES = (
@@ -25,10 +26,20 @@ EXAMPLES = (
 def guesses(model: PreTrainedModel, tokenizer: Any, sentence: str, top: int) -> list[list[tuple[str, float]]]:
     """Return the `top` likeliest tokens and their probabilities for each mask of a sentence.
 
-    Raises: ScalerError when the sentence has no mask.
+    Raises: ScalerError when the sentence has no mask, is too long for the model, or is no text; and for a `top` beyond
+        the vocabulary.
     """
+    if top > model.config.vocab_size:
+        raise ScalerError(f"--top {top:,}: the model's vocabulary has {model.config.vocab_size:,} entries; lower it")
+    try:
+        sentence.encode()
+    except UnicodeEncodeError as error:
+        raise ScalerError(f"{sentence!r} is not UTF-8; give UTF-8, and look at the terminal's encoding") from error
     sentence = sentence.replace("<mask>", tokenizer.mask_token)
-    inputs = tokenizer(sentence, return_tensors="pt")
+    inputs = tokenizer(sentence, return_tensors="pt", truncation=False)
+    tokens, most = inputs["input_ids"].shape[1], build.positions(model.config)
+    if most is not None and tokens > most:
+        raise ScalerError(f"{sentence[:40]!r}...: {tokens:,} tokens, and the model takes {most:,}; shorten the text")
     masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
     if not len(masks):
         raise ScalerError(f"{sentence!r} has no <mask>; write one where a word is to be guessed")
@@ -48,7 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Load a model, and print its guesses for each mask of each sentence."""
     folder = find_newest(arguments.model)
     tokenizer = load_tokenizer(folder)
-    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
+    if tokenizer.mask_token is None:
+        raise ScalerError(f"{folder}: its tokenizer has no mask token, so that it is no masked LM; name another model")
+    model = load_whole(folder)
     sentences = arguments.sentence or EXAMPLES
     if arguments.json:
         found = {sentence: guesses(model, tokenizer, sentence, arguments.top) for sentence in sentences}

@@ -74,6 +74,8 @@ def save_tokenizer(tokenizer: Any, folder: Path, longest: int | None = None) -> 
     tokenizer.save_pretrained(folder)
     content = read_json(folder / CONFIG)
     content["tokenizer_class"] = CLASSES.get(content["tokenizer_class"], content["tokenizer_class"])
+    if isinstance(content.get("extra_special_tokens"), list):  # 4 expects a mapping of that name
+        content["additional_special_tokens"] = content.pop("extra_special_tokens")
     if content["model_max_length"] == VERY_LARGE_INTEGER:
         del content["model_max_length"]
     write_json(folder / CONFIG, {key: value for key, value in content.items() if key not in OF_THE_MAKER})

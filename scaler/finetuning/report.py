@@ -131,8 +131,8 @@ def _short(name: str) -> str:
     return name if len(name) <= MOST_CHARACTERS else f"{name[:MOST_CHARACTERS]}..."
 
 
-def model_card(content: Mapping[str, Any], name: str, base: str, command: str) -> str:
-    """Return the model folder's README: base model, data, scores and settings."""
+def model_card(content: Mapping[str, Any], name: str, base: str, command: str, tried: str) -> str:
+    """Return the model folder's README: base model, programs that read it, data, scores and settings."""
     settings, chosen = content["settings"], content["chosen"]
     words = settings["task"] == TOKENS
     tag = "token-classification" if words else "text-classification"
@@ -163,6 +163,8 @@ from transformers import pipeline
 
 {use}
 ```
+
+{tried}
 
 ## Data
 {files}

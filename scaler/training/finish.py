@@ -13,7 +13,7 @@ from scaler.distributed.collectives import all_or_none
 from scaler.distributed.world import World
 from scaler.engine.engine import Engine
 from scaler.evaluation.heldout import HeldOut
-from scaler.model import build
+from scaler.model import build, saving
 from scaler.model import folder as model_folder
 from scaler.training import loop, run_folder
 from scaler.training.export import export
@@ -107,6 +107,7 @@ def model_card(
     manifest = job.data.manifest
     sources = ", ".join(str(source["source"]) for source in manifest.sources)
     _, losses = monitor.log.series("train_loss")
+    longest = build.positions(job.config) or "no length"
     last_loss = f"{losses[-1]:.3f} nats" if losses else "not logged"
     return f"""---
 library_name: transformers
@@ -122,6 +123,9 @@ from transformers import pipeline
 
 pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")("The name of the {job.data.tokenizer.mask_token}.")
 ```
+
+{saving.tried(job.config.model_type)}
+Rows of training have {job.recipe.data.seq_len} tokens; the tokenizer cuts texts at {longest}.
 
 ## Data
 {sources}: {manifest.count("train", "documents"):,} documents and {manifest.count("train", "tokens"):,} tokens \

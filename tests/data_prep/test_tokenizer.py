@@ -1,5 +1,6 @@
 """The tokenizer folder: a Transformers tokenizer with RoBERTa's special tokens."""
 
+import copy
 import json
 import random
 import shutil
@@ -242,3 +243,13 @@ def test_transformers_4_knows_the_class_and_nothing_tells_of_the_making_machine(
     again = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert len(again("kana " * 500, truncation=True).input_ids) == 77
     assert again.get_vocab() == loaded.get_vocab() and again.mask_token_id == loaded.mask_token_id
+
+
+def test_more_special_tokens_have_the_name_that_transformers_4_and_5_read(loaded, tmp_path):
+    more = copy.deepcopy(loaded)
+    more.add_special_tokens({"extra_special_tokens": ["<name>", "<place>"]})
+    save_tokenizer(more, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["additional_special_tokens"] == ["<name>", "<place>"] and "extra_special_tokens" not in config
+    again = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert again.extra_special_tokens == ["<name>", "<place>"] and again.all_special_ids == more.all_special_ids

@@ -129,6 +129,7 @@ def test_the_export_is_tied_and_fills_masks_in_plain_transformers(run):
 def test_the_model_card_states_what_was_measured(run):
     card = (run / "export" / "README.md").read_text()
     assert f"{metric(run, 'heldout_loss')[-1]:.3f} nats" in card
+    assert "Rows of training have 32 tokens; the tokenizer cuts texts at 38." in card and "4.57.6" in card
     assert "text.txt" in card and "1,671 documents" in card and "learning_rate: 0.01" in card
 
 

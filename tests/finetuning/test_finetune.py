@@ -127,6 +127,7 @@ def test_classes_are_learned_and_a_pipeline_says_them(pretrained, tmp_path, comm
     classify(" ".join(["kana"] * 500), truncation=True)  # longer than the model's positions
     assert {path.name for path in (out / "model").iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
     assert not list(out.rglob("*.partial")) and not (out / "work").exists() and not (out / "candidates").exists()
+    assert "read the same tokens and scores: transformers 4.48.3, 4.57.6" in (out / "model" / "README.md").read_text()
     for name in ("curves.png", "confusion.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(out.glob("tensorboard/**/events*"))) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import FAMILIES, SMALL
 from safetensors import safe_open
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, ModernBertConfig
 
 from scaler.data import tokenizer
 from scaler.model import build, saving
@@ -42,3 +42,22 @@ def test_a_bias_has_all_its_names_a_matrix_one_and_the_umask_decides_who_reads(f
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", local_files_only=True).eval()
     ids = torch.arange(30).unsqueeze(0)
     assert torch.equal(again(input_ids=ids).logits, network(input_ids=ids).logits)
+    assert set(FAMILIES) == saving.MODEL_TYPES
+
+
+@pytest.mark.parametrize(
+    ("layers", "every"),
+    [("full full", 1), ("full sliding sliding full", 3), ("full sliding", 2), ("sliding full", None)],
+)
+def test_transformers_4_finds_modernberts_settings_by_its_own_names(layers, every):
+    kinds = [f"{kind}_attention" for kind in layers.split()]
+    config = ModernBertConfig(num_hidden_layers=len(kinds), layer_types=kinds)
+    written = saving.names_of_version_4(config)
+    assert (written["global_rope_theta"], written["local_rope_theta"]) == (160_000.0, 10_000.0)
+    assert written.get("global_attn_every_n_layers") == every
+
+
+def test_the_card_names_the_programs_that_were_tried():
+    programs = "transformers 4.48.3, 4.57.6, 5.0.0, 5.24.0; sentence-transformers 5.1.2, 6.2.0; onnxruntime 1.32.0."
+    assert saving.tried("roberta").endswith(f"read the same tokens and scores: {programs}")
+    assert saving.tried("convbert").endswith("programs were not tried with model type convbert.")

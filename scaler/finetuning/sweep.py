@@ -237,7 +237,7 @@ def _finish(out: Path, identity: dict[str, Any], splits: Splits, task: str, note
             (chosen / finetune_folder.PREDICTIONS).replace(out / finetune_folder.PREDICTIONS)
         if chosen.is_dir():
             command = f"scaler finetune {shlex.join(sys.argv[1:])}"
-            tried = saving.tried(read_json(chosen / exported.CONFIG)["model_type"])
+            tried = saving.tried(read_json(chosen / model_folder.CONFIG)["model_type"])
             base = encoder.name_of(identity["model"])
             write_whole(chosen / "README.md", finetune_report.model_card(content, out.name, base, command, tried))
             shutil.rmtree(place, ignore_errors=True)

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from scaler.core.files import read_json, take_umask, write_json
 from scaler.data.tokenizer import save_tokenizer
-from scaler.model.exported import CONFIG
+from scaler.model.folder import CONFIG
 
 # what tests/end_to_end/test_readers.py reads such folders with, each in an environment of its own, and of which types
 READERS = (

@@ -153,7 +153,7 @@ def is_held(folder: Path) -> bool | None:
         return False
     except OSError:  # a disk without locks, or a file that is not ours to read
         return None
-    if holder.endswith(f" on {slurm.node_name()}"):
+    if not holder or holder.endswith(f" on {slurm.node_name()}"):
         return False
     job = re.match(r"job (\d+), ", holder)  # on another node, where locks may be the node's own
     return slurm.is_running(job[1]) if job else None

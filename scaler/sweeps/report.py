@@ -16,13 +16,16 @@ from scaler.core import charts, provenance
 from scaler.core.board import Board
 from scaler.core.errors import dispensable
 from scaler.core.files import read_json, write_json, write_whole
+from scaler.core.folders import is_held
 from scaler.core.text import duration, percent, table
 from scaler.sweeps import trial as sweep_trial
 from scaler.sweeps.space import Parameter, format_value, importances
+from scaler.training import run_folder
 
 SETTINGS, BASE = "settings.json", "base.yaml"  # BASE: the recipe of trial 0
 RESULTS, BEST, PICTURE, BOARD = "results.json", "best.yaml", "sweep.png", "tensorboard"
-MARKS = {"finished": "o", "pruned": "x", "running": ".", "failed": "v"}  # in the chart; by rank in the table
+# in the chart; by rank in the table
+MARKS = {"finished": "o", "pruned": "x", "running": ".", "stopped": ".", "failed": "v"}
 COLOURS = ("tab:orange", "tab:blue")  # of trial 0, and of the others
 
 
@@ -31,18 +34,22 @@ def write(folder: Path) -> dict[str, Any]:
     about = read_json(folder / SETTINGS)
     trials = sorted(sweep_trial.records(folder), key=_rank)
     seq_len = about["recipe"]["data"]["seq_len"]
+    space = [Parameter(**{**one, "choices": tuple(one["choices"])}) for one in about["space"]]
+    found = importances(space, trials)
     for trial in trials:
+        run = sweep_trial.run_dir(folder, trial["trial"])
+        if trial["state"] == "running" and {is_held(run), is_held(run / run_folder.LOGS)} == {False}:
+            trial["state"] = "stopped"
         trial["heldout_loss"] = sweep_trial.last_loss(trial) if trial["losses"] else None
         trial["tokens"] = trial["steps"] * trial["rows"] * seq_len
     whole = about["recipe"]["training"]["steps"] * about["recipe"]["training"]["rows"] * seq_len
     left = [
         trial["of_steps"] * trial["rows"] * seq_len - trial["tokens"] for trial in trials if trial["state"] == "pruned"
     ]
-    space = [Parameter(**{**one, "choices": tuple(one["choices"])}) for one in about["space"]]
     content = {
         "settings": about,
         "best": trials[0]["trial"] if trials and trials[0]["state"] == "finished" else None,
-        "importances": importances(space, trials),
+        "importances": found,
         "trials": trials,
         "cost": {
             **{name: sum(trial[name] for trial in trials) for name in ("steps", "tokens", "seconds")},

@@ -137,8 +137,9 @@ def _environ(arguments: argparse.Namespace, slot: int) -> dict[str, str]:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Describe the state of a trial."""
-    where = f"{record['state']} after {record['steps']:,} of {record['of_steps']:,} steps"
+    """Describe the state of a trial that this process has done with."""
+    state = "stopped" if record["state"] == "running" else record["state"]
+    where = f"{state} after {record['steps']:,} of {record['of_steps']:,} steps"
     return f"{where}, {record.get('error') or f'held-out loss {sweep_trial.last_loss(record):.3f}'}"
 
 

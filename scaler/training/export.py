@@ -50,7 +50,7 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         save(model, tokenizer, partial, positions(model.config))
-        (partial / CARD).write_text(card, encoding="utf-8")
+        files.write_whole(partial / CARD, card)
         again = AutoModelForMaskedLM.from_pretrained(partial, local_files_only=True).eval()
         ids = torch.arange(min(32, len(tokenizer))).unsqueeze(0)
         with torch.no_grad():

@@ -22,7 +22,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scaler import status, sweep
 from scaler.config import recipe
-from scaler.core import charts, files
+from scaler.core import charts, files, folders
+from scaler.sweeps import report as sweep_report
 from scaler.sweeps import sweep as sweeps_sweep
 from scaler.sweeps import trial as sweep_trial
 
@@ -266,8 +267,12 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_trials_and_goes_on(search, tmp_
     monkeypatch.setenv("STUB_SECONDS", "0.5")
     ended, said, _ = search(RATE, *SHORT, "--trials", 3)
     asking.join()
-    assert ended == 0 and "the same command goes on" in said and "trial 0: running after" in said
-    assert [record["state"] for record in records(tmp_path)] == ["running"]
+    assert ended == 0 and "the same command goes on" in said and "trial 0: stopped after" in said
+    assert [record["state"] for record in records(tmp_path)] == ["running"]  # not over
+    told = json.loads((tmp_path / "sweep" / "results.json").read_text())["trials"]
+    assert [trial["state"] for trial in told] == ["stopped"]
+    with folders.lock(tmp_path / "sweep" / "trial-0000"):  # a training whose sweep was killed alone
+        assert sweep_report.write(tmp_path / "sweep")["trials"][0]["state"] == "running"
     assert not list((tmp_path / "sweep").rglob("STOP"))
     monkeypatch.delenv("STUB_SECONDS")
     assert search(RATE, *SHORT, "--trials", 3)[0] == 0

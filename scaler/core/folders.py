@@ -125,8 +125,9 @@ def _holder(file: IO[str], written: str) -> str:
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):  # a process of another user, or one that has ended
             info = link.parent.parent / "fdinfo" / link.name
-            if os.path.samestat(here, link.stat()) and "\nlock:" in info.read_text(encoding="utf-8"):
-                pids.append(int(link.parent.parent.name))
+            pid = int(link.parent.parent.name)
+            if pid != os.getpid() and os.path.samestat(here, link.stat()):
+                pids += [pid] * ("\nlock:" in info.read_text(encoding="utf-8"))
     if not pids or any(re.search(rf"\bprocess {pid} on ", written) for pid in pids):
         return written
     return f"process {', '.join(map(str, sorted(set(pids))))} on {slurm.node_name()}"

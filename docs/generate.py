@@ -50,7 +50,7 @@ def hardware() -> str:
     from scaler.planning.hardware import RENAMED, TABLE, Hardware
 
     renamed = "".join(f"`{old}` is the old name of `{new}`, read for one release.\n" for old, new in RENAMED.items())
-    known = yaml.safe_load(Path(TABLE).read_text())
+    known = yaml.safe_load(Path(TABLE).read_text(encoding="utf-8"))
     devices = [
         [f"`{name}`", *(one[key] for key in ("memory", "bf16", "fp16", "fp32", "memory_bandwidth", "link", "source"))]
         for name, one in known["devices"].items()
@@ -60,7 +60,9 @@ def hardware() -> str:
         for name, one in known["nodes"].items()
     ]
     sources = "".join(
-        line.lstrip("# ").rstrip() + "\n" for line in Path(TABLE).read_text().splitlines() if line.startswith("#")
+        line.lstrip("# ").rstrip() + "\n"
+        for line in Path(TABLE).read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
     )
     columns = [
         "device",

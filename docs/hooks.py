@@ -15,6 +15,6 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGEL
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages at the top; their links lead into docs/, which is the site's own top."""
     for name, page in PAGES.items():
-        content = re.sub(r"\]\(docs/", "](", (TOP / name).read_text())
+        content = re.sub(r"\]\(docs/", "](", (TOP / name).read_text(encoding="utf-8"))
         files.append(File.generated(config, page, content=content))
     return files

@@ -20,7 +20,13 @@ def step_hosts(environ: Mapping[str, str] = os.environ) -> list[str]:
     if not listed or not tasks:
         return []
     try:
-        found = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["scontrol", "show", "hostnames", listed],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return []
     counts = tasks_per_node(tasks)
@@ -76,7 +82,8 @@ def is_running(job: str) -> bool | None:
         found = subprocess.run(
             ["squeue", "--noheader", "--format=%T", "--jobs", job],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=True,
             timeout=30,
         )

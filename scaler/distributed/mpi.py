@@ -46,7 +46,9 @@ def ranks(environ: Mapping[str, str] = os.environ) -> int:
 def _size_in_a_child() -> int:
     command = [sys.executable, "-m", __name__]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CHILD_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=CHILD_SECONDS
+        )
         return int(done.stdout)
     except (ValueError, subprocess.TimeoutExpired):
         logger.warning(f"{OF_PMIX} is set, but no MPI starts; it is taken for a variable that was inherited")
@@ -95,7 +97,8 @@ def meeting_point(ranks: int, seconds: float) -> tuple[str, str]:
         [sys.executable, "-m", "scaler.distributed.mpi", str(ranks)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         close_fds=False,  # MPICH's ranks reach mpiexec through one of them
     )
     wait = Reminder()

@@ -6,6 +6,7 @@ micro-batch. The comments name what DeepSpeed does and its documentation leaves 
 
 from __future__ import annotations
 
+import locale
 import logging
 import math
 import warnings
@@ -61,6 +62,11 @@ class Engine:
             self.deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config={"steps_per_print": NEVER, **resolved}
             )
+        except UnicodeDecodeError as error:  # PyTorch opens files of its own, which DeepSpeed makes it import
+            raise ScalerError(
+                f"PyTorch cannot read its own files in this locale's encoding, "
+                f"{locale.getpreferredencoding(False)} ({error}); set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+            ) from error
         except (ValueError, AssertionError, KeyError) as error:
             raise ScalerError(f"DeepSpeed refuses its configuration: {' '.join(str(error).split())[:400]}") from error
         device = torch.device(get_accelerator().device_name())  # at stage 3 parameters can be on the CPU

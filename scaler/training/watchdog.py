@@ -82,7 +82,7 @@ class Watchdog:
                 # a rank that beats seldom barks later: it was waited for since its last beat
                 time.sleep(GRACE_SECONDS + min(self._longest, self.seconds))
                 paths = [self.folder / f"rank_{rank:05d}.txt" for rank in range(self.world.size)]
-                reports = [json.loads(path.open().readline()) for path in paths if path.is_file()]
+                reports = [json.loads(path.open(encoding="utf-8").readline()) for path in paths if path.is_file()]
             except (OSError, ValueError) as error:
                 stacks = f"no stacks could be written to {self.folder} ({error})"
             if reports[0]["rank"] == self.world.rank:

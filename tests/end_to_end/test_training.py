@@ -201,6 +201,12 @@ def test_a_misspelt_key_of_deepspeeds_section_is_named_and_nothing_is_written(ti
     [
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 2, "lower training.max_micro_rows"),
         (RuntimeError("Connection closed by peer [10.0.0.2]\nmore"), 75, "with --run_dir goes on from the last check"),
+        (RuntimeError("Connection closed by peer [10.0.0.2]\nmore"), 75, "rank 0: another rank has gone (Conn"),
+        (
+            RuntimeError("[gloo/buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete"),
+            75,
+            "in time ([",
+        ),
     ],
 )
 def test_what_happens_to_a_rank_in_the_middle_is_one_line(monkeypatch, call, failure, status, said):
@@ -238,3 +244,31 @@ def test_a_run_of_the_launcher_is_stopped_by_a_file_and_goes_on_as_one_process(
     logged = [record["step"] for record in records(run / "metrics.jsonl") if "train_loss" in record]
     assert logged == list(range(1, 151))
     assert (run / "export" / "model.safetensors").is_file()
+
+
+def test_a_locale_in_which_pytorch_cannot_read_its_files_is_named(tiny_recipe_file, run_command, tmp_path):
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_command(sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, cwd=tmp_path, **ascii_alone)
+    line = refusal(done)
+    assert "PyTorch cannot read its own files in this locale's encoding, ANSI_X3.4-1968" in line
+    assert line.endswith("set PYTHONUTF8=1, or LC_ALL=C.UTF-8")
+    assert not (tmp_path / "runs" / "tiny" / "recipe.yaml").exists()
+
+
+def test_a_variable_that_is_left_over_is_refused_and_an_address_does_not_matter_to_one_rank(
+    tiny_recipe_file, run_command, tmp_path
+):
+    train = (sys.executable, "-m", "scaler.train", "--recipe", tiny_recipe_file, "--run_dir", "run")
+    few = ("training.steps=3", "training.evaluate_every=3")
+    line = refusal(run_command(*train, *few, cwd=tmp_path, WORLD_SIZE="8"))
+    assert line.startswith(
+        "error: WORLD_SIZE=8 contradicts the launcher (none), by which this process is the only rank;"
+    )
+    left = {
+        "MASTER_ADDR": "192.0.2.1",
+        "MASTER_PORT": "29500",
+        "LOCAL_RANK": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    run_command(*train, *few, cwd=tmp_path, status=0, timeout=200, **left)
+    assert len(attempts(tmp_path / "run")) == 1

@@ -102,6 +102,18 @@ class Recipe:
         return yaml.safe_dump(self.to_plain(), sort_keys=False, allow_unicode=True)
 
 
+def compared(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain recipe without `unusable_percent` and `text_unit`: recipes of before lack one, or have a default.
+
+    What they change is the text, and so the checksums of the rows, which are compared, too.
+    """
+    corpus = {key: value for key, value in content.get("corpus", {}).items() if key != "unusable_percent"}
+    sources = [
+        {key: value for key, value in source.items() if key != "text_unit"} for source in corpus.get("sources", [])
+    ]
+    return {**content, "corpus": {**corpus, "sources": sources}}
+
+
 def find(name_or_path: str) -> Path:
     """Find the file of a recipe: a shipped one by name, or any by path. Raises ScalerError if there is none."""
     shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}

@@ -11,9 +11,9 @@ from typing import IO, Any
 
 from scaler.config import command_line, typed
 from scaler.config import deepspeed as ds_config
+from scaler.config import recipe as recipes
 from scaler.config.batch import SolvedBatch, solve_batch
 from scaler.config.recipe import Recipe
-from scaler.config.recipe import load as load_recipe
 from scaler.core import folders
 from scaler.core.errors import ScalerError, explain_disk_errors
 from scaler.core.files import read_json, write_whole
@@ -100,7 +100,8 @@ def begin(arguments: argparse.Namespace) -> tuple[IO[str], dict[str, str]]:
     began_with = command_line.run_recipe(study)
     recipe = command_line.chosen_recipe(argparse.Namespace(**vars(arguments), run_dir=study))[1]
     if began_with is not None:
-        _refuse_mixed(study, "recipe", load_recipe(str(began_with)).to_plain(), recipe.to_plain())
+        before = recipes.load(str(began_with)).to_plain()
+        _refuse_mixed(study, "recipe", recipes.compared(before), recipes.compared(recipe.to_plain()))
     prepared.open_prepared(recipe)
     content = ds_config.read(arguments.deepspeed_config)
     existing = [entry.point for entry in study_folder.read(study)] if began else []

@@ -63,7 +63,9 @@ def begin(arguments: argparse.Namespace, base: job.Job, space: tuple[sweep_space
         with folders.exclusive(folder):
             if not (folder / SETTINGS).is_file():
                 write_json(folder / SETTINGS, content)
-            typed.refuse_differences(f"{folder}: was begun with", read_json(folder / SETTINGS), content)
+            pair = read_json(folder / SETTINGS), content
+            before, now = ({**one, "recipe": recipe.compared(one.get("recipe", {}))} for one in pair)
+            typed.refuse_differences(f"{folder}: was begun with", before, now)
             # copies, because a sweep is long and the user's files may change meanwhile
             write_whole(folder / BASE, base.recipe.to_yaml())
             write_json(folder / run_folder.DS_CONFIG, base.ds_config_given)

@@ -138,7 +138,7 @@ def check_changes(origin: Path, before: dict[str, Any], now: dict[str, Any], all
 
     Raises: ScalerError for changes that are not allowed, and for those that no run can make.
     """
-    found = differences(before, now)
+    found = differences(recipe.compared(before), recipe.compared(now))
     changes = {key: pair for key, pair in found.items() if not _within(key, FREE)}
     for key, (old, new) in changes.items():
         if _within(key, FIXED):

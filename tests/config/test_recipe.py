@@ -1,11 +1,13 @@
 """Recipes: every shipped one loads, and a wrong one is refused with a line that says what to change."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import yaml
 from refusals import error_of
 
+from scaler.config import recipe
 from scaler.config.data_sections import Cleaning, Dedup, Source, Word2Vec
 from scaler.config.recipe import RECIPES, Recipe, load, section
 from scaler.core.errors import ScalerError
@@ -379,3 +381,13 @@ def test_text_may_lie_elsewhere():
     recipe = load("quickstart", ["data.folder=/x", "data.text_folder=/y"])
     assert (str(recipe.text_folder), str(recipe.tokenizer_folder)) == ("/y", "/x/tokenizer")
     assert str(load("quickstart", ["data.folder=/x"]).text_folder) == "/x"
+
+
+def test_recipes_of_before_compare_equal_where_only_data_preparation_has_new_keys():
+    now = load("quickstart").to_plain()
+    before = json.loads(json.dumps(now))
+    del before["corpus"]["unusable_percent"]
+    before["corpus"]["sources"][0]["text_unit"] = "paragraph"
+    assert recipe.compared(before) == recipe.compared(now)
+    before["corpus"]["heldout_percent"] = 2.0
+    assert recipe.compared(before) != recipe.compared(now)

@@ -149,8 +149,8 @@ def chosen(critical_rows: float | None, run_dir: Path | None, recipe: Recipe) ->
     began_with = run_recipe(run_dir)
     if began_with is None:
         raise ScalerError(f"--noise_scale {run_dir}: no run here; name a folder such as runs/quickstart")
-    of_both = (recipes.compared(found.to_plain()) for found in (recipes.load(str(began_with)), recipe))
-    for key, (of_run, wanted) in typed.differences(*of_both).items():
+    its_recipe = recipes.compared(recipes.load(str(began_with)).to_plain())
+    for key, (of_run, wanted) in typed.differences(its_recipe, recipes.compared(recipe.to_plain())).items():
         if any(key == part or key.startswith(f"{part}.") for part in DECISIVE):
             raise ScalerError(
                 f"--noise_scale {run_dir}: that run has {key}={of_run!r}, and the plan {wanted!r}; measure a run of "

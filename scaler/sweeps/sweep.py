@@ -51,7 +51,7 @@ def begin(arguments: argparse.Namespace, base: job.Job, space: tuple[sweep_space
             "trials are compared at evaluations; set training.evaluate_every to a divisor of it"
         )
     folders.claim(folder, (SETTINGS,), "a sweep")
-    content = {
+    content: dict[str, Any] = {
         "kind": "sweep",
         "recipe": base.recipe.to_plain(),
         "ds_config": base.ds_config_given,
@@ -63,8 +63,8 @@ def begin(arguments: argparse.Namespace, base: job.Job, space: tuple[sweep_space
         with folders.exclusive(folder):
             if not (folder / SETTINGS).is_file():
                 write_json(folder / SETTINGS, content)
-            pair = read_json(folder / SETTINGS), content
-            before, now = ({**one, "recipe": recipe.compared(one.get("recipe", {}))} for one in pair)
+            before = read_json(folder / SETTINGS)
+            before, now = ({**one, "recipe": recipe.compared(one.get("recipe", {}))} for one in (before, content))
             typed.refuse_differences(f"{folder}: was begun with", before, now)
             # copies, because a sweep is long and the user's files may change meanwhile
             write_whole(folder / BASE, base.recipe.to_yaml())

@@ -146,7 +146,8 @@ def test_the_device_is_asked_once_deepspeed_has_moved_the_model_and_not_of_offlo
 
     def initialize(model, **_):  # as on a GPU with offload_param, where parameters stay on the CPU
         device[0] = "cuda"
-        return SimpleNamespace(module=model, optimizer=SimpleNamespace()), None
+        bare = SimpleNamespace(write_events=None)
+        return SimpleNamespace(module=model, optimizer=SimpleNamespace(), monitor=bare), None
 
     monkeypatch.setattr(engine.deepspeed, "initialize", initialize)
     monkeypatch.setattr(engine, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: device[0]))

@@ -35,6 +35,7 @@ from scaler.planning.memory import Activations
 
 # a shell that runs the tests in the background has them ignore Ctrl-C, and all that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup makes ignored, and a training respects that
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = ROOT / "tests" / "workers"
